@@ -1,0 +1,137 @@
+//! The seam between this crate and the processor.
+//!
+//! On the target the hooks are `extern "Rust"` symbols, resolved when the image is linked and inlined by LTO: a lock costs
+//! no indirect call. On a host they are implemented here.
+
+/// What a processor must offer. Implemented once per image, by the `arch` crate of the target.
+///
+/// # Safety
+///
+/// - `irq_save` masks interrupts on the calling core before it returns, and orders no earlier access after itself;
+///   `irq_restore` brings back exactly the state that the matching `irq_save` returned.
+/// - `cpu_index` is stable for as long as the caller does not migrate, below [`crate::cpu::MAX_CPUS`], and different on
+///   every core.
+/// - The barriers order at least what their documentation in [`crate::barrier`] says.
+pub unsafe trait Hooks {
+    /// Masks interrupts on this core and returns the earlier state.
+    fn irq_save() -> usize;
+    /// Restores the state returned by [`Hooks::irq_save`].
+    fn irq_restore(state: usize);
+    /// The logical index of this core, counted from 0 (the boot core).
+    fn cpu_index() -> usize;
+    /// Nanoseconds since some moment before the kernel's first instruction; never goes back, the same on all cores.
+    fn now() -> u64;
+    /// Sleeps until an interrupt is pending for this core or `deadline` (in [`Hooks::now`]'s nanoseconds) has passed. Called
+    /// with interrupts masked; must return for an interrupt that is pending although masked. May return early.
+    fn sleep(deadline: u64);
+    /// Interrupts every core whose bit is set in `cores`, so that [`Hooks::sleep`] returns there.
+    fn kick(cores: u64);
+    /// See [`crate::barrier::publish`].
+    fn barrier_publish();
+    /// See [`crate::barrier::device_write`].
+    fn barrier_device_write();
+    /// See [`crate::barrier::device_read`].
+    fn barrier_device_read();
+}
+
+/// Makes `$hooks`, a type that implements [`Hooks`], the processor of this image. Exactly one crate of an image does so.
+#[macro_export]
+macro_rules! provide_hooks {
+    ($hooks:ty) => {
+        $crate::provide_hooks!(@fn $hooks, __sluice_irq_save, irq_save, (), usize);
+        $crate::provide_hooks!(@fn $hooks, __sluice_irq_restore, irq_restore, (state: usize), ());
+        $crate::provide_hooks!(@fn $hooks, __sluice_cpu_index, cpu_index, (), usize);
+        $crate::provide_hooks!(@fn $hooks, __sluice_now, now, (), u64);
+        $crate::provide_hooks!(@fn $hooks, __sluice_sleep, sleep, (deadline: u64), ());
+        $crate::provide_hooks!(@fn $hooks, __sluice_kick, kick, (cores: u64), ());
+        $crate::provide_hooks!(@fn $hooks, __sluice_barrier_publish, barrier_publish, (), ());
+        $crate::provide_hooks!(@fn $hooks, __sluice_barrier_device_write, barrier_device_write, (), ());
+        $crate::provide_hooks!(@fn $hooks, __sluice_barrier_device_read, barrier_device_read, (), ());
+    };
+    (@fn $hooks:ty, $symbol:ident, $method:ident, ($($arg:ident: $type:ty)?), $ret:ty) => {
+        // SAFETY: the symbol is declared with this signature in `base::hooks` and defined only here.
+        #[unsafe(no_mangle)]
+        #[inline]
+        fn $symbol($($arg: $type)?) -> $ret {
+            <$hooks as $crate::Hooks>::$method($($arg)?)
+        }
+    };
+}
+
+/// The hooks as plain functions. Not for use outside this crate.
+#[doc(hidden)]
+#[cfg(target_os = "none")]
+pub mod __private {
+    macro_rules! forward {
+        ($($name:ident => $symbol:ident($($arg:ident: $type:ty)?) -> $ret:ty;)*) => {
+            unsafe extern "Rust" {
+                $(fn $symbol($($arg: $type)?) -> $ret;)*
+            }
+            $(
+                #[inline(always)]
+                #[allow(missing_docs)]
+                pub fn $name($($arg: $type)?) -> $ret {
+                    // SAFETY: `provide_hooks!` defines the symbol with this very signature, from an implementation of the
+                    // unsafe trait `Hooks`; the functions have no precondition of their own.
+                    unsafe { $symbol($($arg)?) }
+                }
+            )*
+        };
+    }
+    forward! {
+        irq_save => __sluice_irq_save() -> usize;
+        irq_restore => __sluice_irq_restore(state: usize) -> ();
+        cpu_index => __sluice_cpu_index() -> usize;
+        now => __sluice_now() -> u64;
+        sleep => __sluice_sleep(deadline: u64) -> ();
+        kick => __sluice_kick(cores: u64) -> ();
+        barrier_publish => __sluice_barrier_publish() -> ();
+        barrier_device_write => __sluice_barrier_device_write() -> ();
+        barrier_device_read => __sluice_barrier_device_read() -> ();
+    }
+}
+
+/// The hooks of a host: threads for cores, the host's clock.
+#[doc(hidden)]
+#[cfg(not(target_os = "none"))]
+#[allow(missing_docs)]
+pub mod __private {
+    use core::sync::atomic::{AtomicUsize, Ordering, fence};
+    use core::time::Duration;
+    use std::sync::OnceLock;
+    use std::time::Instant;
+
+    std::thread_local! {
+        static INDEX: usize = {
+            static NEXT: AtomicUsize = AtomicUsize::new(0);
+            // More threads than cores share an index: on a host an index only spreads load, nothing relies on it for safety.
+            NEXT.fetch_add(1, Ordering::Relaxed) % crate::cpu::MAX_CPUS
+        };
+    }
+
+    pub fn irq_save() -> usize {
+        0
+    }
+    pub fn irq_restore(_state: usize) {}
+    pub fn cpu_index() -> usize {
+        INDEX.with(|index| *index)
+    }
+    pub fn now() -> u64 {
+        static START: OnceLock<Instant> = OnceLock::new();
+        u64::try_from(START.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+    pub fn sleep(deadline: u64) {
+        let left = deadline.saturating_sub(now());
+        std::thread::sleep(Duration::from_nanos(left.min(50_000)));
+    }
+    pub fn kick(_cores: u64) {}
+    pub fn barrier_publish() {
+        fence(Ordering::SeqCst);
+    }
+    pub fn barrier_device_write() {
+        fence(Ordering::SeqCst);
+    }
+    pub fn barrier_device_read() {
+        fence(Ordering::SeqCst);
+    }
+}

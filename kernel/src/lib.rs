@@ -1,0 +1,2 @@
+//! The kernel's policy: machine description, memory, devices and the main job.
+#![cfg_attr(not(test), no_std)]

@@ -1,0 +1,2 @@
+//! What all boards share.
+#![cfg_attr(not(test), no_std)]

@@ -1,0 +1,2 @@
+//! The QEMU virt board.
+#![cfg_attr(not(test), no_std)]

@@ -1,0 +1,1 @@
+//! Starts QEMU, makes disks, talks QMP, symbolizes backtraces.

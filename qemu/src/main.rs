@@ -1,0 +1,3 @@
+//! `cargo run`: builds the kernel, boots it under QEMU and reads its verdict.
+
+fn main() {}

@@ -185,7 +185,7 @@ impl Model {
                 return no_stream;
             }
             let pointer = ste::L1STD_L2PTR.address(descriptor);
-            if span != split + 1 || pointer % (64 << split) != 0 {
+            if span != split + 1 || !pointer.is_multiple_of(64 << split) {
                 state.violation(format!("a level 1 descriptor {descriptor:#x}"));
                 return no_stream;
             }

@@ -121,7 +121,7 @@ impl Model {
         if log2 > limit {
             state.violation(format!("a queue of 2^{log2} entries, of 2^{limit}"));
         }
-        if (value & reg::queue_base::ADDR.mask()) % (entry << log2).max(32) != 0 {
+        if !(value & reg::queue_base::ADDR.mask()).is_multiple_of((entry << log2).max(32)) {
             state.violation(format!("a queue that is not aligned to its size: {value:#x}"));
         }
     }
@@ -229,7 +229,7 @@ impl Model {
         } else {
             64 << log2
         };
-        if reg::strtab_base::ADDR.address(state.regs.strtab_base) % bytes != 0 {
+        if !reg::strtab_base::ADDR.address(state.regs.strtab_base).is_multiple_of(bytes) {
             state.violation("a stream table that is not aligned to its size".into());
         }
     }

@@ -182,7 +182,7 @@ fn identifiers_run_out_with_an_error_and_come_back() {
 
 #[test]
 fn a_change_that_the_smmu_does_not_take_blocks_the_stream_and_frees_nothing() {
-    let rig = rig(Traits::NESTED);
+    let rig = rig_with(Traits::NESTED, hasty());
     let (old, new) = (rig.attached(8), rig.space());
     map(&old, iova(0x1000, PAGE), ram(0, PAGE), RW).unwrap();
     assert_eq!(rig.reads(8, 0x1000), Some(RAM));

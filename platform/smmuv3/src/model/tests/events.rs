@@ -99,7 +99,7 @@ fn events_that_arrive_while_others_are_served_are_not_left_behind() {
         let memory = ModelMemory::new();
         let model = Model::new(Traits::NESTED, memory);
         let sink = Arc::new(Again { model: Arc::clone(&model), left: Mutex::new(count) });
-        let smmu = Smmu::new(Arc::clone(&model), memory, sink.clone(), config()).unwrap();
+        let smmu = Smmu::new(Arc::clone(&model), memory, sink.clone(), patient()).unwrap();
         let space = smmu.create().unwrap();
         smmu.attach(id(8), &space).unwrap();
         let _ = model.device_read(id(8), Iova::new(0), 4);

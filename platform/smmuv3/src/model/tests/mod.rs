@@ -46,28 +46,36 @@ struct Rig {
     log: Arc<Log>,
 }
 
-fn config() -> Config {
-    Config {
-        eventq_log2: 7,
-        input_bits: 32,
-        sync_timeout: Duration::from_millis(20),
-        acknowledge_timeout: Duration::from_millis(20),
-        ..Config::default()
-    }
+/// Nothing times out: for an SMMU that does what it is told, however slowly and however busy the host is.
+fn patient() -> Config {
+    let forever = Duration::from_secs(600);
+    Config { eventq_log2: 7, input_bits: 32, sync_timeout: forever, acknowledge_timeout: forever, ..Config::default() }
 }
 
-fn start(memory: &'static ModelMemory, model: &Arc<Model>) -> (Result<Smmu<Arc<Model>>, Error>, Arc<Log>) {
+/// For an SMMU that is stuck. Nothing else may take time: one that consumes at once is never found late.
+fn hasty() -> Config {
+    let soon = Duration::from_millis(20);
+    Config { sync_timeout: soon, acknowledge_timeout: soon, ..patient() }
+}
+
+type Started = (Result<Smmu<Arc<Model>>, Error>, Arc<Log>);
+
+fn start(memory: &'static ModelMemory, model: &Arc<Model>, config: Config) -> Started {
     let log = Arc::new(Log::default());
-    (Smmu::new(Arc::clone(model), memory, log.clone(), config()), log)
+    (Smmu::new(Arc::clone(model), memory, log.clone(), config), log)
 }
 
-fn rig(traits: Traits) -> Rig {
+fn rig_with(traits: Traits, config: Config) -> Rig {
     let memory = ModelMemory::new();
     let model = Model::new(traits, memory);
-    let (smmu, log) = start(memory, &model);
+    let (smmu, log) = start(memory, &model, config);
     let smmu = smmu.unwrap();
     model.take_log();
     Rig { memory, model, smmu, log }
+}
+
+fn rig(traits: Traits) -> Rig {
+    rig_with(traits, patient())
 }
 
 impl Rig {

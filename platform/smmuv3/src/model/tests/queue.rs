@@ -38,7 +38,7 @@ fn a_queue_of_eight_commands_serves_any_number_of_them() {
 
 #[test]
 fn a_queue_that_stays_full_is_given_up_in_time() {
-    let rig = rig(Traits::MINIMAL);
+    let rig = rig_with(Traits::MINIMAL, hasty());
     let space = rig.attached(8);
     let len = 100 * PAGE;
     map(&space, iova(0x20_0000, len), ram(0, len), RW | Prot::PAGEWISE).unwrap();
@@ -70,7 +70,7 @@ fn a_refused_command_fails_its_own_batch_and_no_other() {
 
 #[test]
 fn a_refused_command_is_found_by_the_interrupt_too() {
-    let rig = rig(Traits::NESTED);
+    let rig = rig_with(Traits::NESTED, hasty());
     let space = rig.attached(8);
     map(&space, iova(0x1000, PAGE), ram(0, PAGE), RW).unwrap();
     rig.model.behave(|b| {
@@ -89,7 +89,7 @@ fn a_refused_command_is_found_by_the_interrupt_too() {
 
 #[test]
 fn an_aborted_read_of_a_command_is_tried_again() {
-    let rig = rig(Traits::NESTED);
+    let rig = rig_with(Traits::NESTED, hasty());
     let space = rig.attached(8);
     rig.model.behave(|b| b.abort_fetches = 3);
     cycle(&rig, &space, 0).unwrap();
@@ -102,7 +102,7 @@ fn an_aborted_read_of_a_command_is_tried_again() {
 
 #[test]
 fn an_index_that_cannot_be_is_not_believed() {
-    let rig = rig(Traits::NESTED);
+    let rig = rig_with(Traits::NESTED, hasty());
     let space = rig.attached(8);
     map(&space, iova(0x1000, PAGE), ram(0, PAGE), RW).unwrap();
     rig.model.behave(|b| b.consumption = Consumption::Stuck);
@@ -128,13 +128,7 @@ fn service_failure_mode_ends_all_promises() {
 fn producers_in_parallel_each_get_what_they_asked_for() {
     for (traits, consumption) in [(Traits::NESTED, Consumption::Immediate), (Traits::MINIMAL, Consumption::PerLook(1))]
     {
-        let memory = ModelMemory::new();
-        let model = Model::new(traits, memory);
-        let log = Arc::new(Log::default());
-        // Nobody may time out because the others are slow.
-        let config = Config { sync_timeout: Duration::from_secs(60), ..config() };
-        let smmu = Smmu::new(Arc::clone(&model), memory, log.clone(), config).unwrap();
-        let rig = Rig { memory, model, smmu, log };
+        let rig = rig(traits);
         rig.model.behave(|b| b.consumption = consumption);
         thread::scope(|scope| {
             for thread in 0..4_u32 {

@@ -137,7 +137,7 @@ fn a_range_that_cuts_a_block_changes_nothing_but_those_before_it_are_gone() {
 #[test]
 fn a_revocation_that_is_not_completed_is_never_called_ok() {
     for traits in ALL {
-        let rig = rig(traits);
+        let rig = rig_with(traits, hasty());
         let space = rig.attached(8);
         map(&space, iova(0x1000, 2 * PAGE), ram(0, 2 * PAGE), RW | Prot::PAGEWISE).unwrap();
         assert_eq!(rig.reads(8, 0x1000), Some(RAM));
@@ -184,7 +184,7 @@ fn what_a_failed_revocation_left_in_the_tlb_goes_with_the_next_whatever_its_leve
 
 #[test]
 fn lost_publications_show_as_failure_and_never_as_ok() {
-    let rig = rig(Traits::MINIMAL);
+    let rig = rig_with(Traits::MINIMAL, hasty());
     let space = rig.attached(8);
     map(&space, iova(0x1000, PAGE), ram(0, PAGE), RW).unwrap();
     rig.memory.lose_publications(true);

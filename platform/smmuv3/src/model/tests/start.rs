@@ -29,7 +29,7 @@ fn the_door_is_shut_before_anything_else_is_written() {
     assert!(model.device_read(id(8), Iova::new(0x1000), 4).is_ok(), "an SMMU in reset lets everything pass");
     // No memory for any table: the start fails after the door was shut.
     memory.allow(Some(0));
-    assert_eq!(start(memory, &model).0.err(), Some(Error::OutOfMemory));
+    assert_eq!(start(memory, &model, hasty()).0.err(), Some(Error::OutOfMemory));
     assert!(gbpa::ABORT.is_set(u64::from(model.read32(reg::GBPA))));
     assert!(model.device_read(id(8), Iova::new(0x1000), 4).is_err());
     model.assert_clean();
@@ -48,7 +48,7 @@ fn nothing_cached_from_before_survives_the_start() {
     let rig = {
         let memory = ModelMemory::new();
         let model = Model::new(Traits::NESTED, memory);
-        let (smmu, log) = start(memory, &model);
+        let (smmu, log) = start(memory, &model, hasty());
         Rig { memory, model, smmu: smmu.unwrap(), log }
     };
     let log = rig.model.take_log();
@@ -60,13 +60,13 @@ fn nothing_cached_from_before_survives_the_start() {
 fn an_smmu_that_firmware_left_on_is_stopped_and_started_anew() {
     let memory = ModelMemory::new();
     let model = Model::new(Traits::NESTED, memory);
-    let (first, _) = start(memory, &model);
+    let (first, _) = start(memory, &model, hasty());
     let first = first.unwrap();
     let space = first.create().unwrap();
     first.attach(id(8), &space).unwrap();
     map(&space, iova(0x1000, PAGE), ram(0, PAGE), RW).unwrap();
     assert!(model.device_read(id(8), Iova::new(0x1000), 4).is_ok());
-    let (second, _) = start(memory, &model);
+    let (second, _) = start(memory, &model, hasty());
     second.unwrap();
     assert!(model.device_read(id(8), Iova::new(0x1000), 4).is_err());
     model.assert_clean();
@@ -77,10 +77,10 @@ fn a_register_that_never_acknowledges_ends_the_start_with_its_name() {
     let memory = ModelMemory::new();
     let model = Model::new(Traits::NESTED, memory);
     model.behave(|b| b.gbpa_updates = false);
-    assert_eq!(start(memory, &model).0.err(), Some(Error::NoAcknowledge("GBPA")));
+    assert_eq!(start(memory, &model, hasty()).0.err(), Some(Error::NoAcknowledge("GBPA")));
     let model = Model::new(Traits::NESTED, memory);
     model.behave(|b| b.acknowledges = false);
-    assert_eq!(start(memory, &model).0.err(), Some(Error::NoAcknowledge("CR0")));
+    assert_eq!(start(memory, &model, hasty()).0.err(), Some(Error::NoAcknowledge("CR0")));
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn a_command_queue_that_never_moves_ends_the_start() {
     let memory = ModelMemory::new();
     let model = Model::new(Traits::NESTED, memory);
     model.behave(|b| b.consumption = super::super::Consumption::Stuck);
-    assert_eq!(start(memory, &model).0.err(), Some(Error::SyncTimedOut));
+    assert_eq!(start(memory, &model, hasty()).0.err(), Some(Error::SyncTimedOut));
     assert!(!model.is_enabled());
     assert!(model.device_read(id(8), Iova::new(0x1000), 4).is_err());
 }
@@ -99,7 +99,7 @@ fn out_of_memory_at_any_allocation_is_an_error_and_leaves_the_door_shut() {
         let memory = ModelMemory::new();
         let model = Model::new(Traits::NESTED, memory);
         memory.allow(Some(count));
-        match start(memory, &model).0 {
+        match start(memory, &model, hasty()).0 {
             Err(error) => assert_eq!(error, Error::OutOfMemory),
             Ok(_) => {
                 assert!(count > 0);
@@ -140,7 +140,7 @@ fn what_cannot_be_driven_is_refused_by_name() {
     ] {
         let memory = ModelMemory::new();
         let model = Model::new(traits, memory);
-        assert_eq!(start(memory, &model).0.err(), Some(Error::Unsupported(what)));
+        assert_eq!(start(memory, &model, hasty()).0.err(), Some(Error::Unsupported(what)));
         assert!(!model.is_enabled());
     }
     assert_eq!(vec![0_u8; 0], rig(Traits::MINIMAL).model.take_log());

@@ -206,7 +206,7 @@ impl Function {
     pub fn bar_part(&self, index: u8, offset: u64, len: u64) -> Result<Mmio, PciError> {
         let bar = self.memory_bar(index)?;
         let outside = PciError::OutsideBar { bar: index, offset, len };
-        if len == 0 || !offset.checked_add(len).is_some_and(|end| end <= bar.size) {
+        if len == 0 || offset.checked_add(len).is_none_or(|end| end > bar.size) {
             return Err(outside);
         }
         let phys = bar.phys.and_then(|phys| phys.checked_add(offset)).ok_or(outside)?;

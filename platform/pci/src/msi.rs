@@ -73,7 +73,7 @@ impl Msix {
             let value = function.read_config32(capability + register);
             let (bar, offset) = ((value & 7) as u8, u64::from(value & !7));
             let size = function.memory_bar(bar)?.size;
-            if !offset.checked_add(len).is_some_and(|end| end <= size) {
+            if offset.checked_add(len).is_none_or(|end| end > size) {
                 return Err(PciError::OutsideBar { bar, offset, len });
             }
             Ok((bar, offset, len))

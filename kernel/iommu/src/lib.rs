@@ -1,2 +1,21 @@
-//! Addresses, VMSAv8-64 page tables, IOVA allocation, domains and groups.
-#![cfg_attr(not(test), no_std)]
+//! The IOMMU-API: addresses, translation tables, IOVA allocation, domains and groups.
+//!
+//! Policy and data structures only; the hardware is behind the traits of [`contract`], which a driver such as the SMMUv3's
+//! implements. The crate contains no `unsafe` block: [`contract`] alone *declares* unsafe traits and methods, because what
+//! they promise is what every safe DMA interface above rests on.
+
+#![no_std]
+#![deny(unsafe_code)]
+
+extern crate alloc;
+
+mod addr;
+pub mod contract;
+mod error;
+mod fault;
+mod prot;
+
+pub use addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr, PhysRange, StreamId, VirtAddr};
+pub use error::{AttachError, MapError, OutOfMemory, RevokeError};
+pub use fault::{Access, Fault, FaultReason, FaultSink};
+pub use prot::Prot;

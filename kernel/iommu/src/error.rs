@@ -1,0 +1,100 @@
+//! What can go wrong between a kernel and an IOMMU.
+
+use crate::{Iova, IovaRange, StreamId};
+
+/// Memory for a table or a queue could not be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("out of memory")]
+pub struct OutOfMemory;
+
+/// Why a mapping was not made. Nothing is mapped after an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapError {
+    /// Part of the range is mapped already, at or after this address.
+    #[error("IOVA {0} is mapped already")]
+    AlreadyMapped(Iova),
+    /// The range lies outside what the domain can translate.
+    #[error("IOVA {0} is outside the domain's input range")]
+    OutOfAperture(IovaRange),
+    /// A physical address is beyond what the hardware can put out.
+    #[error("physical address {0:#x} is beyond the IOMMU's output size")]
+    OutputTooLarge(u64),
+    /// Addresses or lengths are not multiples of the smallest page size.
+    #[error("address or length is not a multiple of the page size {0:#x}")]
+    Misaligned(u64),
+    /// The mapping allows neither read nor write, or asks for what the format cannot express.
+    #[error("the permissions cannot be expressed")]
+    BadProt,
+    /// The sum of the physical runs is not the length of the IOVA range.
+    #[error("{physical:#x} bytes of memory for {iova:#x} bytes of IOVA")]
+    LengthMismatch {
+        /// Bytes of device address space.
+        iova: u64,
+        /// Bytes of physical memory.
+        physical: u64,
+    },
+    /// No memory for a translation table.
+    #[error("no memory for a translation table")]
+    OutOfMemory,
+}
+
+impl From<OutOfMemory> for MapError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+/// Why a revocation gave no guarantee. The pages must be treated as still reachable: quarantine them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RevokeError {
+    /// The IOMMU did not complete the invalidation in time.
+    #[error("the IOMMU did not complete an invalidation in time")]
+    TimedOut,
+    /// The IOMMU has failed and takes no more commands.
+    #[error("the IOMMU takes no more commands")]
+    Dead,
+    /// Part of the range was not mapped, at or after this address. What was mapped has been revoked with the full guarantee.
+    #[error("IOVA {0} was not mapped")]
+    NotMapped(Iova),
+    /// The range lies outside what the domain can translate; nothing was changed.
+    #[error("IOVA {0} is outside the domain's input range")]
+    OutOfAperture(IovaRange),
+    /// The range cuts a block in two; nothing was changed.
+    #[error("the range cuts the block mapping at IOVA {0}")]
+    SplitsBlock(Iova),
+}
+
+/// Why a stream was not attached or blocked. The stream is where it was before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// The IOMMU has no entry for this StreamID.
+    #[error("StreamID {0} is beyond the stream table")]
+    NoSuchStream(StreamId),
+    /// The address space belongs to another IOMMU or another format.
+    #[error("the address space does not belong to this IOMMU")]
+    ForeignSpace,
+    /// The IOMMU cannot provide this kind of address space.
+    #[error("the IOMMU does not support {0}")]
+    Unsupported(&'static str),
+    /// No memory for a table.
+    #[error("out of memory")]
+    OutOfMemory,
+    /// No free ASID or VMID.
+    #[error("no address space identifier is free")]
+    NoIdentifier,
+    /// The IOMMU did not complete the change in time; the stream's entry is blocked as far as it could be.
+    #[error("the IOMMU did not take the change in time")]
+    TimedOut,
+    /// The IOMMU has failed and takes no more commands.
+    #[error("the IOMMU takes no more commands")]
+    Dead,
+}
+
+impl From<OutOfMemory> for AttachError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}

@@ -5,9 +5,9 @@
 use super::address::first_reg;
 use super::error::{Error, PropertyFault};
 use super::interrupt::{Interrupt, interrupts};
-use super::range::AddressRange;
 use super::tree::{Node, Tree, owned, push};
 use alloc::{string::String, vec::Vec};
+use iommu::{PhysAddr, PhysRange};
 
 /// What `/chosen` says, apart from the console.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct Chosen {
     /// The command line.
     pub bootargs: String,
     /// The initial ramdisk.
-    pub initrd: Option<AddressRange>,
+    pub initrd: Option<PhysRange>,
     /// Random bytes from the boot loader.
     pub rng_seed: Vec<u8>,
 }
@@ -28,7 +28,7 @@ pub struct Console {
     /// What kind of device it is.
     pub kind: ConsoleKind,
     /// Its registers.
-    pub registers: AddressRange,
+    pub registers: PhysRange,
     /// Its interrupt.
     pub interrupt: Option<Interrupt>,
     /// Frequency of its clock in Hz, where that is fixed.
@@ -65,7 +65,7 @@ pub(super) fn chosen(tree: &Tree<'_>) -> Result<Chosen, Error> {
         (Some(_), None) => return Err(node.fault("linux,initrd-end", PropertyFault::Missing)),
         (None, Some(_)) => return Err(node.fault("linux,initrd-start", PropertyFault::Missing)),
         (Some(start), Some(end)) => {
-            let range = end.checked_sub(start).and_then(|size| AddressRange::new(start, size));
+            let range = PhysRange::between(PhysAddr::new(start), PhysAddr::new(end)).filter(|range| !range.is_empty());
             Some(range.ok_or_else(|| node.fault("linux,initrd-end", PropertyFault::Value(end)))?)
         }
     };
@@ -137,7 +137,7 @@ fn clock(node: Node<'_, '_>, wanted: &str) -> Result<Option<u32>, Error> {
 }
 
 /// Reads where QEMU's `fw_cfg` is, if it is there.
-pub(super) fn fw_cfg(tree: &Tree<'_>) -> Result<Option<AddressRange>, Error> {
+pub(super) fn fw_cfg(tree: &Tree<'_>) -> Result<Option<PhysRange>, Error> {
     let nodes = tree.compatible(&["qemu,fw-cfg-mmio"])?;
     if let Some(second) = nodes.get(1) {
         return Err(Error::Duplicate { node: second.path(), what: "an fw_cfg" });

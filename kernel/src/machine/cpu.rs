@@ -7,6 +7,7 @@ use super::error::{Error, PropertyFault};
 use super::interrupt::{Interrupt, interrupts};
 use super::tree::{Tree, owned, push};
 use alloc::{string::String, vec::Vec};
+use iommu::PhysAddr;
 
 /// The affinity fields of MPIDR_EL1.
 const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
@@ -29,7 +30,7 @@ pub enum EnableMethod {
     /// With PSCI's CPU_ON.
     Psci,
     /// It watches this CPU physical address for where to go.
-    SpinTable(u64),
+    SpinTable(PhysAddr),
     /// The tree does not say (right for the one that boots).
     Unspecified,
     /// Some other way.
@@ -110,7 +111,7 @@ pub(super) fn cpus(tree: &Tree<'_>) -> Result<Vec<Cpu>, Error> {
             None => EnableMethod::Unspecified,
             Some("psci") => EnableMethod::Psci,
             Some("spin-table") => match node.number("cpu-release-addr")? {
-                Some(address) => EnableMethod::SpinTable(address),
+                Some(address) => EnableMethod::SpinTable(PhysAddr::new(address)),
                 None => return Err(node.fault("cpu-release-addr", PropertyFault::Missing)),
             },
             Some(other) => EnableMethod::Other(owned(other)?),

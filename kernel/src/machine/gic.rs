@@ -5,9 +5,9 @@
 use super::address::{first_reg, reg, require};
 use super::error::{Error, PropertyFault};
 use super::interrupt::{Interrupt, interrupts};
-use super::range::AddressRange;
 use super::tree::{Node, Tree, push};
 use alloc::{string::String, vec::Vec};
+use iommu::PhysRange;
 
 /// What GICv3s are called (GICv4 too).
 pub(super) const GIC_V3: &[&str] = &["arm,gic-v3"];
@@ -32,9 +32,9 @@ pub enum Gic {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GicV3 {
     /// GICD.
-    pub distributor: AddressRange,
+    pub distributor: PhysRange,
     /// GICR: one after the other in each region. Never empty.
-    pub redistributors: Vec<AddressRange>,
+    pub redistributors: Vec<PhysRange>,
     /// Bytes from one redistributor to the next, where that is not what GICR_TYPER says.
     pub stride: Option<u64>,
     /// The virtual CPU interface's maintenance interrupt.
@@ -45,9 +45,9 @@ pub struct GicV3 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GicV2 {
     /// GICD.
-    pub distributor: AddressRange,
+    pub distributor: PhysRange,
     /// GICC.
-    pub cpu_interface: AddressRange,
+    pub cpu_interface: PhysRange,
     /// The virtual CPU interface's maintenance interrupt.
     pub maintenance: Option<Interrupt>,
 }
@@ -56,7 +56,7 @@ pub struct GicV2 {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Its {
     /// Its registers; GITS_TRANSLATER is in the second half.
-    pub registers: AddressRange,
+    pub registers: PhysRange,
     /// Its phandle, if anything refers to it.
     pub phandle: Option<u32>,
     /// Its node's path.
@@ -67,7 +67,7 @@ pub struct Its {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct V2m {
     /// Its registers.
-    pub registers: AddressRange,
+    pub registers: PhysRange,
     /// Its phandle, if anything refers to it.
     pub phandle: Option<u32>,
     /// First SPI (an SPI's number, INTID minus 32), where that is not what MSI_TYPER says.
@@ -110,8 +110,8 @@ pub(super) fn gic(tree: &Tree<'_>) -> Result<Option<Gic>, Error> {
     let regions = rest.get(..count).filter(|regions| !regions.is_empty()).ok_or_else(short)?;
     let mut redistributors = Vec::new();
     for &region in regions {
-        if redistributors.iter().any(|&other: &AddressRange| region.overlaps(other)) || region.overlaps(distributor) {
-            return Err(node.fault("reg", PropertyFault::Overlap(region.base())));
+        if redistributors.iter().any(|&other: &PhysRange| region.overlaps(other)) || region.overlaps(distributor) {
+            return Err(node.fault("reg", PropertyFault::Overlap(region.start().get())));
         }
         // RD_base and SGI_base.
         push(&mut redistributors, require(node, region, 0x2_0000)?)?;
@@ -153,7 +153,9 @@ pub(super) fn v2m(tree: &Tree<'_>) -> Result<Vec<V2m>, Error> {
 
 /// Finds the MSI controller that `phandle`, found in `node`'s `property`, stands for; `None` if it is disabled.
 pub(super) fn msi_controller(
-    node: Node<'_, '_>, property: &'static str, phandle: u32,
+    node: Node<'_, '_>,
+    property: &'static str,
+    phandle: u32,
 ) -> Result<Option<MsiController>, Error> {
     let controller = node.resolve(property, phandle)?;
     if controller.is_compatible(ITS)? {

@@ -101,7 +101,11 @@ fn unit_address(node: Node<'_, '_>) -> Result<Vec<u32>, Error> {
 
 /// Follows an interrupt from `controller` through nexuses to the GIC. `node` and `property` are who asks.
 pub(super) fn follow<'t, 'a>(
-    node: Node<'t, 'a>, property: &'static str, controller: Node<'t, 'a>, unit: &[u32], specifier: Cells<'a>,
+    node: Node<'t, 'a>,
+    property: &'static str,
+    controller: Node<'t, 'a>,
+    unit: &[u32],
+    specifier: Cells<'a>,
 ) -> Result<Interrupt, Error> {
     let mut controller = controller;
     let mut unit = collect(unit.iter().copied())?;
@@ -190,7 +194,9 @@ impl<'t, 'a> Nexus<'t, 'a> {
         let specifier = specifier_cells(node)?;
         let mask = match node.cells("interrupt-map-mask")? {
             None => collect((0..address + specifier).map(|_| u32::MAX))?,
-            Some(mut cells) if cells.len() == 4 * (address + specifier) => collect(core::iter::from_fn(|| cells.cell()))?,
+            Some(mut cells) if cells.len() == 4 * (address + specifier) => {
+                collect(core::iter::from_fn(|| cells.cell()))?
+            }
             Some(cells) => return Err(node.fault("interrupt-map-mask", PropertyFault::Length(cells.len()))),
         };
         Ok(Self { node, address, specifier, mask })

@@ -7,8 +7,8 @@ use super::error::{Error, PropertyFault};
 use super::gic::{MsiController, msi_parent};
 use super::interrupt::{Interrupt, interrupts};
 use super::memory::regions_of;
-use super::range::AddressRange;
 use super::tree::{Node, Tree, owned, push};
+use ::iommu::{PhysRange, StreamId};
 use alloc::{string::String, vec::Vec};
 
 /// What SMMUv3s are called.
@@ -24,7 +24,7 @@ pub struct Smmu {
     /// The node's path.
     pub path: String,
     /// Register pages 0 and 1.
-    pub registers: AddressRange,
+    pub registers: PhysRange,
     /// Wired interrupts.
     pub interrupts: SmmuInterrupts,
     /// Its own accesses (tables, queues) are coherent with the processors' caches.
@@ -58,7 +58,7 @@ pub struct BusMaster {
     /// What it is.
     pub compatible: Vec<String>,
     /// Its StreamIDs. Empty if all its SMMUs are disabled.
-    pub streams: Vec<(SmmuIndex, u32)>,
+    pub streams: Vec<(SmmuIndex, StreamId)>,
     /// DMA is coherent with the processors' caches.
     pub dma_coherent: bool,
     /// Regions of [`Machine::reserved`](super::Machine::reserved) set aside for its DMA.
@@ -71,7 +71,7 @@ pub(super) fn smmus(tree: &Tree<'_>) -> Result<Vec<Smmu>, Error> {
     for node in tree.kind(|kinds| &kinds.smmus) {
         let registers = first_reg(node, 0x2_0000)?;
         if found.iter().any(|other| other.registers.overlaps(registers)) {
-            return Err(node.fault("reg", PropertyFault::Overlap(registers.base())));
+            return Err(node.fault("reg", PropertyFault::Overlap(registers.start().get())));
         }
         let smmu = Smmu {
             path: node.try_path()?,
@@ -144,7 +144,7 @@ pub(super) fn masters(tree: &Tree<'_>) -> Result<Vec<BusMaster>, Error> {
             let smmu = iommu_of(node, "iommus", phandle)?;
             let Some(stream) = list.cell() else { return Err(length) };
             if let Some(smmu) = smmu {
-                push(&mut streams, (smmu, stream))?;
+                push(&mut streams, (smmu, StreamId::new(stream)))?;
             }
         }
         let mut compatible = Vec::new();

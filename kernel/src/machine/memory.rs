@@ -3,11 +3,12 @@
 //! Devicetree Specification v0.4, sections 3.4 and 3.5; the `reserved-memory`, `shared-dma-pool` and `iommu-addresses`
 //! bindings.
 
-use super::address::{BusCells, ranges_of, reg, to_cpu};
+use super::address::{BusCells, all_to_cpu, ranges_of, reg};
 use super::error::{Error, PropertyFault};
-use super::range::AddressRange;
+use super::range::Span;
 use super::tree::{Node, Tree, owned, push};
 use alloc::{string::String, vec::Vec};
+use iommu::{Iova, IovaRange, PhysRange};
 
 /// A child of `/reserved-memory`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +17,7 @@ pub struct ReservedMemory {
     pub path: String,
     /// Where it is. Empty if the operating system chooses the place ([`dynamic`](Self::dynamic)), or if only device
     /// addresses are reserved ([`iommu_addresses`](Self::iommu_addresses)).
-    pub ranges: Vec<AddressRange>,
+    pub ranges: Vec<PhysRange>,
     /// What to choose a place by.
     pub dynamic: Option<DynamicReservation>,
     /// The processors must not have it mapped.
@@ -44,7 +45,7 @@ pub struct DynamicReservation {
     /// Alignment in bytes, a power of two.
     pub alignment: u64,
     /// Where it may be; empty for anywhere.
-    pub allowed: Vec<AddressRange>,
+    pub allowed: Vec<PhysRange>,
 }
 
 /// Device addresses that a device uses without asking: its address space must keep them.
@@ -52,14 +53,12 @@ pub struct DynamicReservation {
 pub struct IommuAddresses {
     /// Path of the device.
     pub device: String,
-    /// First device address.
-    pub base: u64,
-    /// Length in bytes, never 0.
-    pub size: u64,
+    /// The addresses, never empty.
+    pub range: IovaRange,
 }
 
 /// Reads the memory of the machine: sorted, without overlaps, not empty.
-pub(super) fn memory(tree: &Tree<'_>) -> Result<Vec<AddressRange>, Error> {
+pub(super) fn memory(tree: &Tree<'_>) -> Result<Vec<PhysRange>, Error> {
     let mut ranges = Vec::new();
     for node in tree.root()?.children() {
         if node.text("device_type")? != Some("memory") || !node.enabled()? {
@@ -76,12 +75,12 @@ pub(super) fn memory(tree: &Tree<'_>) -> Result<Vec<AddressRange>, Error> {
 }
 
 /// Sorts ranges; an overlap is the fault of the node whose range begins later.
-fn without_overlaps(mut ranges: Vec<(AddressRange, Node<'_, '_>)>) -> Result<Vec<AddressRange>, Error> {
+fn without_overlaps(mut ranges: Vec<(PhysRange, Node<'_, '_>)>) -> Result<Vec<PhysRange>, Error> {
     ranges.sort_unstable_by_key(|&(range, _)| range);
-    let mut sorted: Vec<AddressRange> = Vec::new();
+    let mut sorted: Vec<PhysRange> = Vec::new();
     for (range, node) in ranges {
         if sorted.last().is_some_and(|&last| last.overlaps(range)) {
-            return Err(node.fault("reg", PropertyFault::Overlap(range.base())));
+            return Err(node.fault("reg", PropertyFault::Overlap(range.start().get())));
         }
         push(&mut sorted, range)?;
     }
@@ -117,10 +116,7 @@ fn region(parent: Node<'_, '_>, node: Node<'_, '_>) -> Result<ReservedMemory, Er
         if !alignment.is_power_of_two() {
             return Err(node.fault("alignment", PropertyFault::Value(alignment)));
         }
-        let mut allowed = ranges_of(node, "alloc-ranges", cells)?.unwrap_or_default();
-        for range in &mut allowed {
-            *range = to_cpu(parent, *range)?;
-        }
+        let allowed = all_to_cpu(parent, ranges_of(node, "alloc-ranges", cells)?.unwrap_or_default())?;
         dynamic = Some(DynamicReservation { size, alignment, allowed });
     } else if iommu_addresses.is_empty() {
         return Err(node.fault("reg", PropertyFault::Missing));
@@ -149,8 +145,9 @@ fn iommu_addresses(node: Node<'_, '_>) -> Result<Vec<IommuAddresses>, Error> {
         let (Some(base), Some(size)) = (list.number(cells.address), list.number(cells.size)) else {
             return Err(length);
         };
-        AddressRange::new(base, size).ok_or_else(|| node.fault(property, PropertyFault::Range { base, size }))?;
-        push(&mut found, IommuAddresses { device: device.try_path()?, base, size })?;
+        let range = Span::new(base, size).and_then(|_| IovaRange::new(Iova::new(base), size));
+        let range = range.ok_or_else(|| node.fault(property, PropertyFault::Range { base, size }))?;
+        push(&mut found, IommuAddresses { device: device.try_path()?, range })?;
     }
     Ok(found)
 }

@@ -38,9 +38,9 @@ pub use interrupt::{Interrupt, Trigger};
 pub use iommu::{BusMaster, Smmu, SmmuIndex, SmmuInterrupts};
 pub use memory::{DynamicReservation, IommuAddresses, ReservedMemory};
 pub use pci::{DmaRange, IntxMap, PcieHost, RidMap, RidRange, Window, WindowKind};
-pub use range::AddressRange;
 pub use validate::{MAX_DEPTH, MAX_NODES, MAX_PROPERTIES, MAX_SIZE};
 
+use ::iommu::PhysRange;
 use alloc::{string::String, vec::Vec};
 use tree::{Tree, owned, push};
 
@@ -52,9 +52,9 @@ pub struct Machine {
     /// What the board is compatible with, the most exact name first.
     pub compatible: Vec<String>,
     /// Memory: sorted, without overlaps, never empty.
-    pub memory: Vec<AddressRange>,
+    pub memory: Vec<PhysRange>,
     /// The memory reservation map of the tree: not to be touched.
-    pub memreserve: Vec<AddressRange>,
+    pub memreserve: Vec<PhysRange>,
     /// The children of `/reserved-memory`.
     pub reserved: Vec<ReservedMemory>,
     /// Processors, never empty, in the tree's order.
@@ -78,7 +78,7 @@ pub struct Machine {
     /// Bus masters behind an SMMU that are not PCI devices.
     pub masters: Vec<BusMaster>,
     /// QEMU's `fw_cfg`.
-    pub fw_cfg: Option<AddressRange>,
+    pub fw_cfg: Option<PhysRange>,
     /// Command line, initial ramdisk, randomness.
     pub chosen: Chosen,
 }

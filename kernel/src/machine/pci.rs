@@ -8,8 +8,9 @@ use super::gic::{MsiController, msi_controller, msi_parent};
 use super::interrupt::{Interrupt, Nexus, follow};
 use super::iommu::{SmmuIndex, iommu_of};
 use super::memory::regions_of;
-use super::range::AddressRange;
+use super::range::Span;
 use super::tree::{Node, Tree, push};
+use ::iommu::{Iova, PhysRange, StreamId};
 use alloc::{string::String, vec::Vec};
 
 const ECAM: &[&str] = &["pci-host-ecam-generic"];
@@ -24,7 +25,7 @@ pub struct PcieHost {
     /// The node's path.
     pub path: String,
     /// Configuration space: 1 MiB for each bus, the first of [`buses`](Self::buses) first.
-    pub ecam: AddressRange,
+    pub ecam: PhysRange,
     /// First and last bus number.
     pub buses: (u8, u8),
     /// Domain (segment) number.
@@ -66,16 +67,16 @@ pub struct Window {
     /// First address on the PCI side; the size is that of [`cpu`](Self::cpu).
     pub pci: u64,
     /// Where it is for processors.
-    pub cpu: AddressRange,
+    pub cpu: PhysRange,
 }
 
 /// Part of memory that devices behind a host can reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DmaRange {
     /// First DMA address; the size is that of [`cpu`](Self::cpu).
-    pub dma: u64,
+    pub dma: Iova,
     /// What it reaches.
-    pub cpu: AddressRange,
+    pub cpu: PhysRange,
 }
 
 /// From requester IDs to something else, as `iommu-map` and `msi-map` say it.
@@ -135,8 +136,8 @@ impl IntxMap {
 
 impl PcieHost {
     /// Says which SMMU translates for requester ID `rid`, and the StreamID it has there. `None`: nobody translates.
-    pub fn stream_of(&self, rid: u16) -> Option<(SmmuIndex, u32)> {
-        self.iommu_map.lookup(rid)
+    pub fn stream_of(&self, rid: u16) -> Option<(SmmuIndex, StreamId)> {
+        self.iommu_map.lookup(rid).map(|(smmu, stream)| (smmu, StreamId::new(stream)))
     }
 
     /// Says which MSI controller knows requester ID `rid`, and the DeviceID it has there.
@@ -152,7 +153,7 @@ pub(super) fn hosts(tree: &Tree<'_>) -> Result<Vec<PcieHost>, Error> {
         let host = host(node, hosts.len() as u32)?;
         for other in &hosts {
             if other.ecam.overlaps(host.ecam) {
-                return Err(node.fault("reg", PropertyFault::Overlap(host.ecam.base())));
+                return Err(node.fault("reg", PropertyFault::Overlap(host.ecam.start().get())));
             }
             if other.domain == host.domain && other.buses.0 <= host.buses.1 && host.buses.0 <= other.buses.1 {
                 return Err(node.fault("bus-range", PropertyFault::Overlap(host.buses.0.into())));
@@ -172,7 +173,7 @@ fn host(node: Node<'_, '_>, index: u32) -> Result<PcieHost, Error> {
         return Err(node.fault("#size-cells", PropertyFault::Cells(cells.size as u32)));
     }
     let buses = buses(node)?;
-    let ecam = first_reg(node, u64::from(buses.1 - buses.0 + 1) * BUS)?;
+    let ecam = first_reg(node, (u64::from(buses.1 - buses.0) + 1) * BUS)?;
     Ok(PcieHost {
         path: node.try_path()?,
         ecam,
@@ -201,20 +202,21 @@ fn buses(node: Node<'_, '_>) -> Result<(u8, u8), Error> {
     }
 }
 
-/// One entry of `ranges` or `dma-ranges`: first cell of the PCI address, the rest of it, and the range on the CPU's side.
-fn mapping(
-    node: Node<'_, '_>, property: &'static str, cells: BusCells,
-) -> Result<Option<Vec<(u32, u64, AddressRange)>>, Error> {
+/// An entry of `ranges` or `dma-ranges`: first cell of the PCI address, then the range on either side.
+type Mapping = (u32, Span, PhysRange);
+
+fn mapping(node: Node<'_, '_>, property: &'static str, cells: BusCells) -> Result<Option<Vec<Mapping>>, Error> {
     let Some(mut map) = node.cells(property)? else { return Ok(None) };
     let length = node.fault(property, PropertyFault::Length(map.len()));
     let Some(parent) = node.parent() else { return Err(length) };
     let up = BusCells::plain(parent)?;
     let mut found = Vec::new();
     while let Some(high) = map.cell() {
-        let (Some(pci), Some(base), Some(size)) = (map.number(2), map.number(up.address), map.number(cells.size)) else {
+        let (Some(pci), Some(base), Some(size)) = (map.number(2), map.number(up.address), map.number(cells.size))
+        else {
             return Err(length);
         };
-        let (Some(cpu), Some(_)) = (AddressRange::new(base, size), AddressRange::new(pci, size)) else {
+        let (Some(cpu), Some(pci)) = (Span::new(base, size), Span::new(pci, size)) else {
             return Err(node.fault(property, PropertyFault::Range { base, size }));
         };
         push(&mut found, (high, pci, to_cpu(parent, cpu)?))?;
@@ -224,6 +226,7 @@ fn mapping(
 
 fn windows(node: Node<'_, '_>, cells: BusCells) -> Result<Vec<Window>, Error> {
     let mut windows: Vec<Window> = Vec::new();
+    let mut spans: Vec<(bool, Span)> = Vec::new();
     for (high, pci, cpu) in mapping(node, "ranges", cells)?.unwrap_or_default() {
         let kind = match high >> 24 & 3 {
             1 => WindowKind::Io,
@@ -232,41 +235,29 @@ fn windows(node: Node<'_, '_>, cells: BusCells) -> Result<Vec<Window>, Error> {
             // Configuration space is the ECAM's business.
             _ => return Err(node.fault("ranges", PropertyFault::Value(high.into()))),
         };
-        let window = Window { kind, prefetchable: high & 1 << 30 != 0, pci, cpu };
-        // The constructor has been asked in `mapping`: the last address exists.
-        if kind != WindowKind::Mem64 && pci.saturating_add(cpu.size() - 1) > u32::MAX.into() {
-            return Err(node.fault("ranges", PropertyFault::Range { base: pci, size: cpu.size() }));
+        if kind != WindowKind::Mem64 && pci.end() > 1 << 32 {
+            return Err(node.fault("ranges", PropertyFault::Range { base: pci.base(), size: pci.size() }));
         }
-        let io = |kind| kind == WindowKind::Io;
-        let pci_range = |window: &Window| AddressRange::new(window.pci, window.cpu.size());
-        for other in &windows {
-            let same_space = io(kind) == io(other.kind);
-            let on_pci = match (pci_range(&window), pci_range(other)) {
-                (Some(a), Some(b)) => same_space && a.overlaps(b),
-                _ => true,
-            };
-            if on_pci || cpu.overlaps(other.cpu) {
-                return Err(node.fault("ranges", PropertyFault::Overlap(cpu.base())));
-            }
+        let is_io = kind == WindowKind::Io;
+        let on_pci = spans.iter().any(|&(other_is_io, other)| is_io == other_is_io && pci.overlaps(other));
+        if on_pci || windows.iter().any(|other| cpu.overlaps(other.cpu)) {
+            return Err(node.fault("ranges", PropertyFault::Overlap(cpu.start().get())));
         }
-        push(&mut windows, window)?;
+        push(&mut spans, (is_io, pci))?;
+        push(&mut windows, Window { kind, prefetchable: high & 1 << 30 != 0, pci: pci.base(), cpu })?;
     }
     Ok(windows)
 }
 
 fn dma_ranges(node: Node<'_, '_>, cells: BusCells) -> Result<Option<Vec<DmaRange>>, Error> {
     let Some(found) = mapping(node, "dma-ranges", cells)?.filter(|found| !found.is_empty()) else { return Ok(None) };
-    let mut ranges: Vec<DmaRange> = Vec::new();
+    let (mut ranges, mut spans): (_, Vec<Span>) = (Vec::new(), Vec::new());
     for (_, dma, cpu) in found {
-        let dma_range = |range: &DmaRange| AddressRange::new(range.dma, range.cpu.size());
-        let range = DmaRange { dma, cpu };
-        if ranges.iter().any(|other| match (dma_range(&range), dma_range(other)) {
-            (Some(a), Some(b)) => a.overlaps(b),
-            _ => true,
-        }) {
-            return Err(node.fault("dma-ranges", PropertyFault::Overlap(dma)));
+        if spans.iter().any(|&other| dma.overlaps(other)) {
+            return Err(node.fault("dma-ranges", PropertyFault::Overlap(dma.base())));
         }
-        push(&mut ranges, range)?;
+        push(&mut spans, dma)?;
+        push(&mut ranges, DmaRange { dma: Iova::new(dma.base()), cpu })?;
     }
     Ok(Some(ranges))
 }
@@ -282,7 +273,7 @@ fn intx(node: Node<'_, '_>) -> Result<IntxMap, Error> {
     let mut map = IntxMap { mask: nexus.masked(&[u32::MAX]).next().unwrap_or(0), entries: Vec::new() };
     for entry in nexus.entries()? {
         let mut child = nexus.masked(&entry.child);
-        let (Some(address), Some(pin)) = (child.next(), child.nth(1)) else { continue };
+        let (Some(address), Some(pin)) = (child.next(), child.nth(2)) else { continue };
         let pin = match u8::try_from(pin) {
             Ok(pin @ 1..=4) => pin,
             _ => return Err(node.fault("interrupt-map", PropertyFault::Value(pin.into()))),
@@ -299,7 +290,9 @@ fn no_entries<T>() -> RidMap<T> {
 
 /// Reads `iommu-map` or `msi-map`; `None` if it is not there. Entries whose target is disabled are left out.
 fn rid_map<T: Copy>(
-    node: Node<'_, '_>, property: &'static str, mask_property: &'static str,
+    node: Node<'_, '_>,
+    property: &'static str,
+    mask_property: &'static str,
     target: fn(Node<'_, '_>, &'static str, u32) -> Result<Option<T>, Error>,
 ) -> Result<Option<RidMap<T>>, Error> {
     let Some(mut list) = node.cells(property)? else { return Ok(None) };

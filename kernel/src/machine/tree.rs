@@ -11,22 +11,22 @@
 //! - No two nodes share a phandle.
 
 use super::error::{Error, HeaderFault, PropertyFault, StructureFault};
-use super::range::AddressRange;
-use super::validate::{MAX_DEPTH, validate};
 use super::gic::{ITS, V2M};
 use super::iommu::SMMU_V3;
+use super::validate::{MAX_DEPTH, validate};
 use alloc::{string::String, vec::Vec};
 use core::cell::Cell;
 use fdt::Fdt;
 use fdt::helpers::UnalignedFallibleNode;
 use fdt::nodes::AsNode;
+use iommu::PhysRange;
 
 /// All nodes of a device tree.
 pub(super) struct Tree<'a> {
     nodes: Vec<NodeData<'a>>,
     /// Sorted by phandle.
     phandles: Vec<(u32, usize)>,
-    reservations: Vec<AddressRange>,
+    reservations: Vec<PhysRange>,
     kinds: Kinds,
     /// How many more steps may be spent on following references.
     budget: Cell<u32>,
@@ -100,8 +100,7 @@ impl<'a> Tree<'a> {
     /// Reads all of the tree in `bytes`.
     pub fn read(bytes: &'a [u8]) -> Result<Self, Error> {
         let checked = validate(bytes)?;
-        let disagreement =
-            || Error::Structure { node: String::from("/"), fault: StructureFault::Disagreement };
+        let disagreement = || Error::Structure { node: String::from("/"), fault: StructureFault::Disagreement };
         let fdt = Fdt::new_unaligned_fallible(checked.bytes).map_err(|_| Error::Header(HeaderFault::NoRoot))?;
         let root = fdt.root().map_err(|_| Error::Header(HeaderFault::NoRoot))?;
         let mut tree = Self {
@@ -224,9 +223,8 @@ impl<'a> Tree<'a> {
         let mut node = self.node(0)?;
         for part in path.strip_prefix('/')?.split('/').filter(|part| !part.is_empty()) {
             let (name, unit) = part.split_once('@').map_or((part, None), |(name, unit)| (name, Some(unit)));
-            node = node
-                .children()
-                .find(|child| child.data.name == name && (unit.is_none() || unit == child.data.unit))?;
+            node =
+                node.children().find(|child| child.data.name == name && (unit.is_none() || unit == child.data.unit))?;
         }
         Some(node)
     }
@@ -237,7 +235,7 @@ impl<'a> Tree<'a> {
     }
 
     /// Gives the entries of the memory reservation map.
-    pub fn reservations(&self) -> &[AddressRange] {
+    pub fn reservations(&self) -> &[PhysRange] {
         &self.reservations
     }
 }
@@ -287,16 +285,6 @@ impl<'t, 'a> Node<'t, 'a> {
             }
             None => Err(self.fault(property, PropertyFault::Work)),
         }
-    }
-
-    /// Gives the tree that this is a node of.
-    pub fn tree(self) -> &'t Tree<'a> {
-        self.tree
-    }
-
-    /// Gives the name without the unit address.
-    pub fn name(self) -> &'a str {
-        self.data.name
     }
 
     /// Gives the node above, unless this is the root.
@@ -360,7 +348,8 @@ impl<'t, 'a> Node<'t, 'a> {
     /// Reads a property that is a list of texts.
     pub fn texts(self, name: &'static str) -> Result<Option<impl Iterator<Item = &'a str> + Clone>, Error> {
         let Some(value) = self.property(name) else { return Ok(None) };
-        let text = value.split_last().filter(|&(&last, _)| last == 0).and_then(|(_, text)| core::str::from_utf8(text).ok());
+        let text =
+            value.split_last().filter(|&(&last, _)| last == 0).and_then(|(_, text)| core::str::from_utf8(text).ok());
         Ok(Some(text.ok_or_else(|| self.fault(name, PropertyFault::Text))?.split('\0')))
     }
 

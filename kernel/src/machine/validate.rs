@@ -7,8 +7,8 @@
 //! Devicetree Specification v0.4, chapter 5.
 
 use super::error::{Error, HeaderFault, StructureFault};
-use super::range::AddressRange;
 use alloc::{string::String, vec::Vec};
+use iommu::{PhysAddr, PhysRange};
 
 /// Deepest nesting accepted, the root being at depth 1.
 pub const MAX_DEPTH: usize = 32;
@@ -34,7 +34,7 @@ pub(super) struct Validated<'a> {
     /// Exactly the tree: the first `totalsize` bytes.
     pub bytes: &'a [u8],
     /// The entries of the memory reservation map.
-    pub reservations: Vec<AddressRange>,
+    pub reservations: Vec<PhysRange>,
     /// Number of nodes.
     pub nodes: usize,
     /// Number of properties.
@@ -140,7 +140,7 @@ fn overlap((a, a_size): (usize, usize), (b, b_size): (usize, usize)) -> bool {
 }
 
 /// Reads the memory reservation map, up to the entry that is all zero.
-fn reservations(bytes: &[u8], header: &Header) -> Result<Vec<AddressRange>, Error> {
+fn reservations(bytes: &[u8], header: &Header) -> Result<Vec<PhysRange>, Error> {
     let mut found = Vec::new();
     let mut offset = header.reservations;
     loop {
@@ -157,7 +157,7 @@ fn reservations(bytes: &[u8], header: &Header) -> Result<Vec<AddressRange>, Erro
         if base == 0 && size == 0 {
             return Ok(found);
         }
-        let range = AddressRange::new(base, size).ok_or(broken)?;
+        let range = PhysRange::new(PhysAddr::new(base), size).filter(|range| !range.is_empty()).ok_or(broken)?;
         found.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
         found.push(range);
         offset += 16;

@@ -7,4 +7,6 @@
 
 extern crate alloc;
 
+pub mod cmdline;
+pub mod disk;
 pub mod machine;

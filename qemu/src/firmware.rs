@@ -10,6 +10,7 @@ use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use object::{Endianness, elf};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -49,7 +50,10 @@ pub fn build(package: &str, binary: &str, progress: &mut Progress) -> Result<Fir
             command.env_remove(&name);
         }
     }
-    progress.step(&format!("building {package}"));
+    // Flags for the host's compiler (a processor model, say) are wrong for the target, and would hide those of
+    // .cargo/config.toml.
+    command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("CARGO_BUILD_RUSTFLAGS");
+    progress.step(&format!("building {binary}"));
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -73,7 +77,7 @@ pub fn build(package: &str, binary: &str, progress: &mut Progress) -> Result<Fir
             continue;
         }
         if let Some(name) = message["target"]["name"].as_str() {
-            progress.detail(&format!("building {package}: {name}"));
+            progress.detail(&format!("building {binary}: {name}"));
             if name == binary && message["executable"].is_string() {
                 executable = message["executable"].as_str().map(PathBuf::from);
             }
@@ -137,12 +141,17 @@ pub(crate) fn write_if_changed(path: &Path, content: &[u8]) -> Result<()> {
         return Ok(());
     }
     let directory = path.parent().unwrap_or(Path::new("."));
-    let mut temporary = tempfile::NamedTempFile::new_in(directory)
-        .with_context(|| format!("{} cannot be written to", directory.display()))?;
+    let mut temporary =
+        temporary_in(directory).with_context(|| format!("{} cannot be written to", directory.display()))?;
     std::io::Write::write_all(&mut temporary, content)
         .with_context(|| format!("{} cannot be written", path.display()))?;
     temporary.persist(path).with_context(|| format!("{} cannot be written", path.display()))?;
     Ok(())
+}
+
+/// Creates a file that everyone may read once it has its name.
+pub(crate) fn temporary_in(directory: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o644)).tempfile_in(directory)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ pub mod table;
 pub mod volume;
 
 use crate::emulator::PROGRAM;
-use crate::firmware::Firmware;
+use crate::firmware::{Firmware, temporary_in};
 use crate::picture::{self, Rows};
 use crate::progress::Progress;
 use crate::setup::{TARGET, find_in_path};
@@ -90,7 +90,7 @@ pub fn save(disk: &[u8], file: &Path) -> Result<()> {
     let directory = file.parent().context("a disk needs a directory")?;
     let failed = || format!("the disk {} cannot be written", file.display());
     std::fs::create_dir_all(directory).with_context(failed)?;
-    let mut temporary = tempfile::NamedTempFile::new_in(directory).with_context(failed)?;
+    let mut temporary = temporary_in(directory).with_context(failed)?;
     temporary.as_file().set_len(disk.len() as u64).with_context(failed)?;
     for (number, block) in disk.chunks(64 * 1024).enumerate() {
         if block.iter().any(|&byte| byte != 0) {

@@ -7,6 +7,7 @@
 //! | `##screen WIDTH HEIGHT` | the picture is on the screen; with `screen.wait=1` the kernel now waits for a line |
 //! | `##pc 0xADDRESS` | one frame of a backtrace, innermost first |
 //! | `##end ok` or `##end fail` | its verdict; the exit status follows |
+//! | `##ktest registered N` | the test image has N tests |
 //! | `##ktest plan N` | the test image will run N tests |
 //! | `##ktest start NAME` | one begins |
 //! | `##ktest ok NAME`, `##ktest fail NAME MESSAGE`, `##ktest skip NAME REASON` | one ended |
@@ -34,6 +35,8 @@ pub enum Message {
 /// What the test image reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TestMessage {
+    /// The image has so many tests.
+    Registered(usize),
     /// So many tests will run.
     Plan(usize),
     /// The named test begins.
@@ -73,6 +76,7 @@ fn parse_test(text: &str) -> Option<TestMessage> {
         None => (rest.to_string(), String::new()),
     };
     match kind {
+        "registered" => Some(TestMessage::Registered(rest.parse().ok()?)),
         "plan" => Some(TestMessage::Plan(rest.parse().ok()?)),
         "start" => Some(TestMessage::Start(name)),
         "ok" => Some(TestMessage::Ok(name)),

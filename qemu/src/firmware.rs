@@ -39,7 +39,7 @@ pub fn build(package: &str, binary: &str, progress: &mut Progress) -> Result<Fir
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
-        .args(["build", "--release", "--target", TARGET, "--package", package, "--bin", binary])
+        .args(["build", "--quiet", "--release", "--target", TARGET, "--package", package, "--bin", binary])
         .args(["--message-format", "json-render-diagnostics"])
         .current_dir(workspace());
     // What cargo tells the program it runs about the package `qemu` must not reach the build of another package: a

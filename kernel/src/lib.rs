@@ -1,2 +1,4 @@
 //! The kernel's policy: machine description, memory, devices and the main job.
 #![cfg_attr(not(test), no_std)]
+
+pub mod log;

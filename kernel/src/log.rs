@@ -21,6 +21,7 @@ pub trait Console: Sync {
 }
 
 static CONSOLE: Once<&'static dyn Console> = Once::new();
+static EARLY: Once<&'static dyn Console> = Once::new();
 static LINE: IrqMutex<()> = IrqMutex::new(());
 
 const NOBODY: usize = usize::MAX;
@@ -59,6 +60,12 @@ pub fn init(console: &'static dyn Console, level: LevelFilter) {
     log::set_max_level(level);
 }
 
+/// Makes `console` the place where everything is printed until [`init`] names the real one: for a failure before the machine is
+/// known.
+pub fn init_early(console: &'static dyn Console) {
+    EARLY.call_once(|| console);
+}
+
 struct Printer(&'static dyn Console);
 
 impl Write for Printer {
@@ -68,9 +75,9 @@ impl Write for Printer {
     }
 }
 
-/// Prints `text` in one piece. Before [`init`] it goes nowhere.
+/// Prints `text` in one piece. Before [`init_early`] and [`init`] it goes nowhere.
 pub fn print(text: fmt::Arguments<'_>) {
-    let Some(console) = CONSOLE.get() else {
+    let Some(console) = CONSOLE.get().or_else(|| EARLY.get()) else {
         return;
     };
     let mut printer = Printer(*console);

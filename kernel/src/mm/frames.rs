@@ -86,8 +86,12 @@ pub unsafe fn init(frames: Frames<'_>) -> Result<(), Error> {
     })
 }
 
-/// `memory` without `reserved`, in whole pages, sorted.
-fn subtract(memory: &[PhysRange], reserved: &[PhysRange]) -> Result<Vec<PhysRange>, Error> {
+/// `memory` without `reserved` (in any order, overlapping or not), in whole pages, sorted.
+///
+/// # Errors
+///
+/// [`Error::TooLittle`] if there is no memory for the list.
+pub fn subtract(memory: &[PhysRange], reserved: &[PhysRange]) -> Result<Vec<PhysRange>, Error> {
     let between = |start: PhysAddr, end: PhysAddr| {
         let range = PhysRange::between(start.align_up(PAGE_SIZE)?, end.align_down(PAGE_SIZE))?;
         (!range.is_empty()).then_some(range)

@@ -15,7 +15,7 @@ mod frames;
 mod heap;
 mod zones;
 
-pub use frames::{Frames, alloc, alloc_aligned, alloc_zeroed, free, init, stats};
+pub use frames::{Frames, alloc, alloc_aligned, alloc_zeroed, free, init, stats, subtract};
 pub use heap::{HeapStats, heap_stats};
 pub use zones::{FrameStats, Zone};
 

@@ -11,7 +11,7 @@ use super::{Error, address_of, frame_of};
 use alloc::vec::Vec;
 use buddy_system_allocator::FrameAllocator;
 use core::ops::Range;
-use iommu::{PAGE_SIZE, PhysAddr, PhysRange};
+use iommu::{PAGE_SIZE, PhysRange};
 
 /// The first frame that a device with 32 address bits cannot reach.
 const HIGH: usize = 1 << 20;
@@ -257,7 +257,7 @@ impl Zones {
 
     /// Whether the frame at `address` is allocated.
     #[cfg(test)]
-    fn is_allocated(&mut self, address: PhysAddr) -> bool {
+    fn is_allocated(&mut self, address: iommu::PhysAddr) -> bool {
         let frame = frame_of(address);
         let frames = frame..frame + 1;
         self.region(&frames).is_some_and(|region| region.all(&frames, |word, mask| *word & mask == mask))
@@ -267,6 +267,7 @@ impl Zones {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use iommu::PhysAddr;
     use proptest::prelude::*;
     use std::boxed::Box;
     use std::collections::BTreeSet;

@@ -52,3 +52,5 @@ pub mod timer;
 
 #[cfg(target_os = "none")]
 pub use hooks::{allow_wfi, set_kick};
+#[cfg(target_os = "none")]
+pub use percore::mpidr;

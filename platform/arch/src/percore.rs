@@ -71,3 +71,11 @@ pub(crate) fn index() -> usize {
 pub(crate) fn stacks(index: usize) -> &'static Stacks {
     &STACKS[index]
 }
+
+/// The affinity fields of this core's MPIDR_EL1, in place: what names it to firmware and to the interrupt controller.
+pub fn mpidr() -> u64 {
+    let mpidr: u64;
+    // SAFETY: reads an identification register.
+    unsafe { asm!("mrs {}, mpidr_el1", out(reg) mpidr, options(nomem, nostack, preserves_flags, pure)) };
+    mpidr & 0xff_00ff_ffff
+}

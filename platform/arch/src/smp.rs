@@ -32,6 +32,8 @@ pub enum Error {
     },
 }
 
+/// One bit for each index that was used.
+static TAKEN: AtomicU64 = AtomicU64::new(1);
 static STARTED: AtomicU64 = AtomicU64::new(1);
 static ONLINE: AtomicU64 = AtomicU64::new(1);
 static ENTRY: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
@@ -58,6 +60,11 @@ pub(crate) fn stop_if_told() {
     }
 }
 
+/// One bit for each core that firmware has agreed to start, and for the first.
+pub fn started() -> u64 {
+    STARTED.load(Ordering::Acquire)
+}
+
 /// Sets what cores that are started run: a function of their index, called with interrupts masked.
 pub fn set_entry(entry: fn(usize) -> !) {
     ENTRY.store(entry as *mut (), Ordering::Release);
@@ -79,7 +86,7 @@ pub unsafe fn start(index: usize, mpidr: u64, stacks: u64) -> Result<(), Error> 
     if index == 0 || index >= MAX_CPUS {
         return Err(Error::BadIndex(index));
     }
-    if STARTED.fetch_or(1 << index, Ordering::AcqRel) & 1 << index != 0 {
+    if TAKEN.fetch_or(1 << index, Ordering::AcqRel) & 1 << index != 0 {
         return Err(Error::Started(index));
     }
     let [main, exception, emergency] =
@@ -90,7 +97,9 @@ pub unsafe fn start(index: usize, mpidr: u64, stacks: u64) -> Result<(), Error> 
     }
     let entry = mmu::image().start + ((&raw const secondary_entry).addr() as u64 - layout::image_start());
     base::barrier::publish();
-    psci::cpu_on(mpidr, entry, index as u64).map_err(|error| Error::Psci { index, error })
+    psci::cpu_on(mpidr, entry, index as u64).map_err(|error| Error::Psci { index, error })?;
+    STARTED.fetch_or(1 << index, Ordering::AcqRel);
+    Ok(())
 }
 
 #[unsafe(no_mangle)]

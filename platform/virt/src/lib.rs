@@ -1,6 +1,10 @@
 //! The QEMU virt board.
 #![cfg_attr(not(test), no_std)]
 
+extern crate alloc;
+
+#[cfg(target_os = "none")]
+pub mod cores;
 #[cfg(target_os = "none")]
 mod panic;
 #[cfg(target_os = "none")]
@@ -12,9 +16,9 @@ mod start;
 #[doc(hidden)]
 pub use arch::boot::BootInfo;
 #[cfg(target_os = "none")]
-pub use start::{Boot, start};
+pub use start::{Boot, Error, start};
 
-/// Makes `$main`, a `fn(&virt::Boot) -> u32`, what the image runs once the machine is up; its result is the exit status.
+/// Makes `$main`, a `fn(&'static virt::Boot) -> u32`, what the image runs once the machine is up; its result is the exit status.
 #[macro_export]
 macro_rules! entry {
     ($main:path) => {

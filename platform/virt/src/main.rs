@@ -8,8 +8,14 @@ fn main() {}
 virt::entry!(main);
 
 #[cfg(target_os = "none")]
-fn main(boot: &virt::Boot) -> u32 {
-    let mebibytes = (boot.memory.end - boot.memory.start) >> 20;
-    log::info!("Sluice  entered at EL{}, {mebibytes} MiB of memory", boot.entered_at);
+fn main(boot: &'static virt::Boot) -> u32 {
+    let mebibytes = boot.machine.memory.iter().map(|range| range.len()).sum::<u64>() >> 20;
+    match virt::cores::start_all(&boot.machine, |_| {}) {
+        Ok(cores) => log::info!("machine   {cores} cores, {mebibytes} MiB, entered at EL{}", boot.entered_at),
+        Err(error) => {
+            log::error!("{error}");
+            return 1;
+        }
+    }
     0
 }

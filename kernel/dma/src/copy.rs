@@ -155,7 +155,10 @@ mod tests {
                 }
                 for size in [2_usize, 4, 8] {
                     for field in (0..64).step_by(size).filter(|f| *f >= start && f + size <= start + len) {
-                        assert!(!(field + 1..field + size).any(|inside| edges.contains(&inside)), "{start} {len} {field}");
+                        assert!(
+                            !(field + 1..field + size).any(|inside| edges.contains(&inside)),
+                            "{start} {len} {field}"
+                        );
                     }
                 }
             }

@@ -16,6 +16,7 @@ use crate::pages::round_up;
 use crate::record::{Records, Slot};
 use crate::scoped::{self, Scoped};
 use crate::site::Site;
+use crate::standin::{AttachmentState, Domain, Group};
 use crate::{Buffer, Direction, Error, Ladder, Limits, Mapped, PageSet, Pages, Rejected};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -24,7 +25,7 @@ use core::fmt;
 use core::panic::Location;
 use core::sync::atomic::Ordering;
 use iommu::contract::AddressSpace;
-use iommu::{AttachmentState, Domain, Group, Iova, IovaRange, PAGE_SIZE, PhysAddr, PhysRange, Prot, RevokeError};
+use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, RevokeError};
 
 /// What a device behind an IOMMU is made of.
 pub struct DeviceConfig<'a> {
@@ -191,7 +192,7 @@ impl Device {
     ///
     /// [`Error::ForeignDevice`].
     #[inline]
-    pub fn expect(&self, lent: &dyn Lent) -> Result<(), Error> {
+    pub fn check_loan(&self, lent: &dyn Lent) -> Result<(), Error> {
         let owner = lent.device();
         if owner == self {
             return Ok(());
@@ -488,4 +489,3 @@ pub fn live() -> DeviceStats {
     }
     sum
 }
-

@@ -61,7 +61,8 @@ impl Windows {
             let unreachable = || Error::Unreachable { device: device.clone(), memory: *run };
             let mut left = *run;
             while !left.is_empty() {
-                let window = self.0.iter().find(|window| window.memory.contains(left.start())).ok_or_else(unreachable)?;
+                let window =
+                    self.0.iter().find(|window| window.memory.contains(left.start())).ok_or_else(unreachable)?;
                 let offset = left.start().get() - window.memory.start().get();
                 let len = left.len().min(window.memory.len() - offset);
                 // Both fit: a window's end does not overflow, and `offset + len` is inside the window.

@@ -37,11 +37,9 @@ impl<D: Direction, M: Spans> Held<D, M> {
         //   atomics only, until `take_back` or a drop has revoked the loan;
         // - it is not freed before that either: if the revocation fails, it is forgotten.
         match unsafe { device.lend(memory.spans_runs(), len, D::PROT, site) } {
-            Ok(loan) => Ok(Self {
-                loan: ManuallyDrop::new(loan),
-                memory: ManuallyDrop::new(memory),
-                direction: PhantomData,
-            }),
+            Ok(loan) => {
+                Ok(Self { loan: ManuallyDrop::new(loan), memory: ManuallyDrop::new(memory), direction: PhantomData })
+            }
             Err(error) => Err((memory, error)),
         }
     }

@@ -17,7 +17,7 @@ pub struct Segment {
 /// Something that one device has access to for as long as the object lives: [`Mapped`](crate::Mapped),
 /// [`Coherent`](crate::Coherent) and [`Attachment`](crate::Attachment). Only this crate implements it.
 pub trait Lent: sealed::Sealed + Send + Sync + 'static {
-    /// The device that it was lent to. Its addresses mean nothing to another: see [`Device::expect`].
+    /// The device that it was lent to. Its addresses mean nothing to another: see [`Device::check_loan`].
     fn device(&self) -> &Device;
     /// The size in bytes.
     fn len(&self) -> u64;

@@ -10,7 +10,7 @@
 //!   references to it exist only before and after (R3, R4). In between the CPU looks at it through a [`View`].
 //! - Who forgets a mapping leaks memory, and nothing else. A revocation that fails puts the memory into [`quarantine`].
 //! - The permission of the device follows from the type of the direction (R5), and so does what the CPU may copy.
-//! - A DMA address belongs to one device: drivers check a loan with [`Device::expect`].
+//! - A DMA address belongs to one device: drivers check a loan with [`Device::check_loan`].
 //!
 //! All of it rests on the contract of [`iommu::contract`], and on the promises of [`DmaMemory`]. Devices without an IOMMU are
 //! held by nothing: making one is `unsafe` ([`Device::direct`]).
@@ -56,9 +56,10 @@ mod record;
 mod scoped;
 mod share;
 mod site;
+pub mod standin;
 mod view;
 
-pub use buffer::{Buffer, Spans};
+pub use buffer::Buffer;
 pub use coherent::{Coherent, DeviceShared};
 pub use device::{Device, DeviceConfig, DeviceStats, DirectConfig, live};
 pub use direct::BusWindow;

@@ -176,10 +176,8 @@ impl Records {
     pub(crate) fn last_ended(&self, address: Iova) -> Option<EndedMapping> {
         let read = |place: &Ended| {
             let sequence = place.sequence.load(Ordering::Acquire);
-            let range = IovaRange::new(
-                Iova::new(place.start.load(Ordering::Relaxed)),
-                place.len.load(Ordering::Relaxed),
-            )?;
+            let range =
+                IovaRange::new(Iova::new(place.start.load(Ordering::Relaxed)), place.len.load(Ordering::Relaxed))?;
             let ended = EndedMapping {
                 range,
                 mapped_at: place.mapped_at.load(),

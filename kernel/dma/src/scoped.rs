@@ -78,14 +78,14 @@ pub(crate) fn run<D: Direction, R>(
     let len = bytes.len();
     let mut pages = device.pages(len as u64)?;
     // In every direction: what the device does not write comes back as it was.
-    if let Some(copy) = pages.as_mut_slice().get_mut(..len)
-    {
+    if let Some(copy) = pages.as_mut_slice().get_mut(..len) {
         copy.copy_from_slice(bytes);
     }
     let mapped = Arc::new(Mapped::new(device, pages, site)?);
     let scoped = Scoped { mapped, len: len as u64, scope: PhantomData };
     let result = f(&scoped);
-    let mapped = Arc::try_unwrap(scoped.mapped).map_err(|kept| Error::StillLent(kept.device().shared_name().clone()))?;
+    let mapped =
+        Arc::try_unwrap(scoped.mapped).map_err(|kept| Error::StillLent(kept.device().shared_name().clone()))?;
     let pages = mapped.unmap()?;
     if D::DEVICE_WRITES
         && let Some(copy) = pages.as_slice().get(..len)

@@ -329,4 +329,3 @@ impl<A: CpuIntent> Drop for CpuAccess<'_, A> {
         *(if A::WRITES { &mut users.cpu_writers } else { &mut users.cpu_readers }) -= 1;
     }
 }
-

@@ -13,8 +13,8 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use iommu::contract::{AddressSpace, Aperture, Iommu};
 use iommu::{
-    Access, AttachError, Fault, FaultReason, Iova, IovaRange, MapError, PAGE_SIZE, PhysAddr, PhysRange, Prot, RevokeError,
-    StreamId,
+    Access, AttachError, Fault, FaultReason, Iova, IovaRange, MapError, PAGE_SIZE, PhysAddr, PhysRange, Prot,
+    RevokeError, StreamId,
 };
 
 /// What tests may change.
@@ -80,23 +80,27 @@ impl FakeIommu {
         self.faults.lock().clone()
     }
 
-    /// What `stream` would do with the byte at `iova`.
-    fn translate(&self, stream: StreamId, iova: Iova, access: Access) -> Result<PhysAddr, Fault> {
+    /// Lets `stream` access the byte at `iova` and calls `f` with the physical address. No revocation completes meanwhile, as
+    /// one waits for the accesses that are under way.
+    fn access(&self, stream: StreamId, iova: Iova, access: Access, f: impl FnOnce(PhysAddr)) -> Result<(), Fault> {
         let streams = self.streams.lock();
-        let fault = |reason| Fault { stream, iova: Some(iova), access: Some(access), reason, event: "FAKE" };
         let result = match streams.get(&stream) {
-            None => Err(fault(FaultReason::Blocked)),
-            Some(Stream::Bypass) => Ok(PhysAddr::new(iova.get())),
+            None => Err(FaultReason::Blocked),
+            Some(Stream::Bypass) => {
+                f(PhysAddr::new(iova.get()));
+                Ok(())
+            }
             Some(Stream::Space(space)) => match fake(space) {
-                None => Err(fault(FaultReason::Configuration)),
-                Some(space) => space.walk(iova, access).map_err(fault),
+                None => Err(FaultReason::Configuration),
+                Some(space) => space.access(iova, access, f),
             },
         };
         drop(streams);
-        if let Err(fault) = result {
+        result.map_err(|reason| {
+            let fault = Fault { stream, iova: Some(iova), access: Some(access), reason, event: "FAKE" };
             self.faults.lock().push(fault);
-        }
-        result
+            fault
+        })
     }
 }
 
@@ -154,7 +158,7 @@ struct Tables {
 }
 
 impl FakeSpace {
-    fn walk(&self, iova: Iova, access: Access) -> Result<PhysAddr, FaultReason> {
+    fn access(&self, iova: Iova, access: Access, f: impl FnOnce(PhysAddr)) -> Result<(), FaultReason> {
         let page = iova.align_down(PAGE_SIZE).get();
         let mut state = self.state.lock();
         let cached = state.tlb.get(&page).copied();
@@ -170,7 +174,8 @@ impl FakeSpace {
         if !prot.contains(needed) {
             return Err(FaultReason::Permission);
         }
-        Ok(PhysAddr::new(phys + (iova.get() - page)))
+        f(PhysAddr::new(phys + (iova.get() - page)));
+        Ok(())
     }
 
     /// Pages that are mapped.
@@ -279,9 +284,10 @@ impl FakeBusMaster {
         let mut at = iova;
         let mut to = to;
         while !to.is_empty() {
-            let phys = self.iommu.translate(self.stream, at, Access::Read)?;
             let (now, rest) = to.split_at_mut(rest_of_page(at).min(to.len()));
-            self.memory.bus_read(phys, now);
+            self.iommu.access(self.stream, at, Access::Read, |phys| {
+                self.memory.bus_read(phys, now);
+            })?;
             at = at.checked_add(now.len() as u64).unwrap_or_default();
             to = rest;
         }
@@ -297,9 +303,10 @@ impl FakeBusMaster {
         let mut at = iova;
         let mut from = from;
         while !from.is_empty() {
-            let phys = self.iommu.translate(self.stream, at, Access::Write)?;
             let (now, rest) = from.split_at(rest_of_page(at).min(from.len()));
-            self.memory.bus_write(phys, now);
+            self.iommu.access(self.stream, at, Access::Write, |phys| {
+                self.memory.bus_write(phys, now);
+            })?;
             at = at.checked_add(now.len() as u64).unwrap_or_default();
             from = rest;
         }

@@ -117,6 +117,11 @@ impl FakeMemory {
         Box::leak(Box::new(Self { config, state: IrqMutex::new(state), until_failure: AtomicU64::new(u64::MAX) }))
     }
 
+    /// Whether the bus sees what the CPU writes at once.
+    pub fn is_snooped(&self) -> bool {
+        self.config.snooped
+    }
+
     /// Lets the next `operations` allocations and changes of cacheability succeed and the one after them fail, once.
     pub fn fail_after(&self, operations: u64) {
         self.until_failure.store(operations, Ordering::SeqCst);

@@ -177,8 +177,7 @@ impl Block {
     /// The most bytes, a multiple of the block size, that one request can transfer to or from `loan` starting at byte `offset`.
     /// For callers that split a long transfer.
     pub fn largest_transfer<L: Lent>(&self, loan: &L, offset: u64) -> u64 {
-        let range = offset..loan.len().max(offset);
-        let parts = Parts::new(loan, &range, self.geometry.max_segment);
+        let Ok(parts) = Parts::new(loan, &(offset..loan.len()), self.geometry.max_segment) else { return 0 };
         let bytes: u64 = parts.take(self.max_segments).map(|part| u64::from(part.len)).sum();
         // A chain's length has 32 bits; leave room for header and status.
         let bytes = bytes.min(u64::from(u32::MAX) - 2 * SECTOR_SIZE);
@@ -226,7 +225,7 @@ impl Block {
         access: Access,
         written: u32,
     ) -> Result<Transfer, Error> {
-        let data = Parts::new(&**loan, range, self.geometry.max_segment);
+        let data = Parts::new(&**loan, range, self.geometry.max_segment)?;
         let count = data.clone().take(self.max_segments + 1).count();
         if count > self.max_segments {
             let count = data.count();

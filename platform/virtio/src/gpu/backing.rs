@@ -140,7 +140,7 @@ impl Backing {
             // Every index was made from `holds`, which only grows.
             let Some(loan) = self.holds.get(*index) else { continue };
             check_loan(&**loan, device, Access::Read, range)?;
-            for part in Parts::new(&**loan, range, u32::MAX & !0xfff) {
+            for part in Parts::new(&**loan, range, u32::MAX & !0xfff)? {
                 if let Some(last) = parts.last_mut()
                     && last.iova.checked_add(u64::from(last.len)) == Some(part.iova)
                     && let Some(len) = last.len.checked_add(part.len)

@@ -22,6 +22,7 @@ pub use backing::{Backing, RowOrder};
 pub use display::{DisplayInfo, Edid, MAX_DIMENSION, Mode};
 pub use exchange::ResponseCode;
 pub use resource::{Rect, Resource};
+use resource::Claim;
 
 use crate::Error;
 use crate::device::{ConfigHandler, Core, Vectors};
@@ -201,8 +202,8 @@ impl Gpu {
     /// Those of every command (see [`Gpu::display_info`]); what has not been destroyed stays for another call.
     pub async fn reclaim(&self) -> Result<usize, Error> {
         let mut count = 0;
-        while let Some(id) = self.shared.table().lock().next_orphan() {
-            self.shared.destroy(id).await?;
+        while let Some(orphan) = Claim::orphan(&self.shared) {
+            orphan.destroy().await?;
             count += 1;
         }
         Ok(count)

@@ -27,12 +27,10 @@ pub struct Rect {
 /// only the device can say that it lets go. [`Resource::destroy`] asks it.
 #[must_use]
 pub struct Resource {
-    shared: Arc<Shared>,
-    id: u32,
+    claim: Claim,
     width: u32,
     height: u32,
     format: Format,
-    destroyed: bool,
 }
 
 impl Resource {
@@ -55,14 +53,15 @@ impl Resource {
         let inserted = shared.table().lock().insert(backing.into_holds());
         let id = inserted.map_err(|(error, _holds)| error)?;
         // From here on, giving up (or being dropped while waiting) leaves an orphan in the table.
-        let resource = Self { shared: shared.clone(), id, width, height, format, destroyed: false };
+        let claim = Claim { shared: shared.clone(), id, gone: false };
+        let resource = Self { claim, width, height, format };
 
         let mut message = Message::new("RESOURCE_CREATE_2D", command::RESOURCE_CREATE_2D);
         message.push(id)?.push(format as u32)?.push(width)?.push(height)?;
         if let Err(error) = shared.order(&message).await {
             if let Error::Gpu { .. } = error {
                 // Refused: the device has neither resource nor backing.
-                resource.gone();
+                resource.claim.remove();
             }
             return Err(error);
         }
@@ -76,7 +75,7 @@ impl Resource {
             }
             Some(memory) => {
                 let range = 0..list.bytes();
-                let data = Parts::new(&**memory, &range, u32::MAX);
+                let data = Parts::new(&**memory, &range, u32::MAX)?;
                 shared.add(&message, data, Loans::one(memory.clone()), CTRL_HDR_SIZE)?
             }
         };
@@ -94,7 +93,7 @@ impl Resource {
 
     /// The device's name for it.
     pub fn id(&self) -> u32 {
-        self.id
+        self.claim.id
     }
 
     /// Pixels of a row.
@@ -124,7 +123,7 @@ impl Resource {
     /// [`Error::OutsidePicture`], [`Error::BadFence`], and those of every command (see [`super::Gpu::display_info`]).
     pub async fn transfer(&self, rect: Rect) -> Result<(), Error> {
         let message = self.transfer_message(rect)?;
-        self.shared.order(&message).await
+        self.claim.shared.order(&message).await
     }
 
     /// Makes the part `rect` visible on the scanouts that show it.
@@ -134,7 +133,7 @@ impl Resource {
     /// As [`Resource::transfer`].
     pub async fn flush(&self, rect: Rect) -> Result<(), Error> {
         let message = self.flush_message(rect)?;
-        self.shared.order(&message).await
+        self.claim.shared.order(&message).await
     }
 
     /// [`Resource::transfer`] and [`Resource::flush`] with one doorbell. When it is over, the device has read the memory.
@@ -144,9 +143,9 @@ impl Resource {
     /// As [`Resource::transfer`].
     pub async fn present(&self, rect: Rect) -> Result<(), Error> {
         let (transfer, flush) = (self.transfer_message(rect)?, self.flush_message(rect)?);
-        let transfer = self.shared.add(&transfer, Parts::none(), Loans::none(), CTRL_HDR_SIZE)?;
-        let flush = self.shared.add(&flush, Parts::none(), Loans::none(), CTRL_HDR_SIZE);
-        self.shared.queue().kick();
+        let transfer = self.claim.shared.add(&transfer, Parts::none(), Loans::none(), CTRL_HDR_SIZE)?;
+        let flush = self.claim.shared.add(&flush, Parts::none(), Loans::none(), CTRL_HDR_SIZE);
+        self.claim.shared.queue().kick();
         let mut answer = [0; CTRL_HDR_SIZE];
         transfer.finish(response::OK_NODATA, &mut answer).await?;
         flush?.finish(response::OK_NODATA, &mut answer).await
@@ -159,43 +158,34 @@ impl Resource {
     ///
     /// Those of every command (see [`super::Gpu::display_info`]). Loans of which the device has not confirmed that it let go
     /// stay lent; [`super::Gpu::reclaim`] tries again.
-    pub async fn destroy(mut self) -> Result<(), Error> {
-        self.shared.destroy(self.id).await?;
-        self.destroyed = true;
-        Ok(())
+    pub async fn destroy(self) -> Result<(), Error> {
+        self.claim.destroy().await
     }
 
     pub(super) async fn show(&self, scanout: u32, rect: Rect) -> Result<(), Error> {
         self.check(rect)?;
         let mut message = Message::new("SET_SCANOUT", command::SET_SCANOUT);
-        push_rect(&mut message, rect)?.push(scanout)?.push(self.id)?;
-        self.shared.table().lock().may_show(self.id, scanout);
-        self.shared.order(&message).await?;
-        self.shared.table().lock().shows(self.id, scanout);
+        push_rect(&mut message, rect)?.push(scanout)?.push(self.claim.id)?;
+        self.claim.shared.table().lock().may_show(self.claim.id, scanout);
+        self.claim.shared.order(&message).await?;
+        self.claim.shared.table().lock().shows(self.claim.id, scanout);
         Ok(())
-    }
-
-    /// Takes the resource out of the table: the device has confirmed that it does not have it.
-    fn gone(mut self) {
-        let entry = self.shared.table().lock().remove(self.id);
-        drop(entry);
-        self.destroyed = true;
     }
 
     fn transfer_message(&self, rect: Rect) -> Result<Message, Error> {
         self.check(rect)?;
         let pixels = u64::from(rect.y) * u64::from(self.width) + u64::from(rect.x);
         let mut message = Message::new("TRANSFER_TO_HOST_2D", command::TRANSFER_TO_HOST_2D);
-        push_rect(&mut message, rect)?.push64(pixels * u64::from(BYTES_PER_PIXEL))?.push(self.id)?.push(0)?;
-        message.fence(self.shared.next_fence());
+        push_rect(&mut message, rect)?.push64(pixels * u64::from(BYTES_PER_PIXEL))?.push(self.claim.id)?.push(0)?;
+        message.fence(self.claim.shared.next_fence());
         Ok(message)
     }
 
     fn flush_message(&self, rect: Rect) -> Result<Message, Error> {
         self.check(rect)?;
         let mut message = Message::new("RESOURCE_FLUSH", command::RESOURCE_FLUSH);
-        push_rect(&mut message, rect)?.push(self.id)?.push(0)?;
-        message.fence(self.shared.next_fence());
+        push_rect(&mut message, rect)?.push(self.claim.id)?.push(0)?;
+        message.fence(self.claim.shared.next_fence());
         Ok(message)
     }
 
@@ -208,9 +198,38 @@ impl Resource {
     }
 }
 
-impl Drop for Resource {
+/// The right to command one resource, and the duty to destroy it: who drops it leaves an orphan in the table.
+pub(super) struct Claim {
+    shared: Arc<Shared>,
+    id: u32,
+    gone: bool,
+}
+
+impl Claim {
+    /// Takes over an orphan, if there is one.
+    pub fn orphan(shared: &Arc<Shared>) -> Option<Self> {
+        let id = shared.table().lock().take_orphan()?;
+        Some(Self { shared: shared.clone(), id, gone: false })
+    }
+
+    /// Destroys the resource.
+    pub async fn destroy(mut self) -> Result<(), Error> {
+        let result = self.shared.destroy(self.id).await;
+        self.gone = result.is_ok();
+        result
+    }
+
+    /// Takes the resource out of the table: the device has confirmed that it does not have it.
+    fn remove(mut self) {
+        let entry = self.shared.table().lock().remove(self.id);
+        drop(entry);
+        self.gone = true;
+    }
+}
+
+impl Drop for Claim {
     fn drop(&mut self) {
-        if !self.destroyed {
+        if !self.gone {
             self.shared.table().lock().orphan(self.id);
         }
     }

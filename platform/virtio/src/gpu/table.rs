@@ -95,9 +95,11 @@ impl Table {
         }
     }
 
-    /// A resource whose handle nobody holds.
-    pub fn next_orphan(&self) -> Option<u32> {
-        self.entries.iter().find(|entry| entry.orphan).map(|entry| entry.id)
+    /// A resource whose handle nobody held; the caller does from here on.
+    pub fn take_orphan(&mut self) -> Option<u32> {
+        let entry = self.entries.iter_mut().find(|entry| entry.orphan)?;
+        entry.orphan = false;
+        Some(entry.id)
     }
 
     /// Takes everything out and lets nothing in any more: the device has been reset.

@@ -4,7 +4,7 @@ use crate::Error;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
-use dma::{Device, Lent, Segment};
+use dma::{Device, Lent, Segment, Slices};
 use iommu::Iova;
 
 /// One contiguous piece of a device's address space, as a descriptor names it.
@@ -31,7 +31,7 @@ pub enum Access {
 ///
 /// [`Error::ForeignDevice`], [`Error::WrongDirection`], [`Error::OutsideLoan`].
 pub fn check_loan(loan: &dyn Lent, device: &Device, access: Access, range: &Range<u64>) -> Result<(), Error> {
-    if !loan.device().is_same(device) {
+    if loan.device() != device {
         return Err(Error::ForeignDevice);
     }
     match access {
@@ -49,46 +49,44 @@ pub fn check_loan(loan: &dyn Lent, device: &Device, access: Access, range: &Rang
 /// The pieces of a range of a loan, none longer than a limit.
 #[derive(Clone)]
 pub struct Parts<'a> {
-    segments: &'a [Segment],
-    /// Bytes to skip in the first of `segments`.
-    skip: u64,
-    left: u64,
+    slices: Option<Slices<'a>>,
+    /// What is left of the piece in hand.
+    current: Segment,
     max: u64,
 }
 
 impl<'a> Parts<'a> {
-    /// Cuts bytes `range` of `loan`, which has been checked by [`check_loan`], into pieces of at most `max` bytes (at least 1).
-    pub fn new(loan: &'a dyn Lent, range: &Range<u64>, max: u32) -> Self {
-        let left = range.end.saturating_sub(range.start);
-        Self { segments: loan.segments(), skip: range.start, left, max: u64::from(max.max(1)) }
+    /// Cuts bytes `range` of `loan` into pieces of at most `max` bytes (at least 1), and as the bus master's limits demand.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Dma`] if the range is not inside the loan.
+    pub fn new(loan: &'a dyn Lent, range: &Range<u64>, max: u32) -> Result<Self, Error> {
+        let slices = dma::slice(loan, range.start, range.end.saturating_sub(range.start))?;
+        Ok(Self { slices: Some(slices), current: NOTHING, max: u64::from(max.max(1)) })
     }
 
     /// No pieces.
     #[must_use]
-    pub fn none() -> Self {
-        Self { segments: &[], skip: 0, left: 0, max: 1 }
+    pub const fn none() -> Self {
+        Self { slices: None, current: NOTHING, max: 1 }
     }
 }
+
+const NOTHING: Segment = Segment { iova: Iova::new(0), len: 0 };
 
 impl Iterator for Parts<'_> {
     type Item = Part;
 
     fn next(&mut self) -> Option<Part> {
-        while self.left != 0 {
-            let (segment, rest) = self.segments.split_first()?;
-            if self.skip >= segment.len {
-                self.skip -= segment.len;
-                self.segments = rest;
-                continue;
-            }
-            let len = (segment.len - self.skip).min(self.left).min(self.max);
-            // A segment lies inside the address space, so the sum does not overflow. `max` is a `u32`.
-            let part = Part { iova: segment.iova.checked_add(self.skip)?, len: len as u32 };
-            self.skip += len;
-            self.left -= len;
-            return Some(part);
+        if self.current.len == 0 {
+            self.current = self.slices.as_mut()?.next()?;
         }
-        None
+        let len = self.current.len.min(self.max);
+        // `max` is a `u32`.
+        let part = Part { iova: self.current.iova, len: len as u32 };
+        self.current = Segment { iova: part.iova.checked_add(len)?, len: self.current.len - len };
+        Some(part)
     }
 }
 

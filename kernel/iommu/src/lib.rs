@@ -8,14 +8,18 @@
 #![deny(unsafe_code)]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 mod addr;
 pub mod contract;
 mod error;
 mod fault;
+pub mod iova;
+pub mod pgtable;
 mod prot;
 
 pub use addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr, PhysRange, StreamId, VirtAddr};
-pub use error::{AttachError, MapError, OutOfMemory, RevokeError};
+pub use error::{AttachError, GeometryError, IovaError, MapError, OutOfMemory, RevokeError};
 pub use fault::{Access, Fault, FaultReason, FaultSink};
 pub use prot::Prot;

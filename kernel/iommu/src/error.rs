@@ -1,5 +1,6 @@
 //! What can go wrong between a kernel and an IOMMU.
 
+use crate::domain::DomainKind;
 use crate::{Iova, IovaRange, StreamId};
 
 /// Memory for a table or a queue could not be had.
@@ -66,7 +67,7 @@ pub enum RevokeError {
     SplitsBlock(Iova),
 }
 
-/// Why a stream was not attached or blocked. The stream is where it was before.
+/// Why a stream or a group was not attached or blocked. It is where it was before, unless the variant says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttachError {
@@ -91,9 +92,82 @@ pub enum AttachError {
     /// The IOMMU has failed and takes no more commands.
     #[error("the IOMMU takes no more commands")]
     Dead,
+    /// A driver owns the group: the default domain cannot be attached, nor another driver's.
+    #[error("a driver owns the group")]
+    Owned,
+    /// No driver owns the group, or not with the domain that was named.
+    #[error("the group is not owned with this domain")]
+    NotOwned,
+    /// A domain of this kind cannot be attached in this way.
+    #[error("a domain of kind {0} cannot be attached so")]
+    WrongKind(DomainKind),
+    /// The group is being changed at this moment, by another core.
+    #[error("the group is being changed")]
+    Busy,
+    /// A change failed midway and could not be undone, because of this stream: all streams of the group were blocked as far
+    /// as the IOMMU did it. Nothing but blocking the group is possible from here.
+    #[error("the change could be neither completed nor undone for StreamID {0}")]
+    Stranded(StreamId),
 }
 
 impl From<OutOfMemory> for AttachError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+/// Why a table of the asked shape does not exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GeometryError {
+    /// The input size is not 32 to 48 bits.
+    #[error("input size of {0} bits is not supported")]
+    InputSize(u8),
+    /// The output size is not 32 to 48 bits.
+    #[error("output size of {0} bits is not supported")]
+    OutputSize(u8),
+    /// A stage 2 cannot have a larger input than output.
+    #[error("stage 2 input of {input} bits exceeds the output of {output} bits")]
+    InputExceedsOutput {
+        /// Bits of input.
+        input: u8,
+        /// Bits of output.
+        output: u8,
+    },
+}
+
+/// Why device addresses were not reserved, allocated or given back. Nothing has been changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum IovaError {
+    /// No free range is long enough, with that alignment and below that limit.
+    #[error("no {len:#x} bytes of device address space, aligned to {align:#x}, are free up to {limit}")]
+    NoSpace {
+        /// Bytes asked for.
+        len: u64,
+        /// Alignment asked for, in bytes.
+        align: u64,
+        /// The last address allowed.
+        limit: Iova,
+    },
+    /// Part of the range is allocated or reserved.
+    #[error("{0} is in use")]
+    InUse(IovaRange),
+    /// Exactly this range is not allocated (or, for a release, not reserved).
+    #[error("{0} was not given out")]
+    NotAllocated(IovaRange),
+    /// The range is not inside the window, or the window holds no page.
+    #[error("{0} is outside the window of device addresses")]
+    OutOfWindow(IovaRange),
+    /// An address or length is zero or not a multiple of the page size, or an alignment is not a power of two.
+    #[error("address, length or alignment does not fit the page size {0:#x}")]
+    Misaligned(u64),
+    /// No memory for bookkeeping.
+    #[error("out of memory")]
+    OutOfMemory,
+}
+
+impl From<OutOfMemory> for IovaError {
     fn from(_: OutOfMemory) -> Self {
         Self::OutOfMemory
     }

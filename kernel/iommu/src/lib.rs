@@ -8,14 +8,22 @@
 #![deny(unsafe_code)]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 mod addr;
 pub mod contract;
+pub mod domain;
 mod error;
 mod fault;
+pub mod group;
+pub mod iova;
+pub mod pgtable;
 mod prot;
+#[cfg(test)]
+mod testing;
 
 pub use addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr, PhysRange, StreamId, VirtAddr};
-pub use error::{AttachError, MapError, OutOfMemory, RevokeError};
+pub use error::{AttachError, GeometryError, IovaError, MapError, OutOfMemory, RevokeError};
 pub use fault::{Access, Fault, FaultReason, FaultSink};
 pub use prot::Prot;

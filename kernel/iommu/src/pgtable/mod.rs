@@ -1,0 +1,98 @@
+//! VMSAv8-64 translation tables, stage 1 and 2, for any IOMMU that walks them (DDI 0487, chapter D8; IHI 0070, 3.4).
+//!
+//! A [`PageTable`] changes tables and makes the change visible to the walker. It sends no command: a map needs no
+//! invalidation, since nothing invalid is cached, and what an unmap needs is said by the [`Unmapped`] it returns.
+//!
+//! # Which leaves a mapping gets
+//!
+//! At each address the largest block that the rest of the physical run, both alignments and the tables already there allow
+//! (physically adjacent runs count as one), else pages; the Contiguous bit on every naturally aligned group that lies in one
+//! run. [`Prot::PAGEWISE`] asks for single pages without the hint. A block is only put where no table is linked. What a later
+//! [`PageTable::unmap`] may cut follows from that: it takes away whole leaves and whole contiguous groups, and refuses the
+//! rest, because changing the size of a live leaf would need break-before-make under a running device. Who unmaps what it
+//! mapped never meets this.
+//!
+//! # Concurrency
+//!
+//! All methods take `&self` and no lock. Callers that run at the same time work on disjoint ranges; an IOVA allocator sees to
+//! that. Whoever breaks this rule still cannot lose a table, make a device reach anything that was not mapped, or map an
+//! address twice: a mapping first claims every entry by compare-exchange from *empty* to a value that is invalid to hardware,
+//! and only when it has claimed all of them writes leaves. So of two overlapping mappings at most one succeeds, and the other
+//! is undone without hardware having seen any of it.
+//!
+//! # Invariants
+//!
+//! - Tables are only ever added, and freed when the whole [`PageTable`] drops. No walker has a pointer to a freed table as long
+//!   as the owner drops the table after the hardware has let go of the root.
+//! - A table's contents are visible to the walker before the link to it is; the link is, before any leaf below counts as
+//!   mapped. When `map` or `unmap` returns, its leaves are visible.
+
+mod descriptor;
+mod geometry;
+mod map;
+mod node;
+#[cfg(test)]
+mod tests;
+mod unmap;
+mod walk;
+
+pub use descriptor::{MAIR, MAIR_DEVICE, MAIR_NON_CACHEABLE, MAIR_WRITE_BACK};
+pub use geometry::{Geometry, Granule, Stage};
+pub use unmap::Unmapped;
+
+use crate::contract::TableMemory;
+use crate::{Iova, OutOfMemory, PhysAddr, Prot};
+use core::fmt;
+use core::sync::atomic::Ordering;
+use node::Node;
+
+/// One set of translation tables.
+pub struct PageTable {
+    geometry: Geometry,
+    memory: &'static dyn TableMemory,
+    root: Node,
+}
+
+impl PageTable {
+    /// Makes tables in which nothing is mapped.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] when the root cannot be allocated.
+    pub fn new(geometry: Geometry, memory: &'static dyn TableMemory) -> Result<Self, OutOfMemory> {
+        let root = Node::new(&geometry, geometry.start(), memory)?;
+        Ok(Self { geometry, memory, root })
+    }
+
+    /// Where the first table is, for TTB0 or S2TTB.
+    pub fn root(&self) -> PhysAddr {
+        self.root.table().phys()
+    }
+
+    /// The shape of the tables.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Translates as the hardware would, and says what the leaf permits.
+    pub fn translate(&self, iova: Iova) -> Option<(PhysAddr, Prot)> {
+        let address = iova.get();
+        if address >= self.geometry.input_end() {
+            return None;
+        }
+        let place = self.place(address);
+        let entry = place.node.entry(place.index).load(Ordering::Acquire);
+        if !descriptor::is_leaf(entry, place.level) {
+            return None;
+        }
+        let offset = self.geometry.level(place.level).size() - 1;
+        let phys = descriptor::address(entry) & !offset | address & offset;
+        Some((PhysAddr::new(phys), descriptor::decode(self.geometry.stage(), entry)))
+    }
+}
+
+impl fmt::Debug for PageTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PageTable({} at {})", self.geometry, self.root())
+    }
+}

@@ -91,7 +91,7 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// [`Error::Blocked`] or [`Error::OwnedDomain`] where the group is attached to nothing or to another domain,
+    /// [`Error::NotAttached`] or [`Error::OwnedDomain`] where the group is attached to nothing or to another domain,
     /// [`Error::BadLimits`], [`Error::OutOfMemory`].
     ///
     /// # Safety
@@ -379,7 +379,7 @@ impl Translated {
 fn not_attached(state: AttachmentState, name: &Arc<str>) -> Error {
     match state {
         AttachmentState::Owned => Error::OwnedDomain(name.clone()),
-        _ => Error::Blocked(name.clone()),
+        _ => Error::NotAttached { device: name.clone(), state },
     }
 }
 

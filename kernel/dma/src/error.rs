@@ -5,7 +5,7 @@ use crate::quarantine::Quarantined;
 use alloc::collections::TryReserveError;
 use alloc::sync::Arc;
 use core::fmt;
-use iommu::{AttachError, Iova, IovaError, MapError, OutOfMemory, PhysRange};
+use iommu::{AttachError, AttachmentState, Iova, IovaError, MapError, OutOfMemory, PhysRange};
 
 /// Why a request of the DMA-API was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,9 +36,14 @@ pub enum Error {
         /// How much memory there is.
         size: u64,
     },
-    /// The device is not attached to the domain of the DMA-API: it is blocked.
-    #[error("{0} is blocked: it has no address space")]
-    Blocked(Arc<str>),
+    /// The device is not attached to the domain of the DMA-API.
+    #[error("{device} has no address space to map in: it is {state}")]
+    NotAttached {
+        /// Who.
+        device: Arc<str>,
+        /// What its group is attached to.
+        state: AttachmentState,
+    },
     /// The device is attached to a domain of its driver's own, which the DMA-API leaves alone.
     #[error("{0} is attached to a domain of its driver's own")]
     OwnedDomain(Arc<str>),

@@ -19,7 +19,10 @@ use core::cell::Cell;
 pub(super) enum Use {
     Free,
     Allocated,
+    /// Taken by address, until it is released.
     Reserved,
+    /// Taken by address, for good.
+    Withheld,
     /// Lent to a cache of small ranges.
     Chunk,
 }
@@ -436,3 +439,6 @@ impl Node {
         self.start + self.len
     }
 }
+
+#[cfg(test)]
+mod tests;

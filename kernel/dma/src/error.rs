@@ -5,7 +5,8 @@ use crate::quarantine::Quarantined;
 use alloc::collections::TryReserveError;
 use alloc::sync::Arc;
 use core::fmt;
-use iommu::{AttachError, AttachmentState, Iova, IovaError, MapError, OutOfMemory, PhysRange};
+use iommu::group::AttachmentState;
+use iommu::{AttachError, Iova, IovaError, MapError, OutOfMemory, PhysRange};
 
 /// Why a request of the DMA-API was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -68,8 +68,7 @@ fn a_hostile_device_that_writes_all_the_time_reaches_only_what_is_lent() {
 fn attachments_and_accesses_of_many_threads_keep_the_rules_of_a_shared_buffer() {
     let system = FakeSystem::new();
     let (blk, gpu) = (system.device("blk").unwrap(), system.device("gpu").unwrap());
-    let picture =
-        SharedBuffer::new("picture", PageSet::zeroed(system.memory, 4096, Ladder::SINGLE_PAGES).unwrap());
+    let picture = SharedBuffer::new("picture", PageSet::zeroed(system.memory, 4096, Ladder::SINGLE_PAGES).unwrap());
     std::thread::scope(|scope| {
         for thread in 0..4 {
             let (picture, blk, gpu) = (&picture, &blk, &gpu);

@@ -108,8 +108,7 @@ fn coherent_memory_that_cannot_be_made_cacheable_again_is_not_freed() {
 fn shared_buffers() {
     let system = FakeSystem::new();
     let (blk, gpu) = (system.device("blk").unwrap(), system.device("gpu").unwrap());
-    let picture =
-        SharedBuffer::new("picture", PageSet::zeroed(system.memory, 8192, Ladder::SINGLE_PAGES).unwrap());
+    let picture = SharedBuffer::new("picture", PageSet::zeroed(system.memory, 8192, Ladder::SINGLE_PAGES).unwrap());
     for n in 0..2 {
         system.iommu.fail_map_after(n);
         let attach = || Ok((picture.attach::<FromDevice>(&blk.device)?, picture.attach::<ToDevice>(&gpu.device)?));

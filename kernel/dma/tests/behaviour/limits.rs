@@ -129,10 +129,8 @@ fn without_an_iommu_scattered_memory_has_a_segment_for_each_run() {
     assert_eq!(starts, [0x8000_0000, 0x8000_2000, 0x8000_4000]);
     assert_eq!(mapped.len(), 3 * 4096);
     let pieces: Vec<Segment> = slice(&mapped, 4000, 200).unwrap().collect();
-    let expected = [
-        Segment { iova: Iova::new(0x8000_0fa0), len: 96 },
-        Segment { iova: Iova::new(0x8000_2000), len: 104 },
-    ];
+    let expected =
+        [Segment { iova: Iova::new(0x8000_0fa0), len: 96 }, Segment { iova: Iova::new(0x8000_2000), len: 104 }];
     assert_eq!(pieces, expected);
     assert_eq!(mapped.unmap().unwrap().runs().len(), 3);
 }
@@ -157,8 +155,7 @@ fn windows_that_are_not_whole_pages_or_overflow_are_refused() {
     let memory = memory_at(0x8000_0000, 0);
     for wrong in [window(0x8000_0800, 0x1000, 0), window(0x8000_0000, 0x1000, 0x10), window(0, 0x2000, !0xfff)] {
         let windows = [wrong];
-        let config =
-            DirectConfig { name: "x", windows: &windows, limits: Limits::NONE, coherent: true, memory };
+        let config = DirectConfig { name: "x", windows: &windows, limits: Limits::NONE, coherent: true, memory };
         // SAFETY: there is no bus master at all.
         assert!(matches!(unsafe { Device::direct(config) }, Err(Error::BadWindow(_))));
     }

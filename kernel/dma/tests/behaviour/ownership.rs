@@ -144,7 +144,8 @@ fn a_mapping_outlives_every_handle_of_its_device_harmlessly() {
 #[test]
 fn while_a_driver_owns_the_address_space_the_dma_api_refuses_and_gives_the_buffer_back() {
     use iommu::contract::Iommu;
-    use iommu::{Domain, DomainKind, Iova, IovaRange};
+    use iommu::domain::{Domain, DomainKind};
+    use iommu::{Iova, IovaRange};
     let system = FakeSystem::new();
     let gpu = system.device("gpu").unwrap();
     let kept = gpu.device.map::<FromDevice, _>(gpu.device.pages(4096).unwrap()).unwrap();

@@ -85,9 +85,8 @@ fn a_mapping_that_the_dma_api_did_not_make_is_explained_as_such() {
 fn more_loans_than_there_are_places_are_counted_and_still_found_mapped() {
     let system = FakeSystem::new();
     let blk = system.device("blk").unwrap();
-    let all: Vec<_> = (0..1500)
-        .map(|_| blk.device.map::<ToDevice, _>(blk.device.pages(4096).unwrap()).unwrap())
-        .collect();
+    let all: Vec<_> =
+        (0..1500).map(|_| blk.device.map::<ToDevice, _>(blk.device.pages(4096).unwrap()).unwrap()).collect();
     let stats = blk.device.stats();
     assert_eq!(stats.live_mappings, 1500);
     assert!(stats.unrecorded > 0 && stats.unrecorded < 800, "{}", stats.unrecorded);

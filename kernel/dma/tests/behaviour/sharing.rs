@@ -2,7 +2,8 @@
 
 use dma::fakes::FakeSystem;
 use dma::{
-    Bidirectional, BusyWith, CpuReads, CpuWrites, Error, FromDevice, Ladder, Lent, PageSet, SharedBuffer, ToDevice, Users,
+    Bidirectional, BusyWith, CpuReads, CpuWrites, Error, FromDevice, Ladder, Lent, PageSet, SharedBuffer, ToDevice,
+    Users,
 };
 use iommu::FaultReason;
 

@@ -5,6 +5,7 @@ use crate::quarantine::Quarantined;
 use alloc::collections::TryReserveError;
 use alloc::sync::Arc;
 use core::fmt;
+use iommu::group::AttachmentState;
 use iommu::{AttachError, Iova, IovaError, MapError, OutOfMemory, PhysRange};
 
 /// Why a request of the DMA-API was not carried out.
@@ -36,9 +37,14 @@ pub enum Error {
         /// How much memory there is.
         size: u64,
     },
-    /// The device is not attached to the domain of the DMA-API: it is blocked.
-    #[error("{0} is blocked: it has no address space")]
-    Blocked(Arc<str>),
+    /// The device is not attached to the domain of the DMA-API.
+    #[error("{device} has no address space to map in: it is {state}")]
+    NotAttached {
+        /// Who.
+        device: Arc<str>,
+        /// What its group is attached to.
+        state: AttachmentState,
+    },
     /// The device is attached to a domain of its driver's own, which the DMA-API leaves alone.
     #[error("{0} is attached to a domain of its driver's own")]
     OwnedDomain(Arc<str>),

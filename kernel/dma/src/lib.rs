@@ -56,7 +56,6 @@ mod record;
 mod scoped;
 mod share;
 mod site;
-pub mod standin;
 mod view;
 
 pub use buffer::Buffer;

@@ -439,3 +439,6 @@ impl Node {
         self.start + self.len
     }
 }
+
+#[cfg(test)]
+mod tests;

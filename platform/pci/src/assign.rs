@@ -106,7 +106,7 @@ fn largest(layouts: &[Layouts], item: &Item) -> Option<(usize, u8, u64)> {
 fn items(index: usize, node: &Node, behind: Option<&Layouts>) -> Vec<(Item, Class)> {
     let mut items = Vec::new();
     if node.failure.is_none() {
-        for bar in node.bars.iter().flatten() {
+        for bar in node.bars.iter().flatten().filter(|bar| node.unassigned & 1 << bar.index == 0) {
             let class = match bar.kind {
                 BarKind::Io => Class::Io,
                 BarKind::Memory { wide: true, .. } => Class::High,
@@ -197,8 +197,8 @@ fn give_up(nodes: &mut [Node], culprit: &Culprit) {
     let Some(node) = nodes.get_mut(culprit.node) else { return };
     if !culprit.io {
         node.failure = Some(PciError::NoSpace { bar: culprit.bar, size: culprit.size });
-    } else if let Some(slot) = node.bars.get_mut(usize::from(culprit.bar)) {
-        *slot = None;
+    } else {
+        node.unassigned |= 1 << culprit.bar;
     }
 }
 

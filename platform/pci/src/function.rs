@@ -172,7 +172,7 @@ impl Function {
         }
     }
 
-    /// The BARs that the function has.
+    /// The BARs that the function has. An I/O BAR may have no address: I/O space is small, and nothing here needs it.
     pub fn bars(&self) -> impl Iterator<Item = &Bar> {
         self.bars.iter().flatten()
     }

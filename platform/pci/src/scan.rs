@@ -54,6 +54,8 @@ pub(crate) struct Node {
     pub extended: Vec<ExtendedCapability>,
     pub port: Option<PortType>,
     pub bars: Bars,
+    /// One bit for each I/O BAR that gets no address, because the windows have no room for it.
+    pub unassigned: u8,
     pub bridge: Option<Bridge>,
     /// The bus addresses and sizes that the bridge forwards: I/O, memory, prefetchable memory.
     pub windows: [Option<(u64, u64)>; 3],
@@ -137,6 +139,7 @@ impl Scan {
             extended: Vec::new(),
             port: None,
             bars: Bars::default(),
+            unassigned: 0,
             bridge: None,
             windows: [None; 3],
             alias: bus.alias,

@@ -10,7 +10,8 @@
 //! consumed and none of them was refused. By 3.21.1 of the architecture no transaction that used the old translations is then
 //! still under way, whichever stream sent it.
 //!
-//! - A range is invalidated even where nothing was mapped: an earlier revocation may have cleared the leaves and failed.
+//! - A range is invalidated even where nothing was mapped: an earlier revocation may have cleared the leaves and failed, or
+//!   another core may have cleared them and not yet got as far as invalidating.
 //! - After a failed revocation the next one invalidates the whole space: level hints that fit today's leaves need not fit what
 //!   the TLB still holds.
 //! - Tables are freed, and the identifier is, only after an invalidation of everything tagged with it. If that fails they

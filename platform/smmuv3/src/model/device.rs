@@ -257,6 +257,11 @@ impl Model {
         }
     }
 
+    /// Writes a record of an unknown stream.
+    pub(super) fn flood(&self, state: &mut State) {
+        self.record(state, [head(number::C_BAD_STREAMID, u32::MAX), 0, 0, 0]);
+    }
+
     /// Loads into the caches what the eager streams can reach.
     pub(super) fn prefetch(&self, state: &mut State) {
         if state.eager.is_empty() || !state.regs.on(Cr0::SMMUEN) {

@@ -103,6 +103,8 @@ pub struct Behaviour {
     pub refuse: Option<u8>,
     /// So many reads of commands are aborted (CERROR_ABT).
     pub abort_fetches: u32,
+    /// So many writes of EVENTQ_CONS are each followed by a new record.
+    pub flood: u32,
     /// What CMDQ_CONS reads as, whatever the truth.
     pub lie: Option<u32>,
 }
@@ -117,6 +119,7 @@ impl Default for Behaviour {
             records: 1,
             refuse: None,
             abort_fetches: 0,
+            flood: 0,
             lie: None,
         }
     }

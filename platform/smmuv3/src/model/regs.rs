@@ -192,6 +192,10 @@ impl Model {
                     state.violation(format!("EVENTQ_CONS {value:#x} moves backwards or past EVENTQ_PROD"));
                 }
                 state.regs.eventq_cons = value;
+                if let Some(left) = state.behaviour.flood.checked_sub(1) {
+                    state.behaviour.flood = left;
+                    self.flood(&mut state);
+                }
             }
             _ => state.violation(format!("32-bit write of offset {offset:#x}")),
         }

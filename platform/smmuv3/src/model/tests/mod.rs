@@ -48,7 +48,7 @@ struct Rig {
 
 /// Nothing times out: for an SMMU that does what it is told, however slowly and however busy the host is.
 fn patient() -> Config {
-    let forever = Duration::from_secs(600);
+    let forever = Duration::from_secs(60);
     Config { eventq_log2: 7, input_bits: 32, sync_timeout: forever, acknowledge_timeout: forever, ..Config::default() }
 }
 

@@ -1,8 +1,9 @@
 //! Every state that the SMMU can see during an update, by brute force.
 //!
 //! The checker keeps, for each word, every value that was in memory since the last completed invalidation, and after each
-//! store looks at *every* combination of them: that is what an SMMU may have cached. Broken by hand and seen red: writing all
-//! words in one go; the switch before the staged words; no sync before the clean-up; `used` without S1CONTEXTPTR.
+//! store looks at *every* combination of them: that is what an SMMU may have cached.
+//!
+//! Seen red: the switch before the staged words; the switch and the clean-up in one go; `used` without S1CONTEXTPTR.
 
 use super::*;
 use crate::descriptors;

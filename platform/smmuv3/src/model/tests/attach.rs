@@ -1,9 +1,10 @@
 //! Attaching, replacing and blocking.
 //!
-//! Seen red: no CFGI_STE; no CMD_SYNC behind it; STE not published; CFGI_STE with Leaf set for a new second-level table; second
-//! level linked before it was filled; CD not published; the same ASID for two spaces; the old space freed before the change
-//! completed; ASID freed without an invalidation; a foreign address space accepted; a change that failed leaving the stream
-//! attached.
+//! Seen red: no CFGI_STE, or for the wrong stream; no CMD_SYNC behind it; CFGI_STE with Leaf set for a new second-level table;
+//! STE, L1STD, second level or CD not published; a wrong Span; the same ASID or VMID for two spaces; an ASID freed without an
+//! invalidation; a space freed although its last invalidation failed, or although the change away from it was refused; a foreign
+//! address space accepted; a change that failed leaving the stream attached, or taken for done when it is asked for again;
+//! StreamIDs beyond the table; two changes of one stream at a time.
 
 use super::super::Consumption;
 use super::super::device::Stopped;
@@ -221,6 +222,48 @@ fn after_a_refused_invalidation_the_old_space_stays_in_memory_and_blocking_is_no
     rig.smmu.block(id(8)).unwrap();
     assert_eq!(rig.reads(8, 0x1000), None);
     rig.model.assert_clean();
+}
+
+#[test]
+fn blocking_again_after_a_refused_invalidation_is_not_taken_for_done_although_the_ste_is_the_same() {
+    let rig = rig(Traits::NESTED);
+    bypass(&rig, 8);
+    assert_eq!(rig.reads(8, 0x1000), Some(0x1000));
+    rig.model.behave(|b| b.refuse = Some(opcode::CFGI_STE as u8));
+    assert_eq!(rig.smmu.block(id(8)), Err(AttachError::Dead));
+    assert_eq!(rig.reads(8, 0x1000), Some(0x1000), "the SMMU still has the old STE");
+    rig.smmu.block(id(8)).unwrap();
+    assert_eq!(rig.reads(8, 0x1000), None);
+    rig.model.assert_clean();
+}
+
+#[test]
+fn threads_that_change_one_stream_do_it_one_after_another() {
+    for _ in 0..20 {
+        let rig = rig(Traits::NESTED);
+        rig.model.eager([8]);
+        rig.model.behave(|b| b.consumption = Consumption::PerLook(1));
+        let ready = std::sync::Barrier::new(3);
+        std::thread::scope(|scope| {
+            for thread in 0..3 {
+                let (rig, ready) = (&rig, &ready);
+                scope.spawn(move || {
+                    let space = rig.space();
+                    map(&space, iova(0x1000, PAGE), ram(thread * PAGE, PAGE), RW).unwrap();
+                    ready.wait();
+                    for _ in 0..10 {
+                        rig.smmu.attach(id(8), &space).unwrap();
+                        if thread == 0 {
+                            rig.smmu.block(id(8)).unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        // Whichever space the stream has is the one that is still there.
+        assert_eq!(rig.reads(8, 0x1000).is_some(), rig.smmu.attached_streams() == 1);
+        rig.model.assert_clean();
+    }
 }
 
 #[test]

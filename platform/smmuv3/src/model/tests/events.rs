@@ -1,7 +1,7 @@
 //! Events: told once, in words, and never lost without being counted.
 //!
-//! Seen red: EVENTQ_CONS not written; the queue not looked at again after EVENTQ_CONS was written; OVFLG not acknowledged; no
-//! coalescing; coalescing by stream alone.
+//! Seen red: EVENTQ_CONS not written; the queue left after one look; records not observed; OVFLG not acknowledged; other
+//! global errors not acknowledged; no coalescing; coalescing by stream alone; a flood not skipped.
 
 use super::super::Overflow;
 use super::*;

@@ -1,7 +1,6 @@
 //! The driver on the model.
 //!
-//! Bugs that were put into the driver by hand and seen to turn a test red: see the list at the end of each file's module
-//! documentation.
+//! Bugs that were put into the driver by hand and seen to turn a test red are listed at the head of each file.
 
 mod attach;
 mod events;

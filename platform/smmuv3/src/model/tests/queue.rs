@@ -1,7 +1,8 @@
 //! The command queue: wrapping, filling up, errors, and producers in parallel.
 //!
-//! Seen red: a full queue overwritten; the wrap bit dropped; ERR not masked out of CMDQ_CONS; a refused command not replaced;
-//! GERRORN not written; the positions of refused commands forgotten; a nonsensical index believed.
+//! Seen red: a full queue overwritten; the wrap bit dropped; commands not published, before and after the wrap; a refused
+//! command not replaced, or its replacement not published; GERRORN not written; the positions of refused commands forgotten; a
+//! nonsensical index believed; Service Failure Mode ignored.
 
 use super::super::Consumption;
 use super::*;

@@ -1,7 +1,6 @@
 //! From reset to translation.
 //!
-//! Seen red: GBPA.ABORT not set; tables programmed after SMMUEN; no invalidation before SMMUEN; IPS not clamped; CR0ACK not
-//! awaited.
+//! Seen red: GBPA.ABORT not set; SMMUEN before the caches are invalidated; no CFGI_ALL; IPS not clamped; CR0ACK not awaited.
 
 use super::*;
 use crate::spec::command::opcode;

@@ -10,3 +10,4 @@ extern crate alloc;
 pub mod cmdline;
 pub mod disk;
 pub mod machine;
+pub mod picture;

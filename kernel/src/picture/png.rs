@@ -177,8 +177,11 @@ fn inflate(header: &Header, file: &[u8], to: &mut [u8]) -> Result<Palette, Error
     Ok(palette)
 }
 
-/// Takes a chunk off the front: its type, its data, and what follows.
-fn chunk(file: &[u8]) -> Result<(&[u8; 4], &[u8], &[u8]), Error> {
+/// A chunk's type, its data, and what follows it.
+type Chunk<'a> = (&'a [u8; 4], &'a [u8], &'a [u8]);
+
+/// Takes a chunk off the front.
+fn chunk(file: &[u8]) -> Result<Chunk<'_>, Error> {
     let missing = |needed: u64| Error::Truncated { missing: needed.saturating_sub(file.len() as u64).max(1) };
     let (length, body) = file.split_first_chunk::<4>().ok_or(missing(12))?;
     let length = u32::from_be_bytes(*length);

@@ -45,7 +45,7 @@ impl BlockDevice for Disk {
 }
 
 fn disk(system: &FakeSystem) -> Disk {
-    let bytes = (0..64 * BLOCK).map(|byte| (byte * 7 >> 3) as u8).collect();
+    let bytes = (0..64 * BLOCK).map(|byte| ((byte * 7) >> 3) as u8).collect();
     Disk { device: system.device("disk").unwrap(), bytes, keeps: None }
 }
 

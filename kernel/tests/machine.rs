@@ -236,6 +236,10 @@ fn references_to_nowhere_or_to_the_wrong_kind_are_named() {
     assert_eq!(what, PropertyFault::WrongKind { phandle: 0x8004, wanted: "an SMMUv3" });
     let (node, property, what) = fault(|tree| _ = tree.at("/timer").set("phandle", cells(&[0x8003])));
     assert_eq!((property, what), ("phandle", PropertyFault::Phandle(0x8003)), "{node}");
+    for reserved in [0, u32::MAX] {
+        let (node, _, what) = fault(|tree| _ = tree.at("/timer").set("phandle", cells(&[reserved])));
+        assert_eq!((node.as_str(), what), ("/timer", PropertyFault::Phandle(reserved)));
+    }
     let (node, property, what) = fault(|tree| _ = tree.at("/chosen").set("stdout-path", "/nothing\0"));
     assert_eq!((node.as_str(), property, what), ("/chosen", "stdout-path", PropertyFault::Path));
 }

@@ -7,6 +7,8 @@
 
 extern crate alloc;
 
+pub mod cmdline;
+pub mod disk;
 pub mod log;
 pub mod machine;
 pub mod mm;

@@ -15,6 +15,7 @@ mod addr;
 pub mod contract;
 mod error;
 mod fault;
+pub mod iova;
 pub mod pgtable;
 mod prot;
 

@@ -111,7 +111,11 @@ impl Header {
         }
         let block = |block, offset: u32, size: u32, align: u32| {
             let inside = offset.checked_add(size).is_some_and(|end| end as usize <= total);
-            if !inside || (offset as usize) < HEADER || offset % align != 0 || size % align.min(4) != 0 {
+            if !inside
+                || (offset as usize) < HEADER
+                || !offset.is_multiple_of(align)
+                || !size.is_multiple_of(align.min(4))
+            {
                 return Err(HeaderFault::Block { block, offset, size });
             }
             Ok((offset as usize, size as usize))

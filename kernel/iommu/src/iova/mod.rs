@@ -123,16 +123,7 @@ impl IovaAllocator {
     /// [`IovaError::InUse`] if any of it is allocated or reserved; [`IovaError::OutOfWindow`], [`IovaError::Misaligned`],
     /// [`IovaError::OutOfMemory`].
     pub fn reserve(&self, range: IovaRange) -> Result<(), IovaError> {
-        if range.is_empty() || !range.is_aligned(self.page_size()) {
-            return Err(IovaError::Misaligned(self.page_size()));
-        }
-        if !self.window.covers(range) {
-            return Err(IovaError::OutOfWindow(range));
-        }
-        let (start, len) = self.pages(range);
-        let taken =
-            self.reclaiming(start, start + len, |tree| Ok(tree.take(start, len, Use::Reserved)?.then_some(())))?;
-        taken.ok_or(IovaError::InUse(range))
+        self.take(range, Use::Reserved)
     }
 
     /// Gives back what [`IovaAllocator::reserve`] took.
@@ -166,7 +157,7 @@ impl IovaAllocator {
         let align = (align >> self.page_shift).max(1);
         let limit = (limit.get() >> self.page_shift) + u64::from(!limit.get() & (self.page_size() - 1) == 0);
         // log2 of the least power of two that is no less than either.
-        let class = u64::BITS - (pages - 1 | align - 1).leading_zeros();
+        let class = u64::BITS - ((pages - 1) | (align - 1)).leading_zeros();
         let cached = match self.cores.get(cpu::index()) {
             Some(core) if (class as usize) < CLASSES => self.allocate_small(core, class as u8, pages as u8, limit),
             _ => None,
@@ -312,6 +303,33 @@ impl IovaAllocator {
                 word.fetch_and(!bit, Relaxed)
             };
         }
+    }
+
+    /// Takes exactly `range` for good: what [`IovaAllocator::release`] gives back are other ranges.
+    ///
+    /// # Errors
+    ///
+    /// As [`IovaAllocator::reserve`].
+    pub(crate) fn withhold(&self, range: IovaRange) -> Result<(), IovaError> {
+        self.take(range, Use::Withheld)
+    }
+
+    /// Undoes [`IovaAllocator::withhold`].
+    pub(crate) fn restore(&self, range: IovaRange) {
+        let (start, len) = self.pages(range);
+        self.shared.lock().give_back(start, len, Use::Withheld);
+    }
+
+    fn take(&self, range: IovaRange, used: Use) -> Result<(), IovaError> {
+        if range.is_empty() || !range.is_aligned(self.page_size()) {
+            return Err(IovaError::Misaligned(self.page_size()));
+        }
+        if !self.window.covers(range) {
+            return Err(IovaError::OutOfWindow(range));
+        }
+        let (start, len) = self.pages(range);
+        let taken = self.reclaiming(start, start + len, |tree| Ok(tree.take(start, len, used)?.then_some(())))?;
+        taken.ok_or(IovaError::InUse(range))
     }
 
     /// Allocates from the tree.

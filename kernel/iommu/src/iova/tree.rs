@@ -19,7 +19,10 @@ use core::cell::Cell;
 pub(super) enum Use {
     Free,
     Allocated,
+    /// Taken by address, until it is released.
     Reserved,
+    /// Taken by address, for good.
+    Withheld,
     /// Lent to a cache of small ranges.
     Chunk,
 }

@@ -133,7 +133,7 @@ pub fn alloc(count: usize, zone: Zone) -> Result<PhysRange, Error> {
 ///
 /// # Errors
 ///
-/// As [`alloc`].
+/// As [`alloc`](fn@alloc).
 pub fn alloc_aligned(count: usize, alignment: u64, zone: Zone) -> Result<PhysRange, Error> {
     with(|zones| zones.alloc(count, alignment, zone))
 }
@@ -142,7 +142,7 @@ pub fn alloc_aligned(count: usize, alignment: u64, zone: Zone) -> Result<PhysRan
 ///
 /// # Errors
 ///
-/// As [`alloc`].
+/// As [`alloc`](fn@alloc).
 pub fn alloc_zeroed(count: usize, zone: Zone) -> Result<PhysRange, Error> {
     let range = alloc(count, zone)?;
     // SAFETY: the frames are ours alone, and mapped in the linear map.

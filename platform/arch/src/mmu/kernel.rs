@@ -146,10 +146,10 @@ pub fn init(memory: impl IntoIterator<Item = Physical>) -> Result<(), MapError> 
 
     let fixed = image_to_phys(layout::image_start())..image_to_phys(layout::rodata_end());
     for range in memory {
-        let range = range.start.next_multiple_of(PAGE)..range.end & !(PAGE - 1);
-        if range.end > LINEAR_LIMIT {
+        if range.start.max(range.end) > LINEAR_LIMIT {
             return Err(MapError::OutOfReach(range.end));
         }
+        let range = range.start.next_multiple_of(PAGE)..range.end & !(PAGE - 1);
         let before = range.start..range.end.min(fixed.start);
         let inside = range.start.max(fixed.start)..range.end.min(fixed.end);
         let after = range.start.max(fixed.end)..range.end;

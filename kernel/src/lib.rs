@@ -7,8 +7,10 @@
 
 extern crate alloc;
 
+pub mod class;
 pub mod cmdline;
 pub mod disk;
 pub mod log;
 pub mod machine;
 pub mod mm;
+pub mod picture;

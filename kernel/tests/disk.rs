@@ -357,7 +357,8 @@ fn directories_that_contain_themselves_or_share_clusters_are_refused() {
     let mut edit = Edit::new();
     let deep = u16::from_le_bytes([edit.bytes[at + 26], edit.bytes[at + 27]]);
     let start = edit.data + usize::from(deep - 2) * 1024;
-    let at = (start..start + 1024).step_by(32).find(|&at| edit.bytes[at] != 0 && edit.bytes[at + 11] & 0x1f == 0).unwrap();
+    let at =
+        (start..start + 1024).step_by(32).find(|&at| edit.bytes[at] != 0 && edit.bytes[at + 11] & 0x1f == 0).unwrap();
     edit.bytes[at + 26..at + 28].copy_from_slice(&pictures.to_le_bytes());
     edit.bytes[at + 28..at + 32].copy_from_slice(&1000u32.to_le_bytes());
     assert!(matches!(edit.error(LONG), Error::CrossLinked { cluster, .. } if cluster == u32::from(pictures)));

@@ -346,7 +346,11 @@ impl Queue {
                     Err(what) => {
                         state.failure = Some(Failure::Misbehaved(what));
                         drop(state);
-                        log::error!("{}: queue {} is out of use: the device misbehaved: {what}", self.device.name(), self.index);
+                        log::error!(
+                            "{}: queue {} is out of use: the device misbehaved: {what}",
+                            self.device.name(),
+                            self.index
+                        );
                         wake(&mut wakers);
                         self.wake_all();
                         return;

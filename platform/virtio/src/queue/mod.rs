@@ -18,7 +18,7 @@ mod request;
 mod ring;
 mod slots;
 
-pub use parts::{Access, Loans, Part, Parts, check_loan};
+pub use parts::{Access, Loans, MAX_PIECE, Part, Parts, check_loan};
 pub use request::Request;
 
 use crate::spec::{feature, queue as spec};

@@ -4,6 +4,8 @@ mod gpu;
 mod hostile;
 mod negotiation;
 mod order;
+mod pci;
+mod queue;
 mod transfers;
 
 use crate::Error;

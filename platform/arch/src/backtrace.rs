@@ -1,15 +1,15 @@
 //! Backtraces by frame pointers (AAPCS64, section 6.4.6: the frame pointer).
 //!
 //! A record is read only where it lies wholly on one of this core's stacks, above the one before it on the same stack or on a
-//! stack nearer to the interrupted code. So a broken chain ends the walk, it cannot fault or go round for ever.
+//! stack nearer to the interrupted code, and counts only if it returns into the image's code. So a broken chain ends the walk, it cannot fault or go round for ever.
 
-use crate::percore;
+use crate::{layout, percore};
 use core::arch::asm;
 
 /// The most frames a walk reports.
 pub const MAX_FRAMES: usize = 48;
 
-/// Calls `frame` with each return address of the calling code, innermost first.
+/// Calls `frame` with the address of each call instruction that led to the calling code, innermost first.
 #[inline(always)]
 pub fn here(frame: impl FnMut(u64)) {
     let fp: u64;
@@ -18,7 +18,7 @@ pub fn here(frame: impl FnMut(u64)) {
     from(fp, frame);
 }
 
-/// Calls `frame` with each return address of the chain that starts at the record at `fp`, innermost first. `fp` may be anything.
+/// Calls `frame` with the address of each call instruction of the chain that starts at the record at `fp`, innermost first. `fp` may be anything.
 pub fn from(fp: u64, mut frame: impl FnMut(u64)) {
     let ranges = percore::stacks(percore::index()).ranges();
     let mut fp = fp;
@@ -43,10 +43,10 @@ pub fn from(fp: u64, mut frame: impl FnMut(u64)) {
         let second = unsafe { record.add(1) };
         // SAFETY: as for the first half of the record.
         let return_address = unsafe { second.read_volatile() };
-        if return_address == 0 {
+        if !layout::text().contains(&return_address) {
             return;
         }
-        frame(return_address);
+        frame(return_address - 4);
         fp = next;
     }
 }

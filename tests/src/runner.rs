@@ -24,11 +24,11 @@ fn build() -> Result<PathBuf> {
         bail!("the runner does not build:\n{}", String::from_utf8_lossy(&output.stderr));
     }
     let messages = String::from_utf8_lossy(&output.stdout).into_owned();
-    let executables = messages.lines().filter_map(|line| {
+    let mut executables = messages.lines().filter_map(|line| {
         let message: Value = serde_json::from_str(line).ok()?;
         (message["target"]["name"] == "qemu").then(|| message["executable"].as_str().map(PathBuf::from))?
     });
-    executables.last().context("cargo built no runner")
+    executables.next_back().context("cargo built no runner")
 }
 
 /// What a run of the runner came to.

@@ -9,4 +9,6 @@ extern crate alloc;
 
 pub mod cmdline;
 pub mod disk;
+pub mod log;
 pub mod machine;
+pub mod mm;

@@ -1,2 +1,77 @@
-//! The DMA-API: owned pages, streaming and coherent mappings, shared buffers.
-#![cfg_attr(not(test), no_std)]
+//! The DMA-API: a device reaches exactly the memory it was lent, for exactly as long as it was lent it.
+//!
+//! A [`Device`] is one bus master. A driver takes owned memory ([`Pages`], [`PageSet`]), lends it with [`Device::map`], names
+//! the addresses of the resulting [`Mapped`] to its device, and gets the memory back from [`Mapped::unmap`]. Rings are
+//! [`Coherent`], what several devices use is a [`SharedBuffer`], borrowed bytes go through [`Device::with_mapped`].
+//!
+//! # What holds, whatever safe code, a device or firmware does
+//!
+//! - Memory is reachable by a device from `map` until a *successful* revocation, and is owned by the mapping meanwhile:
+//!   references to it exist only before and after (R3, R4). In between the CPU looks at it through a [`View`].
+//! - Who forgets a mapping leaks memory, and nothing else. A revocation that fails puts the memory into [`quarantine`].
+//! - The permission of the device follows from the type of the direction (R5), and so does what the CPU may copy.
+//! - A DMA address belongs to one device: drivers check a loan with [`Device::check_loan`].
+//!
+//! All of it rests on the contract of [`iommu::contract`], and on the promises of [`DmaMemory`]. Devices without an IOMMU are
+//! held by nothing: making one is `unsafe` ([`Device::direct`]).
+//!
+//! # Locking
+//!
+//! Mapping and unmapping take the locks of the address allocator, the page table and, on unmap, the command queue, one after
+//! the other, and none of this crate's. The crate's own locks (list of devices, quarantine, users of a shared buffer) are
+//! leaves and are never held across a call of another module. Nothing here is for interrupt handlers but
+//! [`Device::explain`], which neither locks nor allocates by itself.
+//!
+//! # Unsafe code
+//!
+//! Is allowed in the modules that touch raw memory, and nowhere else; each says why.
+
+#![no_std]
+#![deny(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+#[macro_use]
+extern crate std;
+
+mod buffer;
+mod coherent;
+pub(crate) mod copy;
+mod device;
+mod direct;
+mod direction;
+mod error;
+mod explain;
+#[cfg(feature = "fakes")]
+pub mod fakes;
+mod held;
+mod lent;
+mod limits;
+mod mapped;
+mod memory;
+mod page_set;
+mod pages;
+pub mod quarantine;
+mod record;
+mod scoped;
+mod share;
+mod site;
+mod view;
+
+pub use buffer::Buffer;
+pub use coherent::{Coherent, DeviceShared};
+pub use device::{Device, DeviceConfig, DeviceStats, DirectConfig, live};
+pub use direct::BusWindow;
+pub use direction::{Bidirectional, DeviceReads, DeviceWrites, Direction, FromDevice, ToDevice};
+pub use error::{BusyWith, Error, Rejected};
+pub use explain::{Explanation, Fate};
+pub use lent::{Lent, Segment, Slices, slice};
+pub use limits::Limits;
+pub use mapped::Mapped;
+pub use memory::{AttributeError, Cacheability, DmaMemory, PageRequest, RawPages};
+pub use page_set::{Ladder, PageSet};
+pub use pages::Pages;
+pub use quarantine::Quarantined;
+pub use scoped::Scoped;
+pub use share::{Attachment, CpuAccess, CpuIntent, CpuReads, CpuWrites, SharedBuffer, Users};
+pub use view::View;

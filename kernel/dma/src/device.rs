@@ -1,0 +1,492 @@
+//! One bus master: who it is, what it can reach, and the way from its memory to its addresses.
+//!
+//! # Locking
+//!
+//! None on the way of a mapping but those of the address allocator and the page table below, which are taken one after the
+//! other. The list of all devices is behind an [`IrqMutex`] that is taken when a device is made and for reports.
+
+#![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
+
+use crate::coherent::{Coherent, DeviceShared};
+use crate::direct::{BusWindow, Windows};
+use crate::explain::Explanation;
+use crate::lent::{Lent, Segment, Segments};
+use crate::memory::{DmaMemory, PageRequest};
+use crate::pages::round_up;
+use crate::record::{Records, Slot};
+use crate::scoped::{self, Scoped};
+use crate::site::Site;
+use crate::{Buffer, Direction, Error, Ladder, Limits, Mapped, PageSet, Pages, Rejected};
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use base::IrqMutex;
+use core::fmt;
+use core::panic::Location;
+use core::sync::atomic::Ordering;
+use iommu::contract::AddressSpace;
+use iommu::domain::Domain;
+use iommu::group::{AttachmentState, Group};
+use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, RevokeError};
+
+/// What a device behind an IOMMU is made of.
+pub struct DeviceConfig<'a> {
+    /// Its name in reports, such as `virtio-blk 0000:00:02.0`.
+    pub name: &'a str,
+    /// Its group, attached to its default DMA domain.
+    pub group: Arc<Group>,
+    /// What it can put on the bus.
+    pub limits: Limits,
+    /// Whether it snoops the CPU's caches.
+    pub coherent: bool,
+    /// Where its coherent and bounce memory comes from.
+    pub memory: &'static dyn DmaMemory,
+}
+
+/// What a device without an IOMMU is made of.
+pub struct DirectConfig<'a> {
+    /// Its name in reports.
+    pub name: &'a str,
+    /// The physical memory that it reaches, and where; [`BusWindow::identity`] if nothing is said of it.
+    pub windows: &'a [BusWindow],
+    /// What it can put on the bus.
+    pub limits: Limits,
+    /// Whether it snoops the CPU's caches.
+    pub coherent: bool,
+    /// Where its coherent and bounce memory comes from.
+    pub memory: &'static dyn DmaMemory,
+}
+
+/// One bus master. Clones are the same device; its mappings keep it, and with it the address space, alive.
+#[derive(Clone)]
+pub struct Device(Arc<Inner>);
+
+struct Inner {
+    name: Arc<str>,
+    limits: Limits,
+    coherent: bool,
+    memory: &'static dyn DmaMemory,
+    backend: Backend,
+    records: Arc<Records>,
+}
+
+enum Backend {
+    Translated(Translated),
+    Direct(Windows),
+}
+
+/// The way through an IOMMU.
+struct Translated {
+    group: Arc<Group>,
+    domain: Arc<Domain>,
+    space: Arc<dyn AddressSpace>,
+    /// The smallest and the largest leaf of the space, in bytes.
+    page_size: u64,
+    largest_leaf: u64,
+}
+
+/// The records of all devices, for [`live`].
+static DEVICES: IrqMutex<Vec<Weak<Records>>> = IrqMutex::new(Vec::new());
+
+impl Device {
+    /// Makes the device of a group that is attached to its default DMA domain.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotAttached`] or [`Error::OwnedDomain`] where the group is attached to nothing or to another domain,
+    /// [`Error::BadLimits`], [`Error::OutOfMemory`].
+    ///
+    /// # Safety
+    ///
+    /// - All bus masters that the device stands for are streams of `group` and are translated by the group's IOMMU, so that
+    ///   the contract of [`iommu::contract`] speaks of them.
+    /// - `coherent` is true only if the device's accesses snoop the CPU's caches.
+    pub unsafe fn new(config: DeviceConfig<'_>) -> Result<Self, Error> {
+        config.limits.check()?;
+        let name = Arc::from(config.name);
+        let domain = match config.group.domain() {
+            Some(domain) => domain,
+            None => return Err(not_attached(config.group.current(), &name)),
+        };
+        let space = domain.space().clone();
+        let aperture = space.aperture();
+        let largest_leaf = 1 << (63 - aperture.page_sizes.max(PAGE_SIZE).leading_zeros());
+        let page_size = aperture.page_size().max(PAGE_SIZE);
+        let backend = Backend::Translated(Translated { group: config.group, domain, space, page_size, largest_leaf });
+        Self::register(name, config.limits, config.coherent, config.memory, backend)
+    }
+
+    /// Makes a device that no IOMMU translates for. Nothing keeps it from any memory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadWindow`], [`Error::BadLimits`], [`Error::OutOfMemory`].
+    ///
+    /// # Safety
+    ///
+    /// - The board vouches for the device: it accesses no memory but what its driver tells it to, and no longer than its driver
+    ///   tells it to.
+    /// - The windows say where the memory is for the device.
+    /// - `coherent` is true only if the device's accesses snoop the CPU's caches.
+    pub unsafe fn direct(config: DirectConfig<'_>) -> Result<Self, Error> {
+        config.limits.check()?;
+        let backend = Backend::Direct(Windows::new(config.windows)?);
+        Self::register(Arc::from(config.name), config.limits, config.coherent, config.memory, backend)
+    }
+
+    fn register(
+        name: Arc<str>,
+        limits: Limits,
+        coherent: bool,
+        memory: &'static dyn DmaMemory,
+        backend: Backend,
+    ) -> Result<Self, Error> {
+        let records = Arc::new(Records::new()?);
+        let mut devices = DEVICES.lock();
+        devices.retain(|records| records.strong_count() != 0);
+        devices.try_reserve(1)?;
+        devices.push(Arc::downgrade(&records));
+        drop(devices);
+        Ok(Self(Arc::new(Inner { name, limits, coherent, memory, backend, records })))
+    }
+
+    /// Its name in reports.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    pub(crate) fn shared_name(&self) -> &Arc<str> {
+        &self.0.name
+    }
+
+    /// What it can put on the bus.
+    pub fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
+    /// Whether an IOMMU keeps it from memory that it was not lent.
+    pub fn is_isolated(&self) -> bool {
+        matches!(self.0.backend, Backend::Translated(_))
+    }
+
+    /// Whether it snoops the CPU's caches.
+    #[inline]
+    pub fn is_coherent(&self) -> bool {
+        self.0.coherent
+    }
+
+    /// Where its memory comes from.
+    pub fn memory(&self) -> &'static dyn DmaMemory {
+        self.0.memory
+    }
+
+    /// The smallest unit that can be lent to it, in bytes: buffers are multiples of this.
+    pub fn page_size(&self) -> u64 {
+        match &self.0.backend {
+            Backend::Translated(translated) => translated.page_size,
+            Backend::Direct(_) => PAGE_SIZE,
+        }
+    }
+
+    /// Checks that `lent` was lent to this device. Every driver does so before it names an address to its device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ForeignDevice`].
+    #[inline]
+    pub fn check_loan(&self, lent: &dyn Lent) -> Result<(), Error> {
+        let owner = lent.device();
+        if owner == self {
+            return Ok(());
+        }
+        Err(Error::ForeignDevice { lent_to: owner.0.name.clone(), device: self.0.name.clone() })
+    }
+
+    /// Allocates at least `bytes` of zeroed, contiguous memory that the device reaches.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pages::zeroed`].
+    pub fn pages(&self, bytes: u64) -> Result<Pages, Error> {
+        Pages::allocate(self.0.memory, self.request(bytes)?)
+    }
+
+    /// Allocates at least `bytes` of zeroed memory that the device reaches, in chunks of `ladder`.
+    ///
+    /// # Errors
+    ///
+    /// As [`PageSet::zeroed`].
+    pub fn page_set(&self, bytes: u64, ladder: Ladder) -> Result<PageSet, Error> {
+        PageSet::zeroed_below(self.0.memory, bytes, ladder, self.request(bytes)?.below)
+    }
+
+    /// A request for whole pages of the device's, where the device reaches them.
+    pub(crate) fn request(&self, bytes: u64) -> Result<PageRequest, Error> {
+        let page_size = self.page_size();
+        let bytes = round_up(bytes)?.checked_next_multiple_of(page_size).ok_or(Error::BadSize(bytes))?;
+        let below = match &self.0.backend {
+            Backend::Translated(translated) => translated.space.aperture().output_max,
+            Backend::Direct(windows) => windows.reach(&self.0.limits),
+        };
+        Ok(PageRequest { bytes, align: page_size, below })
+    }
+
+    /// Lends `buffer` to the device. Until the mapping is unmapped or dropped nobody else has it.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`] gives the buffer back, with the reason: no free address, no memory for tables, the group is blocked or
+    /// attached to a driver's own domain, the memory cannot be reached.
+    #[inline]
+    #[track_caller]
+    pub fn map<D: Direction, B: Buffer>(&self, buffer: B) -> Result<Mapped<D, B>, Rejected<B>> {
+        Mapped::new(self, buffer, Location::caller())
+    }
+
+    /// Allocates a zeroed `T` that the CPU and the device share without synchronization.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`], [`Error::BadLayout`], and as [`Device::map`].
+    #[track_caller]
+    pub fn coherent<T: DeviceShared>(&self) -> Result<Coherent<T>, Error> {
+        Coherent::new(self, Location::caller())
+    }
+
+    /// Allocates `count` zeroed `T` one after another that the CPU and the device share without synchronization.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::coherent`].
+    #[track_caller]
+    pub fn coherent_slice<T: DeviceShared>(&self, count: usize) -> Result<Coherent<[T]>, Error> {
+        Coherent::new_slice(self, count, Location::caller())
+    }
+
+    /// Lends a copy of borrowed `bytes` to the device while `f` runs; see [`Scoped`] for why it is always a copy.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::map`]; [`Error::StillLent`] or [`Error::Quarantined`] where the device could not be shown to have
+    /// finished: `bytes` are then as they were.
+    #[track_caller]
+    pub fn with_mapped<D: Direction, R>(
+        &self,
+        bytes: &mut [u8],
+        f: impl FnOnce(&Scoped<'_, D>) -> R,
+    ) -> Result<R, Error> {
+        scoped::run(self, bytes, f, Location::caller())
+    }
+
+    /// Says what the records know of a DMA address: for fault reports. Neither allocates nor waits.
+    pub fn explain(&self, iova: Iova) -> Explanation<'_> {
+        let translation = match &self.0.backend {
+            Backend::Translated(translated) => translated.space.translate(iova),
+            Backend::Direct(_) => None,
+        };
+        Explanation::new(&self.0.name, &self.0.records, translation, iova)
+    }
+
+    /// What is lent to the device, and what was.
+    pub fn stats(&self) -> DeviceStats {
+        DeviceStats::of(&self.0.records)
+    }
+
+    /// Blocks the device's group: from here on the device reaches nothing. For removal; mappings may outlive it harmlessly.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Attach`]. A device without an IOMMU cannot be blocked; that is no error.
+    pub fn shut_down(&self) -> Result<(), Error> {
+        match &self.0.backend {
+            Backend::Translated(translated) => Ok(translated.group.block()?),
+            Backend::Direct(_) => Ok(()),
+        }
+    }
+
+    /// Lends the memory of `runs`, `len` bytes.
+    ///
+    /// # Safety
+    ///
+    /// Until [`Loan::end`] returns `Ok`, the device may access the memory within `prot`: there is no reference to it that
+    /// this would invalidate, and it is not freed.
+    #[inline]
+    pub(crate) unsafe fn lend(&self, runs: &[PhysRange], len: u64, prot: Prot, site: Site) -> Result<Loan, Error> {
+        let prot = if self.0.coherent { prot } else { prot | Prot::NON_COHERENT };
+        let (segments, range) = match &self.0.backend {
+            Backend::Translated(translated) => {
+                // SAFETY: the caller's promise is what `map` asks for.
+                let range = unsafe { translated.map(runs, len, prot, &self.0) }?;
+                (Segments::One(Segment { iova: range.start(), len }), range)
+            }
+            Backend::Direct(windows) => {
+                let segments = windows.segments(runs, &self.0.limits, &self.0.name)?;
+                let first = segments.as_slice().first().map(|segment| segment.iova).unwrap_or_default();
+                (segments, IovaRange::new(first, len).unwrap_or_default())
+            }
+        };
+        let slot = self.0.records.begin(range, prot, site);
+        Ok(Loan { device: self.clone(), segments, range, slot, site })
+    }
+}
+
+impl Translated {
+    /// Maps `runs` at one contiguous range.
+    ///
+    /// # Safety
+    ///
+    /// As [`AddressSpace::map`].
+    #[inline]
+    unsafe fn map(&self, runs: &[PhysRange], len: u64, prot: Prot, device: &Inner) -> Result<IovaRange, Error> {
+        // A change of attachment right after this look is harmless: the mapping is then made in an address space that the
+        // device is not attached to.
+        let state = self.group.current();
+        if state != AttachmentState::Default {
+            return Err(not_attached(state, &device.name));
+        }
+        let align = self.align(runs, len, &device.limits);
+        let range = self.domain.iova().allocate(len, align, Iova::new(device.limits.address_mask))?;
+        // SAFETY: the caller's promise.
+        match unsafe { self.space.map(range, runs, prot) } {
+            Ok(()) => Ok(range),
+            Err(error) => {
+                self.release(range);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The alignment of a DMA address for `runs`: what the device demands, and what lets leaves be large.
+    #[inline]
+    fn align(&self, runs: &[PhysRange], len: u64, limits: &Limits) -> u64 {
+        let mut align = self.page_size.max(limits.min_align);
+        if len > self.page_size {
+            let longest = runs.iter().map(|run| run.len()).max().unwrap_or(0).max(1);
+            align = align.max((1 << longest.ilog2()).min(self.largest_leaf));
+            if let Some(boundary) = limits.boundary {
+                // What is not longer than the boundary does not cross it.
+                align = align.max(len.checked_next_power_of_two().unwrap_or(boundary).min(boundary));
+            }
+        }
+        align
+    }
+
+    fn release(&self, range: IovaRange) {
+        if let Err(error) = self.domain.iova().free(range) {
+            log::error!("dma: address range {range} is lost: {error}");
+        }
+    }
+}
+
+fn not_attached(state: AttachmentState, name: &Arc<str>) -> Error {
+    match state {
+        AttachmentState::Owned => Error::OwnedDomain(name.clone()),
+        _ => Error::NotAttached { device: name.clone(), state },
+    }
+}
+
+/// Two handles are equal when they are the same device.
+impl PartialEq for Device {
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+impl Eq for Device {}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Device({})", self.0.name)
+    }
+}
+
+/// The address side of a mapping: what the device was told. Ends by [`Loan::end`] only; forgetting it leaks.
+pub(crate) struct Loan {
+    pub(crate) device: Device,
+    pub(crate) segments: Segments,
+    pub(crate) range: IovaRange,
+    slot: Slot,
+    pub(crate) site: Site,
+}
+
+impl Loan {
+    /// Revokes, and gives the address range back. After `Ok` the device does not reach the memory.
+    ///
+    /// # Errors
+    ///
+    /// That of the revocation: the device may reach the memory for ever. The address range is never used again, and the
+    /// address space stays.
+    #[inline]
+    pub(crate) fn end(self, site: Site) -> Result<(), (RevokeError, Self)> {
+        let inner = &self.device.0;
+        if let Backend::Translated(translated) = &inner.backend {
+            if let Err(cause) = translated.space.revoke(&[self.range]) {
+                let counters = &inner.records.counters;
+                counters.quarantined.fetch_add(self.range.len() / PAGE_SIZE, Ordering::Relaxed);
+                counters.quarantined_bytes.fetch_add(self.range.len(), Ordering::Relaxed);
+                core::mem::forget(self.device.clone());
+                return Err((cause, self));
+            }
+            inner.records.end(self.slot, self.range, self.site, site);
+            translated.release(self.range);
+        } else {
+            inner.records.end(self.slot, self.range, self.site, site);
+        }
+        Ok(())
+    }
+}
+
+/// What is lent to a device, and what was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceStats {
+    /// Mappings at this moment, those in quarantine among them.
+    pub live_mappings: u64,
+    /// Bytes in them.
+    pub live_bytes: u64,
+    /// Mappings ever made.
+    pub total_mappings: u64,
+    /// Bytes in them.
+    pub total_bytes: u64,
+    /// Pages whose revocation failed.
+    pub quarantined_pages: u64,
+    /// Mappings for which there was no place in the records that [`Device::explain`] reads.
+    pub unrecorded: u64,
+}
+
+impl DeviceStats {
+    fn of(records: &Records) -> Self {
+        let counters = &records.counters;
+        // The ended first: a mapping that comes and goes in between then counts as live rather than as less than nothing.
+        let ended = counters.ended.load(Ordering::Acquire);
+        let ended_bytes = counters.ended_bytes.load(Ordering::Acquire);
+        let (total_mappings, total_bytes) =
+            (counters.mappings.load(Ordering::Relaxed), counters.bytes.load(Ordering::Relaxed));
+        Self {
+            live_mappings: total_mappings.saturating_sub(ended),
+            live_bytes: total_bytes.saturating_sub(ended_bytes),
+            total_mappings,
+            total_bytes,
+            quarantined_pages: counters.quarantined.load(Ordering::Relaxed),
+            unrecorded: counters.unrecorded.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl core::ops::AddAssign for DeviceStats {
+    fn add_assign(&mut self, other: Self) {
+        self.live_mappings += other.live_mappings;
+        self.live_bytes += other.live_bytes;
+        self.total_mappings += other.total_mappings;
+        self.total_bytes += other.total_bytes;
+        self.quarantined_pages += other.quarantined_pages;
+        self.unrecorded += other.unrecorded;
+    }
+}
+
+/// The sum over all devices that exist, or of which a mapping does.
+pub fn live() -> DeviceStats {
+    let mut sum = DeviceStats::default();
+    for records in DEVICES.lock().iter().filter_map(Weak::upgrade) {
+        sum += DeviceStats::of(&records);
+    }
+    sum
+}

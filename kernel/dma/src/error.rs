@@ -1,0 +1,172 @@
+//! What can go wrong when memory is lent.
+
+use crate::memory::AttributeError;
+use crate::quarantine::Quarantined;
+use alloc::collections::TryReserveError;
+use alloc::sync::Arc;
+use core::fmt;
+use iommu::group::AttachmentState;
+use iommu::{AttachError, Iova, IovaError, MapError, OutOfMemory, PhysRange};
+
+/// Why a request of the DMA-API was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is not enough memory.
+    #[error("out of memory")]
+    OutOfMemory,
+    /// Memory of this size cannot be had.
+    #[error("no memory can have a size of {0:#x} bytes with this alignment")]
+    BadSize(u64),
+    /// The size or alignment of a type makes it unfit to be shared with a device.
+    #[error("a type of {0} bytes with this alignment cannot be shared with a device")]
+    BadLayout(usize),
+    /// The limits of a device contradict themselves.
+    #[error("the device's limits are wrong: {0}")]
+    BadLimits(&'static str),
+    /// A bus window is not aligned to pages, or passes the end of an address space.
+    #[error("the bus window at {0} is not made of whole pages")]
+    BadWindow(PhysRange),
+    /// A range is not inside the memory.
+    #[error("{len:#x} bytes at offset {offset:#x} are not inside {size:#x} bytes")]
+    OutOfRange {
+        /// Where the range begins.
+        offset: u64,
+        /// How long it is.
+        len: u64,
+        /// How much memory there is.
+        size: u64,
+    },
+    /// The device is not attached to the domain of the DMA-API.
+    #[error("{device} has no address space to map in: it is {state}")]
+    NotAttached {
+        /// Who.
+        device: Arc<str>,
+        /// What its group is attached to.
+        state: AttachmentState,
+    },
+    /// The device is attached to a domain of its driver's own, which the DMA-API leaves alone.
+    #[error("{0} is attached to a domain of its driver's own")]
+    OwnedDomain(Arc<str>),
+    /// The device cannot put out the address of this memory, and nothing translates for it.
+    #[error("{device} cannot reach the physical memory {memory}")]
+    Unreachable {
+        /// Who.
+        device: Arc<str>,
+        /// What.
+        memory: PhysRange,
+    },
+    /// The memory's address on the bus does not meet the device's alignment, and nothing translates for it.
+    #[error("{device} needs more alignment than DMA address {address} has")]
+    Misaligned {
+        /// Who.
+        device: Arc<str>,
+        /// Where the memory is for the device.
+        address: Iova,
+    },
+    /// A loan to one device was given to the driver of another.
+    #[error("memory was lent to {lent_to}, not to {device}")]
+    ForeignDevice {
+        /// Who has the memory.
+        lent_to: Arc<str>,
+        /// Who was asked to use it.
+        device: Arc<str>,
+    },
+    /// The buffer cannot be used so while somebody else uses it otherwise.
+    #[error("{buffer} is busy: {by}")]
+    Busy {
+        /// Its name.
+        buffer: Arc<str>,
+        /// Who stands in the way.
+        by: BusyWith,
+    },
+    /// The device still has the memory of a scoped mapping that has ended; what it wrote was not taken over.
+    #[error("{0} has not given back the memory of a scoped mapping")]
+    StillLent(Arc<str>),
+    /// No device address was free.
+    #[error("no device address: {0}")]
+    Iova(#[from] IovaError),
+    /// The address space refused the mapping.
+    #[error("cannot map: {0}")]
+    Map(MapError),
+    /// The state of the device's group could not be changed.
+    #[error("cannot attach: {0}")]
+    Attach(#[from] AttachError),
+    /// The cacheability of coherent memory could not be changed.
+    #[error("cannot change how memory is cached: {0}")]
+    Attributes(#[from] AttributeError),
+    /// A revocation failed; the memory is lost.
+    #[error(transparent)]
+    Quarantined(#[from] Quarantined),
+}
+
+/// What stands in the way of an access to a shared buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BusyWith {
+    /// A device may write.
+    DeviceWrites,
+    /// The CPU reads.
+    CpuReads,
+    /// The CPU writes.
+    CpuWrites,
+}
+
+impl fmt::Display for BusyWith {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DeviceWrites => "a device may write it",
+            Self::CpuReads => "the CPU reads it",
+            Self::CpuWrites => "the CPU writes it",
+        })
+    }
+}
+
+impl From<OutOfMemory> for Error {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+impl From<TryReserveError> for Error {
+    fn from(_: TryReserveError) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+impl From<MapError> for Error {
+    fn from(error: MapError) -> Self {
+        match error {
+            MapError::OutOfMemory => Self::OutOfMemory,
+            other => Self::Map(other),
+        }
+    }
+}
+
+/// A buffer that was not mapped comes back with the reason.
+pub struct Rejected<B> {
+    /// The buffer, as it was.
+    pub buffer: B,
+    /// The reason.
+    pub error: Error,
+}
+
+impl<B> fmt::Debug for Rejected<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rejected").field("error", &self.error).finish_non_exhaustive()
+    }
+}
+
+impl<B> fmt::Display for Rejected<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.error, f)
+    }
+}
+
+impl<B> core::error::Error for Rejected<B> {}
+
+impl<B> From<Rejected<B>> for Error {
+    fn from(rejected: Rejected<B>) -> Self {
+        rejected.error
+    }
+}

@@ -1,0 +1,319 @@
+//! An IOMMU that keeps to the contract, or fails in the ways that the contract allows, and the devices behind it.
+
+#![expect(unsafe_code, reason = "implements the unsafe traits of the contract")]
+
+use super::FakeMemory;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use base::IrqMutex;
+use core::any::Any;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use iommu::contract::{AddressSpace, Aperture, Iommu};
+use iommu::{
+    Access, AttachError, Fault, FaultReason, Iova, IovaRange, MapError, PAGE_SIZE, PhysAddr, PhysRange, Prot,
+    RevokeError, StreamId,
+};
+
+/// What tests may change.
+struct Knobs {
+    wedged: AtomicBool,
+    maps_until_failure: AtomicU64,
+    maps: AtomicU64,
+    revocations: AtomicU64,
+}
+
+/// An IOMMU for tests.
+pub struct FakeIommu {
+    name: String,
+    knobs: Arc<Knobs>,
+    streams: IrqMutex<BTreeMap<StreamId, Stream>>,
+    faults: IrqMutex<Vec<Fault>>,
+}
+
+enum Stream {
+    Space(Arc<dyn AddressSpace>),
+    Bypass,
+}
+
+impl FakeIommu {
+    /// Makes an IOMMU that blocks every stream.
+    pub fn new(name: &str) -> Arc<Self> {
+        Arc::new(Self {
+            name: name.into(),
+            knobs: Arc::new(Knobs {
+                wedged: AtomicBool::new(false),
+                maps_until_failure: AtomicU64::new(u64::MAX),
+                maps: AtomicU64::new(0),
+                revocations: AtomicU64::new(0),
+            }),
+            streams: IrqMutex::default(),
+            faults: IrqMutex::default(),
+        })
+    }
+
+    /// Lets every revocation time out from now on (or no longer): table entries are cleared, but what a device has translated
+    /// before it keeps.
+    pub fn wedge(&self, wedged: bool) {
+        self.knobs.wedged.store(wedged, Ordering::SeqCst);
+    }
+
+    /// Lets the next `maps` mappings succeed and the one after them fail for lack of memory, once.
+    pub fn fail_map_after(&self, maps: u64) {
+        self.knobs.maps_until_failure.store(maps, Ordering::SeqCst);
+    }
+
+    /// Mappings made.
+    pub fn maps(&self) -> u64 {
+        self.knobs.maps.load(Ordering::SeqCst)
+    }
+
+    /// Revocations carried out, each with one completion.
+    pub fn revocations(&self) -> u64 {
+        self.knobs.revocations.load(Ordering::SeqCst)
+    }
+
+    /// Accesses that were stopped.
+    pub fn faults(&self) -> Vec<Fault> {
+        self.faults.lock().clone()
+    }
+
+    /// Lets `stream` access the byte at `iova` and calls `f` with the physical address. No revocation completes meanwhile, as
+    /// one waits for the accesses that are under way.
+    fn access(&self, stream: StreamId, iova: Iova, access: Access, f: impl FnOnce(PhysAddr)) -> Result<(), Fault> {
+        let streams = self.streams.lock();
+        let result = match streams.get(&stream) {
+            None => Err(FaultReason::Blocked),
+            Some(Stream::Bypass) => {
+                f(PhysAddr::new(iova.get()));
+                Ok(())
+            }
+            Some(Stream::Space(space)) => match fake(space) {
+                None => Err(FaultReason::Configuration),
+                Some(space) => space.access(iova, access, f),
+            },
+        };
+        drop(streams);
+        result.map_err(|reason| {
+            let fault = Fault { stream, iova: Some(iova), access: Some(access), reason, event: "FAKE" };
+            self.faults.lock().push(fault);
+            fault
+        })
+    }
+}
+
+fn fake(space: &Arc<dyn AddressSpace>) -> Option<&FakeSpace> {
+    let any: &dyn Any = &**space;
+    any.downcast_ref()
+}
+
+// SAFETY: a stream that is not in the map is blocked, and replacing or removing its entry takes effect before the call returns:
+// the lock is held while a device translates.
+unsafe impl Iommu for FakeIommu {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn create(&self) -> Result<Arc<dyn AddressSpace>, AttachError> {
+        Ok(Arc::new(FakeSpace { knobs: self.knobs.clone(), state: IrqMutex::default() }))
+    }
+
+    fn attach(&self, stream: StreamId, space: &Arc<dyn AddressSpace>) -> Result<(), AttachError> {
+        if fake(space).is_none() {
+            return Err(AttachError::ForeignSpace);
+        }
+        let replaced = self.streams.lock().insert(stream, Stream::Space(space.clone()));
+        drop(replaced);
+        Ok(())
+    }
+
+    fn block(&self, stream: StreamId) -> Result<(), AttachError> {
+        let removed = self.streams.lock().remove(&stream);
+        drop(removed);
+        Ok(())
+    }
+
+    unsafe fn bypass(&self, stream: StreamId) -> Result<(), AttachError> {
+        let replaced = self.streams.lock().insert(stream, Stream::Bypass);
+        drop(replaced);
+        Ok(())
+    }
+}
+
+/// An address space of a [`FakeIommu`].
+pub struct FakeSpace {
+    knobs: Arc<Knobs>,
+    state: IrqMutex<Tables>,
+}
+
+type Pages = BTreeMap<u64, (u64, Prot)>;
+
+#[derive(Default)]
+struct Tables {
+    table: Pages,
+    /// What devices have translated: an entry stays until an invalidation completes.
+    tlb: Pages,
+}
+
+impl FakeSpace {
+    fn access(&self, iova: Iova, access: Access, f: impl FnOnce(PhysAddr)) -> Result<(), FaultReason> {
+        let page = iova.align_down(PAGE_SIZE).get();
+        let mut state = self.state.lock();
+        let cached = state.tlb.get(&page).copied();
+        let (phys, prot) = match cached.or_else(|| state.table.get(&page).copied()) {
+            Some(entry) => entry,
+            None => return Err(FaultReason::NotMapped),
+        };
+        state.tlb.insert(page, (phys, prot));
+        let needed = match access {
+            Access::Read => Prot::READ,
+            Access::Write => Prot::WRITE,
+        };
+        if !prot.contains(needed) {
+            return Err(FaultReason::Permission);
+        }
+        f(PhysAddr::new(phys + (iova.get() - page)));
+        Ok(())
+    }
+
+    /// Pages that are mapped.
+    pub fn mapped_pages(&self) -> usize {
+        self.state.lock().table.len()
+    }
+}
+
+// SAFETY: devices translate through the table and through what they took from it; a revocation removes the range from both
+// before it returns `Ok`, under the lock that a translation takes.
+unsafe impl AddressSpace for FakeSpace {
+    fn aperture(&self) -> Aperture {
+        let range = IovaRange::new(Iova::new(0), 1 << 48).unwrap_or_default();
+        Aperture { range, page_sizes: 0x4020_1000, output_max: PhysAddr::new((1 << 48) - 1) }
+    }
+
+    unsafe fn map(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
+        let count = |left| match left {
+            u64::MAX => None,
+            0 => Some(u64::MAX),
+            left => Some(left - 1),
+        };
+        if self.knobs.maps_until_failure.fetch_update(Ordering::SeqCst, Ordering::SeqCst, count) == Ok(0) {
+            return Err(MapError::OutOfMemory);
+        }
+        if !self.aperture().range.covers(iova) {
+            return Err(MapError::OutOfAperture(iova));
+        }
+        if !prot.intersects(Prot::READ | Prot::WRITE) {
+            return Err(MapError::BadProt);
+        }
+        if !iova.is_aligned(PAGE_SIZE) || runs.iter().any(|run| !run.is_aligned(PAGE_SIZE)) {
+            return Err(MapError::Misaligned(PAGE_SIZE));
+        }
+        let physical = runs.iter().map(|run| run.len()).sum();
+        if physical != iova.len() {
+            return Err(MapError::LengthMismatch { iova: iova.len(), physical });
+        }
+        let mut state = self.state.lock();
+        if let Some((page, _)) = state.table.range(iova.start().get()..iova.end().get()).next() {
+            return Err(MapError::AlreadyMapped(Iova::new(*page)));
+        }
+        let mut page = iova.start().get();
+        for run in runs {
+            for phys in (run.start().get()..run.end().get()).step_by(PAGE_SIZE as usize) {
+                state.table.insert(page, (phys, prot));
+                page += PAGE_SIZE;
+            }
+        }
+        self.knobs.maps.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn revoke(&self, ranges: &[IovaRange]) -> Result<(), RevokeError> {
+        let wedged = self.knobs.wedged.load(Ordering::SeqCst);
+        let mut missing = None;
+        let mut state = self.state.lock();
+        for range in ranges {
+            for page in (range.start().get()..range.end().get()).step_by(PAGE_SIZE as usize) {
+                if state.table.remove(&page).is_none() {
+                    missing = missing.or(Some(Iova::new(page)));
+                }
+                if !wedged {
+                    state.tlb.remove(&page);
+                }
+            }
+        }
+        if wedged {
+            return Err(RevokeError::TimedOut);
+        }
+        self.knobs.revocations.fetch_add(1, Ordering::SeqCst);
+        missing.map_or(Ok(()), |iova| Err(RevokeError::NotMapped(iova)))
+    }
+
+    fn translate(&self, iova: Iova) -> Option<(PhysAddr, Prot)> {
+        let page = iova.align_down(PAGE_SIZE).get();
+        let (phys, prot) = *self.state.lock().table.get(&page)?;
+        Some((PhysAddr::new(phys + (iova.get() - page)), prot))
+    }
+
+    fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a space of a test")
+    }
+}
+
+/// A device that issues DMA through a [`FakeIommu`] to a [`FakeMemory`].
+#[derive(Clone)]
+pub struct FakeBusMaster {
+    iommu: Arc<FakeIommu>,
+    memory: &'static FakeMemory,
+    stream: StreamId,
+}
+
+impl FakeBusMaster {
+    /// Makes the master with this StreamID.
+    pub fn new(iommu: Arc<FakeIommu>, memory: &'static FakeMemory, stream: StreamId) -> Self {
+        Self { iommu, memory, stream }
+    }
+
+    /// Reads from `iova` on, page by page.
+    ///
+    /// # Errors
+    ///
+    /// The fault of the first page that it may not read.
+    pub fn read(&self, iova: Iova, to: &mut [u8]) -> Result<(), Fault> {
+        let mut at = iova;
+        let mut to = to;
+        while !to.is_empty() {
+            let (now, rest) = to.split_at_mut(rest_of_page(at).min(to.len()));
+            self.iommu.access(self.stream, at, Access::Read, |phys| {
+                self.memory.bus_read(phys, now);
+            })?;
+            at = at.checked_add(now.len() as u64).unwrap_or_default();
+            to = rest;
+        }
+        Ok(())
+    }
+
+    /// Writes `from` at `iova`, page by page.
+    ///
+    /// # Errors
+    ///
+    /// The fault of the first page that it may not write.
+    pub fn write(&self, iova: Iova, from: &[u8]) -> Result<(), Fault> {
+        let mut at = iova;
+        let mut from = from;
+        while !from.is_empty() {
+            let (now, rest) = from.split_at(rest_of_page(at).min(from.len()));
+            self.iommu.access(self.stream, at, Access::Write, |phys| {
+                self.memory.bus_write(phys, now);
+            })?;
+            at = at.checked_add(now.len() as u64).unwrap_or_default();
+            from = rest;
+        }
+        Ok(())
+    }
+}
+
+fn rest_of_page(at: Iova) -> usize {
+    (PAGE_SIZE - at.get() % PAGE_SIZE) as usize
+}

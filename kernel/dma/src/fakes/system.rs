@@ -1,0 +1,93 @@
+//! All fakes together: a machine in which drivers can be tested.
+
+#![expect(unsafe_code, reason = "makes devices, of whose bus masters it knows all there is to know")]
+
+use super::{FakeBusMaster, FakeIommu, FakeMemory, FakeMemoryConfig};
+use crate::{Device, DeviceConfig, Error, Limits};
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU32, Ordering};
+use iommu::contract::Iommu;
+use iommu::domain::{Domain, DomainKind};
+use iommu::group::Group;
+use iommu::{Iova, IovaRange, StreamId};
+
+/// A machine: memory, an IOMMU, and as many devices as a test wants.
+pub struct FakeSystem {
+    /// The memory.
+    pub memory: &'static FakeMemory,
+    /// The IOMMU.
+    pub iommu: Arc<FakeIommu>,
+    next_stream: AtomicU32,
+}
+
+/// A device of a [`FakeSystem`], and the hands that move it.
+pub struct FakeDevice {
+    /// What its driver gets.
+    pub device: Device,
+    /// What it does.
+    pub master: FakeBusMaster,
+    /// Its group, attached to its default domain.
+    pub group: Arc<Group>,
+    /// Its default domain.
+    pub domain: Arc<Domain>,
+}
+
+impl Default for FakeSystem {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FakeSystem {
+    /// Makes a machine whose devices snoop the caches.
+    pub fn new() -> Self {
+        Self::with_memory(FakeMemoryConfig::default())
+    }
+
+    /// Makes a machine whose devices see only what reached memory.
+    pub fn non_coherent() -> Self {
+        Self::with_memory(FakeMemoryConfig { snooped: false, ..FakeMemoryConfig::default() })
+    }
+
+    /// Makes a machine with this memory.
+    pub fn with_memory(config: FakeMemoryConfig) -> Self {
+        let (memory, iommu) = (FakeMemory::new(config), FakeIommu::new("fake-iommu"));
+        Self { memory, iommu, next_stream: AtomicU32::new(1) }
+    }
+
+    /// Adds a device without limits, in a domain of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::new`].
+    pub fn device(&self, name: &str) -> Result<FakeDevice, Error> {
+        self.device_with(name, Limits::NONE)
+    }
+
+    /// Adds a device with limits, in a domain of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::new`].
+    pub fn device_with(&self, name: &str, limits: Limits) -> Result<FakeDevice, Error> {
+        let stream = StreamId::new(self.next_stream.fetch_add(1, Ordering::Relaxed));
+        let iommu: Arc<dyn Iommu> = self.iommu.clone();
+        let space = iommu.create()?;
+        let window = IovaRange::new(Iova::new(0), 1 << 48).unwrap_or_default();
+        let domain = Arc::new(Domain::new(DomainKind::Dma, space, window)?);
+        let group = Arc::new(Group::new(iommu, alloc::vec![stream]));
+        group.attach_default(domain.clone())?;
+        let config = DeviceConfig {
+            name,
+            group: group.clone(),
+            limits,
+            coherent: self.memory.is_snooped(),
+            memory: self.memory,
+        };
+        // SAFETY: the one bus master is the stream of the group, which the fake translates, and it snoops if the memory's bus
+        // does.
+        let device = unsafe { Device::new(config) }?;
+        let master = FakeBusMaster::new(self.iommu.clone(), self.memory, stream);
+        Ok(FakeDevice { device, master, group, domain })
+    }
+}

@@ -1,0 +1,142 @@
+//! Memory together with its loan: the one place where memory goes to a device and comes back.
+//!
+//! # Invariants
+//!
+//! From [`Held::lend`] until a revocation has succeeded, the memory is reachable by the device, owned by the [`Held`], and
+//! nobody has a reference into it. Whoever forgets a [`Held`] leaks the memory and the loan, and nothing else.
+
+#![expect(unsafe_code, reason = "lends memory that it owns, and takes it back after revocation")]
+
+use crate::buffer::{Spans, for_each_span};
+use crate::device::Loan;
+use crate::quarantine::{self, Quarantined};
+use crate::site::Site;
+use crate::{Device, Direction, Error};
+use core::marker::PhantomData;
+use core::mem::{self, ManuallyDrop};
+
+/// Memory `M` that a device has, in direction `D`. Dropping it revokes.
+pub(crate) struct Held<D: Direction, M: Spans> {
+    loan: ManuallyDrop<Loan>,
+    memory: ManuallyDrop<M>,
+    direction: PhantomData<D>,
+}
+
+impl<D: Direction, M: Spans> Held<D, M> {
+    /// Lends `memory`.
+    #[inline]
+    pub(crate) fn lend(device: &Device, memory: M, site: Site) -> Result<Self, (M, Error)> {
+        let len = memory.spans_len();
+        if !device.is_coherent()
+            && let Err(error) = prepare::<D, M>(&memory, 0, len)
+        {
+            return Err((memory, error));
+        }
+        // SAFETY:
+        // - `memory` is owned: nobody has a reference into it (contract of Spans), and from here on it is reached through
+        //   atomics only, until `take_back` or a drop has revoked the loan;
+        // - it is not freed before that either: if the revocation fails, it is forgotten.
+        match unsafe { device.lend(memory.spans_runs(), len, D::PROT, site) } {
+            Ok(loan) => {
+                Ok(Self { loan: ManuallyDrop::new(loan), memory: ManuallyDrop::new(memory), direction: PhantomData })
+            }
+            Err(error) => Err((memory, error)),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn loan(&self) -> &Loan {
+        &self.loan
+    }
+
+    #[inline]
+    pub(crate) fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// Revokes, and gives the memory back.
+    #[inline]
+    pub(crate) fn take_back(self, site: Site) -> Result<M, Quarantined> {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not dropped and not used afterwards.
+        unsafe { this.end(site) }
+    }
+
+    /// # Safety
+    ///
+    /// Called once; the object is not used afterwards, and not dropped.
+    #[inline]
+    unsafe fn end(&mut self, site: Site) -> Result<M, Quarantined> {
+        // SAFETY: the caller's promise: taken once.
+        let loan = unsafe { ManuallyDrop::take(&mut self.loan) };
+        // SAFETY: as above.
+        let memory = unsafe { ManuallyDrop::take(&mut self.memory) };
+        let coherent = loan.device.is_coherent();
+        match loan.end(site) {
+            Ok(()) => {
+                let len = memory.spans_len();
+                // The whole of the memory is always in range.
+                let _ = if coherent { Ok(()) } else { fetch::<D, M>(&memory, 0, len) };
+                if D::DEVICE_WRITES {
+                    base::barrier::device_read();
+                }
+                Ok(memory)
+            }
+            Err((cause, loan)) => {
+                mem::forget(memory);
+                let device = loan.device.shared_name().clone();
+                let lost = Quarantined { device, range: loan.range, cause, mapped_at: loan.site };
+                quarantine::add(&lost);
+                Err(lost)
+            }
+        }
+    }
+
+    /// Lets the CPU see what the device has written so far to the `len` bytes at `offset`.
+    pub(crate) fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
+        for_each_span(self.memory(), offset, len, |_| ())?;
+        base::barrier::device_read();
+        if self.loan.device.is_coherent() {
+            return Ok(());
+        }
+        fetch::<D, M>(self.memory(), offset, len)
+    }
+
+    /// Lets the device see what the CPU has written so far to the `len` bytes at `offset`.
+    pub(crate) fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
+        for_each_span(self.memory(), offset, len, |_| ())?;
+        if !self.loan.device.is_coherent() {
+            prepare::<D, M>(self.memory(), offset, len)?;
+        }
+        base::barrier::device_write();
+        Ok(())
+    }
+}
+
+impl<D: Direction, M: Spans> Drop for Held<D, M> {
+    fn drop(&mut self) {
+        let site = self.loan.site;
+        // SAFETY: in `drop`, which runs once (`take_back` keeps it from running), and last.
+        let taken = unsafe { self.end(site) };
+        drop(taken);
+    }
+}
+
+/// Before a device that does not snoop gets memory: what the CPU wrote goes to memory, and where the device may write, no line
+/// stays behind that could be written back over the device's data later.
+pub(crate) fn prepare<D: Direction, M: Spans>(memory: &M, offset: u64, len: u64) -> Result<(), Error> {
+    let Some(maintained_by) = memory.maintained_by() else { return Ok(()) };
+    for_each_span(memory, offset, len, |span| {
+        if D::DEVICE_WRITES {
+            maintained_by.clean_invalidate(span.ptr, span.bytes);
+        } else {
+            maintained_by.clean(span.ptr, span.bytes);
+        }
+    })
+}
+
+/// After a device that does not snoop has written: lines that were fetched speculatively meanwhile are discarded.
+fn fetch<D: Direction, M: Spans>(memory: &M, offset: u64, len: u64) -> Result<(), Error> {
+    let Some(maintained_by) = memory.maintained_by().filter(|_| D::DEVICE_WRITES) else { return Ok(()) };
+    for_each_span(memory, offset, len, |span| maintained_by.invalidate(span.ptr, span.bytes))
+}

@@ -1,0 +1,145 @@
+//! Memory that one device has access to at this moment, as drivers see it.
+
+use crate::{Device, Error};
+use alloc::vec::Vec;
+use core::slice;
+use iommu::Iova;
+
+/// A run of the device's addresses, for a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Where it begins.
+    pub iova: Iova,
+    /// How many bytes it has.
+    pub len: u64,
+}
+
+/// Something that one device has access to for as long as the object lives: [`Mapped`](crate::Mapped),
+/// [`Coherent`](crate::Coherent) and [`Attachment`](crate::Attachment). Only this crate implements it.
+pub trait Lent: sealed::Sealed + Send + Sync + 'static {
+    /// The device that it was lent to. Its addresses mean nothing to another: see [`Device::check_loan`].
+    fn device(&self) -> &Device;
+    /// The size in bytes.
+    fn len(&self) -> u64;
+    /// Whether there is no byte: never.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Where it is for the device: one segment where an IOMMU translates, otherwise one for each physical run. For
+    /// descriptors take [`slice`], which respects the device's limits.
+    fn segments(&self) -> &[Segment];
+    /// Whether the device may read it.
+    fn device_reads(&self) -> bool;
+    /// Whether the device may write it.
+    fn device_writes(&self) -> bool;
+}
+
+pub(crate) mod sealed {
+    pub trait Sealed {}
+}
+
+/// Names the `len` bytes at byte `offset` of a loan in segments that the device can take: none longer than its limit, none
+/// across its boundary.
+///
+/// # Errors
+///
+/// [`Error::OutOfRange`] where the loan has no such bytes.
+pub fn slice(lent: &dyn Lent, offset: u64, len: u64) -> Result<Slices<'_>, Error> {
+    let size = lent.len();
+    if offset.checked_add(len).is_none_or(|end| end > size) {
+        return Err(Error::OutOfRange { offset, len, size });
+    }
+    let limits = lent.device().limits();
+    Ok(Slices {
+        segments: lent.segments().iter(),
+        current: Segment { iova: Iova::new(0), len: 0 },
+        skip: offset,
+        left: len,
+        max: limits.max_segment,
+        boundary: limits.boundary,
+    })
+}
+
+/// The segments that [`slice`] cuts.
+#[derive(Clone, Debug)]
+pub struct Slices<'a> {
+    segments: slice::Iter<'a, Segment>,
+    /// What is left of the segment in hand.
+    current: Segment,
+    /// Bytes to pass over before the first.
+    skip: u64,
+    /// Bytes to name.
+    left: u64,
+    max: u64,
+    boundary: Option<u64>,
+}
+
+impl Iterator for Slices<'_> {
+    type Item = Segment;
+
+    fn next(&mut self) -> Option<Segment> {
+        if self.left == 0 {
+            return None;
+        }
+        while self.current.len == 0 {
+            let next = *self.segments.next()?;
+            let skip = self.skip.min(next.len);
+            self.skip -= skip;
+            self.current = Segment { iova: next.iova.checked_add(skip)?, len: next.len - skip };
+        }
+        let mut len = self.current.len.min(self.left).min(self.max);
+        if let Some(boundary) = self.boundary {
+            len = len.min(boundary - (self.current.iova.get() & (boundary - 1)));
+        }
+        let piece = Segment { iova: self.current.iova, len };
+        self.current = Segment { iova: piece.iova.checked_add(len)?, len: self.current.len - len };
+        self.left -= len;
+        Some(piece)
+    }
+}
+
+/// Segments without an allocation for one.
+#[derive(Debug)]
+pub(crate) enum Segments {
+    One(Segment),
+    Many(Vec<Segment>),
+}
+
+impl Default for Segments {
+    fn default() -> Self {
+        Self::Many(Vec::new())
+    }
+}
+
+impl Segments {
+    #[inline]
+    pub(crate) fn as_slice(&self) -> &[Segment] {
+        match self {
+            Self::One(segment) => slice::from_ref(segment),
+            Self::Many(segments) => segments,
+        }
+    }
+
+    /// Adds a segment, as part of the last one where it continues it.
+    pub(crate) fn push(&mut self, next: Segment) -> Result<(), Error> {
+        let continues = |last: &Segment| last.iova.checked_add(last.len) == Some(next.iova);
+        match self {
+            Self::One(last) if continues(last) => last.len += next.len,
+            Self::One(last) => {
+                let mut segments = Vec::new();
+                segments.try_reserve(2)?;
+                segments.extend([*last, next]);
+                *self = Self::Many(segments);
+            }
+            Self::Many(segments) if segments.is_empty() => *self = Self::One(next),
+            Self::Many(segments) => match segments.last_mut() {
+                Some(last) if continues(last) => last.len += next.len,
+                _ => {
+                    segments.try_reserve(1)?;
+                    segments.push(next);
+                }
+            },
+        }
+        Ok(())
+    }
+}

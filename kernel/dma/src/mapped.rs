@@ -1,0 +1,120 @@
+//! Streaming mappings: owned memory that a device has for a while (rule R3).
+
+use crate::held::Held;
+use crate::lent::{Lent, Segment, sealed};
+use crate::quarantine::Quarantined;
+use crate::site::Site;
+use crate::{Buffer, Device, Direction, Error, Rejected, View};
+use core::fmt;
+use core::panic::Location;
+use iommu::Iova;
+
+/// A buffer that a device has, in direction `D`. It exists exactly as long as the device has access: [`Mapped::unmap`] and
+/// dropping it revoke, `mem::forget` leaks it.
+#[must_use = "dropping a mapping ends it"]
+pub struct Mapped<D: Direction, B: Buffer> {
+    held: Held<D, B>,
+}
+
+impl<D: Direction, B: Buffer> Mapped<D, B> {
+    #[inline]
+    pub(crate) fn new(device: &Device, buffer: B, site: Site) -> Result<Self, Rejected<B>> {
+        match Held::lend(device, buffer, site) {
+            Ok(held) => Ok(Self { held }),
+            Err((buffer, error)) => Err(Rejected { buffer, error }),
+        }
+    }
+
+    /// The device's address of the first byte. All others follow it where [`Lent::segments`] is one segment, as it always is
+    /// behind an IOMMU.
+    #[inline]
+    pub fn iova(&self) -> Iova {
+        self.held.loan().range.start()
+    }
+
+    /// The size in bytes.
+    #[inline]
+    pub fn len(&self) -> u64 {
+        self.held.loan().range.len()
+    }
+
+    /// Whether there is no byte: never.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// See [`Lent::segments`].
+    #[inline]
+    pub fn segments(&self) -> &[Segment] {
+        self.held.loan().segments.as_slice()
+    }
+
+    /// Looks at the memory while the device has it. On a device that does not snoop the caches, call
+    /// [`Mapped::sync_for_cpu`] before reading and [`Mapped::sync_for_device`] after writing.
+    #[inline]
+    pub fn view(&self) -> View<'_, D, B> {
+        View::new(self.held.memory())
+    }
+
+    /// Lets the CPU see what the device has written so far to the `len` bytes at `offset`. On a device that does not snoop,
+    /// what the CPU wrote there without a [`Mapped::sync_for_device`] may be lost.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`].
+    pub fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.held.sync_for_cpu(offset, len)
+    }
+
+    /// Lets the device see what the CPU has written so far to the `len` bytes at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`].
+    pub fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.held.sync_for_device(offset, len)
+    }
+
+    /// Revokes the device's access and gives the buffer back, with what the device wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`Quarantined`] if the revocation failed: the buffer is lost.
+    #[inline]
+    #[track_caller]
+    pub fn unmap(self) -> Result<B, Quarantined> {
+        self.held.take_back(Location::caller())
+    }
+}
+
+impl<D: Direction, B: Buffer> sealed::Sealed for Mapped<D, B> {}
+
+impl<D: Direction, B: Buffer> Lent for Mapped<D, B> {
+    #[inline]
+    fn device(&self) -> &Device {
+        &self.held.loan().device
+    }
+    #[inline]
+    fn len(&self) -> u64 {
+        Mapped::len(self)
+    }
+    #[inline]
+    fn segments(&self) -> &[Segment] {
+        Mapped::segments(self)
+    }
+    #[inline]
+    fn device_reads(&self) -> bool {
+        D::DEVICE_READS
+    }
+    #[inline]
+    fn device_writes(&self) -> bool {
+        D::DEVICE_WRITES
+    }
+}
+
+impl<D: Direction, B: Buffer> fmt::Debug for Mapped<D, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let loan = self.held.loan();
+        write!(f, "Mapped({} at {}, {:?})", loan.device.name(), loan.range, D::PROT)
+    }
+}

@@ -1,0 +1,331 @@
+//! Buffers that several devices have at once: a device-independent buffer, mapped for each importer in its own address space.
+//!
+//! Devices may use the buffer side by side; what orders them is the business of who starts them. Between devices and the CPU
+//! there is a rule, and breaking it is an error, never a silent race: the CPU has no access while a device may write, and a
+//! device gets no access that conflicts with one of the CPU's. The CPU may write while devices only read (a picture that is
+//! being scanned out): by atomic copies, which a device sees whole or not at all, field by field.
+//!
+//! # Locking
+//!
+//! One [`IrqMutex`] for each buffer, a leaf: who uses the buffer. It is not held while mapping or revoking.
+
+#![expect(unsafe_code, reason = "promises that the shared pages are reached by atomics only")]
+
+use crate::buffer::{Span, Spans};
+use crate::error::BusyWith;
+use crate::held::Held;
+use crate::lent::{Lent, Segment, sealed};
+use crate::memory::DmaMemory;
+use crate::quarantine::Quarantined;
+use crate::{Device, Direction, Error, PageSet, view};
+use alloc::sync::Arc;
+use base::IrqMutex;
+use core::fmt;
+use core::marker::PhantomData;
+use core::panic::Location;
+use iommu::{Iova, PhysRange};
+
+/// Memory that several devices may have at once. Clones are the same buffer.
+#[derive(Clone)]
+pub struct SharedBuffer(Arc<Inner>);
+
+/// # Invariants
+///
+/// Nobody makes a reference into `pages` (only [`SharedBuffer::into_pages`] takes them out, alone).
+struct Inner {
+    name: Arc<str>,
+    pages: PageSet,
+    users: IrqMutex<Users>,
+}
+
+/// Who uses a buffer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Users {
+    /// Devices that may read, and no more.
+    pub device_readers: u32,
+    /// Devices that may write.
+    pub device_writers: u32,
+    /// Devices of either kind that do not snoop the caches.
+    pub unsnooping: u32,
+    /// Accesses of the CPU that read.
+    pub cpu_readers: u32,
+    /// Accesses of the CPU that write: one at most.
+    pub cpu_writers: u32,
+}
+
+impl SharedBuffer {
+    /// Makes `pages` shareable. The `name` is for errors and reports.
+    pub fn new(name: &str, pages: PageSet) -> Self {
+        Self(Arc::new(Inner { name: name.into(), pages, users: IrqMutex::default() }))
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The size in bytes, a multiple of the page size.
+    pub fn len(&self) -> u64 {
+        self.0.pages.len()
+    }
+
+    /// Whether there is no byte: never.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Who uses it at this moment.
+    pub fn users(&self) -> Users {
+        *self.0.users.lock()
+    }
+
+    /// Lends the buffer to `device`, besides those that have it already.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] while the CPU has an access that conflicts, and as [`Device::map`].
+    #[track_caller]
+    pub fn attach<D: Direction>(&self, device: &Device) -> Result<Attachment<D>, Error> {
+        let user = DeviceUser::enter::<D>(&self.0, !device.is_coherent())?;
+        match Held::lend(device, user, Location::caller()) {
+            Ok(held) => Ok(Attachment { held }),
+            Err((_, error)) => Err(error),
+        }
+    }
+
+    /// Lets the CPU access the buffer, to read or to write ([`CpuReads`], [`CpuWrites`]), until the result is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] while a device may write, or another access of the CPU conflicts.
+    pub fn cpu_access<A: CpuIntent>(&self) -> Result<CpuAccess<'_, A>, Error> {
+        let by = {
+            let mut users = self.0.users.lock();
+            if users.device_writers != 0 {
+                Some(BusyWith::DeviceWrites)
+            } else if users.cpu_writers != 0 {
+                Some(BusyWith::CpuWrites)
+            } else if A::WRITES && users.cpu_readers != 0 {
+                Some(BusyWith::CpuReads)
+            } else {
+                *(if A::WRITES { &mut users.cpu_writers } else { &mut users.cpu_readers }) += 1;
+                None
+            }
+        };
+        match by {
+            None => Ok(CpuAccess { buffer: &self.0, intent: PhantomData }),
+            Some(by) => Err(Error::Busy { buffer: self.0.name.clone(), by }),
+        }
+    }
+
+    /// Gives the pages back when nobody else has the buffer: no attachment, and no clone.
+    ///
+    /// # Errors
+    ///
+    /// The buffer, while somebody has it. For ever, if the revocation of an attachment failed.
+    pub fn into_pages(self) -> Result<PageSet, Self> {
+        Arc::try_unwrap(self.0).map(|inner| inner.pages).map_err(Self)
+    }
+}
+
+impl fmt::Debug for SharedBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SharedBuffer({}, {:?}, {:?})", self.0.name, self.0.pages, self.users())
+    }
+}
+
+/// One device's use of a buffer: counted while it lives.
+struct DeviceUser {
+    buffer: Arc<Inner>,
+    writes: bool,
+    unsnooping: bool,
+}
+
+impl DeviceUser {
+    fn enter<D: Direction>(buffer: &Arc<Inner>, unsnooping: bool) -> Result<Self, Error> {
+        let by = {
+            let mut users = buffer.users.lock();
+            if users.cpu_writers != 0 {
+                Some(BusyWith::CpuWrites)
+            } else if D::DEVICE_WRITES && users.cpu_readers != 0 {
+                Some(BusyWith::CpuReads)
+            } else {
+                *(if D::DEVICE_WRITES { &mut users.device_writers } else { &mut users.device_readers }) += 1;
+                users.unsnooping += u32::from(unsnooping);
+                None
+            }
+        };
+        match by {
+            None => Ok(Self { buffer: buffer.clone(), writes: D::DEVICE_WRITES, unsnooping }),
+            Some(by) => Err(Error::Busy { buffer: buffer.name.clone(), by }),
+        }
+    }
+}
+
+impl Drop for DeviceUser {
+    fn drop(&mut self) {
+        let mut users = self.buffer.users.lock();
+        *(if self.writes { &mut users.device_writers } else { &mut users.device_readers }) -= 1;
+        users.unsnooping -= u32::from(self.unsnooping);
+    }
+}
+
+// SAFETY:
+// - the pages belong to the buffer, which this keeps alive, and their spans and runs are those of the set;
+// - nobody makes references into them (invariant of Inner), so that several owners of this kind do not disturb each other;
+// - forgotten, it keeps its count of the buffer for ever, and with it the pages.
+unsafe impl Spans for DeviceUser {
+    fn spans_runs(&self) -> &[PhysRange] {
+        self.buffer.pages.spans_runs()
+    }
+    fn spans_len(&self) -> u64 {
+        self.buffer.pages.spans_len()
+    }
+    fn span(&self, offset: u64) -> Option<Span> {
+        self.buffer.pages.span(offset)
+    }
+    fn maintained_by(&self) -> Option<&'static dyn DmaMemory> {
+        self.buffer.pages.maintained_by()
+    }
+}
+
+/// A shared buffer that one device has, in direction `D`. [`Attachment::detach`] and dropping it revoke.
+#[must_use = "dropping an attachment ends it"]
+pub struct Attachment<D: Direction> {
+    held: Held<D, DeviceUser>,
+}
+
+impl<D: Direction> Attachment<D> {
+    /// The device's address of the first byte. All others follow it where [`Lent::segments`] is one segment.
+    pub fn iova(&self) -> Iova {
+        self.held.loan().range.start()
+    }
+
+    /// The buffer.
+    pub fn buffer(&self) -> SharedBuffer {
+        SharedBuffer(self.held.memory().buffer.clone())
+    }
+
+    /// Takes what this device has written so far to the `len` bytes at `offset` where everybody sees it. Between devices of
+    /// which not all snoop the caches, before the other one reads.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`].
+    pub fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.held.sync_for_cpu(offset, len)
+    }
+
+    /// Lets this device see what was written so far to the `len` bytes at `offset`, by a device that snoops.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`].
+    pub fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.held.sync_for_device(offset, len)
+    }
+
+    /// Revokes the device's access.
+    ///
+    /// # Errors
+    ///
+    /// [`Quarantined`] if the revocation failed: the buffer never gives its pages back, and stays busy if the device may
+    /// write.
+    #[track_caller]
+    pub fn detach(self) -> Result<(), Quarantined> {
+        self.held.take_back(Location::caller()).map(drop)
+    }
+}
+
+impl<D: Direction> sealed::Sealed for Attachment<D> {}
+
+impl<D: Direction> Lent for Attachment<D> {
+    fn device(&self) -> &Device {
+        &self.held.loan().device
+    }
+    fn len(&self) -> u64 {
+        self.held.loan().range.len()
+    }
+    fn segments(&self) -> &[Segment] {
+        self.held.loan().segments.as_slice()
+    }
+    fn device_reads(&self) -> bool {
+        D::DEVICE_READS
+    }
+    fn device_writes(&self) -> bool {
+        D::DEVICE_WRITES
+    }
+}
+
+impl<D: Direction> fmt::Debug for Attachment<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (loan, buffer) = (self.held.loan(), &self.held.memory().buffer);
+        write!(f, "Attachment({} to {} at {}, {:?})", buffer.name, loan.device.name(), loan.range, D::PROT)
+    }
+}
+
+/// What the CPU wants of a shared buffer: [`CpuReads`] or [`CpuWrites`].
+pub trait CpuIntent: intent::Sealed {
+    /// Whether it writes.
+    const WRITES: bool;
+}
+
+/// The CPU reads.
+pub struct CpuReads;
+
+/// The CPU reads and writes.
+pub struct CpuWrites;
+
+impl CpuIntent for CpuReads {
+    const WRITES: bool = false;
+}
+impl CpuIntent for CpuWrites {
+    const WRITES: bool = true;
+}
+
+mod intent {
+    pub trait Sealed {}
+    impl Sealed for super::CpuReads {}
+    impl Sealed for super::CpuWrites {}
+}
+
+/// An access of the CPU to a shared buffer. While it lives no device gets an access that conflicts. Forgetting it leaves the
+/// buffer busy.
+pub struct CpuAccess<'a, A: CpuIntent> {
+    buffer: &'a Arc<Inner>,
+    intent: PhantomData<A>,
+}
+
+impl<A: CpuIntent> CpuAccess<'_, A> {
+    /// Copies the bytes from `offset` on to `to`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`]; nothing was copied.
+    pub fn read_at(&self, offset: u64, to: &mut [u8]) -> Result<(), Error> {
+        view::read(&self.buffer.pages, offset, to)
+    }
+}
+
+impl CpuAccess<'_, CpuWrites> {
+    /// Copies `from` to the bytes from `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`]; nothing was copied.
+    pub fn write_at(&mut self, offset: u64, from: &[u8]) -> Result<(), Error> {
+        view::write(&self.buffer.pages, offset, from)?;
+        if self.buffer.users.lock().unsnooping != 0 {
+            crate::held::prepare::<crate::ToDevice, _>(&self.buffer.pages, offset, from.len() as u64)?;
+        }
+        base::barrier::device_write();
+        Ok(())
+    }
+}
+
+impl<A: CpuIntent> Drop for CpuAccess<'_, A> {
+    fn drop(&mut self) {
+        let mut users = self.buffer.users.lock();
+        *(if A::WRITES { &mut users.cpu_writers } else { &mut users.cpu_readers }) -= 1;
+    }
+}

@@ -1,0 +1,438 @@
+//! Which device addresses are taken.
+//!
+//! An [`IovaAllocator`] hands out ranges of one window, the lowest first (so that devices which gain by addresses below 4 GiB
+//! get them), never page 0 of the space, and takes back exactly what it has handed out: a part of a range, two ranges in one,
+//! or a range twice is an error, not a later disaster.
+//!
+//! # Two floors
+//!
+//! The exact allocator (`tree`) knows every range and finds a place in logarithmic time. Before it stand caches of small
+//! ranges: a *chunk* is 512 aligned pages cut into slots of one power of two, a core allocates from a chunk of its own, any
+//! core may free into it, and both look at a few words. The address itself says in which chunk a range would be, and the chunk
+//! says how many pages of which slots are in use, so this way is checked as exactly as the other one, and needs no memory.
+//!
+//! Caches cannot hoard: a chunk that becomes vacant goes back (unless a core is using it), and before an allocation fails,
+//! all chunks of all cores are dissolved, which turns every slot in use into a range of its own and everything else, up to
+//! the unused end of a slot, into free space. An allocation fails only where no place is left.
+//!
+//! # Locking
+//!
+//! The tree's lock, then the lock of one chunk. Both are `IrqMutex`es, held for one operation. Memory for the tree's
+//! nodes is allocated under its lock, so the heap's lock comes after both. Not for interrupt handlers.
+
+mod chunk;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use crate::{Iova, IovaError, IovaRange, OutOfMemory, PAGE_SIZE};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use base::{IrqMutex, cpu};
+use chunk::{CHUNK, CHUNK_SHIFT, CLASSES, Chunk, NOBODY};
+use core::fmt;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use spin::Once;
+use tree::{Tree, Use};
+
+/// The most chunks that a window can have at a time.
+const CHUNKS: usize = 512;
+
+/// The chunk from which one core allocates, for each class.
+#[repr(align(64))]
+struct Core([AtomicU32; CLASSES]);
+
+/// A chunk, made when it is first used. (A slice of one, since only slices can be allocated fallibly.)
+type Cell = Once<Box<[IrqMutex<Chunk>]>>;
+
+/// One window of device addresses.
+pub struct IovaAllocator {
+    window: IovaRange,
+    page_shift: u32,
+    /// Pages kept free behind every allocation.
+    guard: u64,
+    /// The first page of the first chunk.
+    front: u64,
+    chunks: Box<[Cell]>,
+    cores: Box<[Core]>,
+    /// One bit for each chunk that is listed under its class.
+    listed: [[AtomicU64; CHUNKS / 64]; CLASSES],
+    shared: IrqMutex<Tree>,
+}
+
+impl IovaAllocator {
+    /// Makes an allocator of the addresses in `window`, in units of `page_size` bytes (a power of two, at least
+    /// [`PAGE_SIZE`]). Page 0 of the space is
+    /// never given out, whatever the window says.
+    ///
+    /// # Errors
+    ///
+    /// [`IovaError::Misaligned`] for a page size that is none; [`IovaError::OutOfWindow`] for a window without a whole page;
+    /// [`IovaError::OutOfMemory`].
+    pub fn new(window: IovaRange, page_size: u64) -> Result<Self, IovaError> {
+        Self::with_guard(window, page_size, 0)
+    }
+
+    /// Like [`IovaAllocator::new`], and keeps `guard` bytes (a multiple of the page size) free behind every allocation, so
+    /// that a device which runs past the end of a buffer faults instead of reaching the next one.
+    ///
+    /// # Errors
+    ///
+    /// As [`IovaAllocator::new`].
+    pub fn with_guard(window: IovaRange, page_size: u64, guard: u64) -> Result<Self, IovaError> {
+        if !page_size.is_power_of_two() || page_size < PAGE_SIZE || guard & (page_size - 1) != 0 {
+            return Err(IovaError::Misaligned(page_size));
+        }
+        let start = window.start().get().max(page_size).checked_next_multiple_of(page_size);
+        let start = start.ok_or(IovaError::OutOfWindow(window))?;
+        let page_shift = page_size.trailing_zeros();
+        let (first, end) = (start >> page_shift, window.end().get() >> page_shift);
+        if first >= end {
+            return Err(IovaError::OutOfWindow(window));
+        }
+        let between = IovaRange::between(Iova::new(start), Iova::new(end << page_shift));
+        let window = between.ok_or(IovaError::OutOfWindow(window))?;
+        let front = first.next_multiple_of(CHUNK);
+        let count = (end.saturating_sub(front) >> CHUNK_SHIFT).min(CHUNKS as u64) as usize;
+        Ok(Self {
+            window,
+            page_shift,
+            guard: guard >> page_shift,
+            front,
+            chunks: boxed(count, Once::new)?,
+            cores: boxed(cpu::MAX_CPUS, || Core([const { AtomicU32::new(u32::MAX) }; CLASSES]))?,
+            listed: [const { [const { AtomicU64::new(0) }; CHUNKS / 64] }; CLASSES],
+            shared: IrqMutex::new(Tree::new(first, end)?),
+        })
+    }
+
+    /// The addresses that can be given out.
+    pub fn window(&self) -> IovaRange {
+        self.window
+    }
+
+    /// The unit of allocation in bytes.
+    pub fn page_size(&self) -> u64 {
+        1 << self.page_shift
+    }
+
+    /// Takes exactly `range`, for good or until [`IovaAllocator::release`].
+    ///
+    /// # Errors
+    ///
+    /// [`IovaError::InUse`] if any of it is allocated or reserved; [`IovaError::OutOfWindow`], [`IovaError::Misaligned`],
+    /// [`IovaError::OutOfMemory`].
+    pub fn reserve(&self, range: IovaRange) -> Result<(), IovaError> {
+        self.take(range, Use::Reserved)
+    }
+
+    /// Gives back what [`IovaAllocator::reserve`] took.
+    ///
+    /// # Errors
+    ///
+    /// [`IovaError::NotAllocated`] if exactly this range is not reserved.
+    pub fn release(&self, range: IovaRange) -> Result<(), IovaError> {
+        let (start, len) = self.pages(range);
+        let whole = range.is_aligned(self.page_size());
+        if whole && self.shared.lock().give_back(start, len, Use::Reserved) {
+            Ok(())
+        } else {
+            Err(IovaError::NotAllocated(range))
+        }
+    }
+
+    /// Allocates `len` bytes (a multiple of the page size) at a multiple of `align` (a power of two) that end at or before the
+    /// address `limit`. The guard, if there is one, lies before the limit too.
+    ///
+    /// # Errors
+    ///
+    /// [`IovaError::NoSpace`], [`IovaError::Misaligned`], [`IovaError::OutOfMemory`].
+    #[inline]
+    pub fn allocate(&self, len: u64, align: u64, limit: Iova) -> Result<IovaRange, IovaError> {
+        if len == 0 || len & (self.page_size() - 1) != 0 || !align.is_power_of_two() {
+            return Err(IovaError::Misaligned(self.page_size()));
+        }
+        let no_space = IovaError::NoSpace { len, align, limit };
+        let pages = (len >> self.page_shift) + self.guard;
+        let align = (align >> self.page_shift).max(1);
+        let limit = (limit.get() >> self.page_shift) + u64::from(!limit.get() & (self.page_size() - 1) == 0);
+        // log2 of the least power of two that is no less than either.
+        let class = u64::BITS - ((pages - 1) | (align - 1)).leading_zeros();
+        let cached = match self.cores.get(cpu::index()) {
+            Some(core) if (class as usize) < CLASSES => self.allocate_small(core, class as u8, pages as u8, limit),
+            _ => None,
+        };
+        let start = match cached {
+            Some(start) => start,
+            None => self.allocate_exact(pages, align, limit)?.ok_or(no_space)?,
+        };
+        IovaRange::new(Iova::new(start << self.page_shift), len).ok_or(no_space)
+    }
+
+    /// Gives back what [`IovaAllocator::allocate`] returned. No device must be able to reach anything through it any more.
+    ///
+    /// # Errors
+    ///
+    /// [`IovaError::NotAllocated`] if exactly this range is not allocated; nothing has changed then.
+    #[inline]
+    pub fn free(&self, range: IovaRange) -> Result<(), IovaError> {
+        let (start, len) = self.pages(range);
+        let error = IovaError::NotAllocated(range);
+        if range.is_empty() || !range.is_aligned(self.page_size()) {
+            return Err(error);
+        }
+        let pages = len + self.guard;
+        let number = (start.wrapping_sub(self.front) >> CHUNK_SHIFT) as usize;
+        if let Some(chunk) = self.chunk(number) {
+            let mut chunk = chunk.lock();
+            if chunk.class.is_some() {
+                if !chunk.put(start & (CHUNK - 1), pages) {
+                    return Err(error);
+                }
+                if chunk.owner == NOBODY {
+                    let vacant = chunk.is_vacant();
+                    self.list(number, &mut chunk);
+                    drop(chunk);
+                    if vacant {
+                        self.retire(number);
+                    }
+                }
+                return Ok(());
+            }
+        }
+        if self.shared.lock().give_back(start, pages, Use::Allocated) { Ok(()) } else { Err(error) }
+    }
+
+    /// Allocates from the chunk of this core.
+    #[inline]
+    fn allocate_small(&self, core: &Core, class: u8, pages: u8, limit: u64) -> Option<u64> {
+        let number = core.0.get(usize::from(class))?.load(Relaxed) as usize;
+        if let Some(chunk) = self.chunk(number) {
+            let mut chunk = chunk.lock();
+            if chunk.class == Some(class) && chunk.owner == cpu::index() as u32 {
+                if self.chunk_start(number) + CHUNK > limit {
+                    return None;
+                }
+                if let Some(page) = chunk.take(pages) {
+                    return Some(self.chunk_start(number) + page);
+                }
+                chunk.owner = NOBODY;
+            }
+        }
+        self.refill(core, class, pages, limit)
+    }
+
+    /// Finds another chunk for this core, and allocates from it.
+    #[cold]
+    fn refill(&self, core: &Core, class: u8, pages: u8, limit: u64) -> Option<u64> {
+        let current = core.0.get(usize::from(class))?;
+        let listed = self.listed.get(usize::from(class))?;
+        for (index, word) in listed.iter().enumerate() {
+            loop {
+                let bits = word.load(Relaxed);
+                if bits == 0 {
+                    break;
+                }
+                let bit = bits & bits.wrapping_neg();
+                let number = index * 64 + bits.trailing_zeros() as usize;
+                if self.chunk_start(number) + CHUNK > limit {
+                    return None;
+                }
+                if word.fetch_and(!bit, Relaxed) & bit == 0 {
+                    continue;
+                }
+                let mut chunk = self.chunk(number)?.lock();
+                if chunk.class == Some(class) && chunk.listed {
+                    chunk.listed = false;
+                    if let Some(page) = chunk.take(pages) {
+                        chunk.owner = cpu::index() as u32;
+                        current.store(number as u32, Relaxed);
+                        return Some(self.chunk_start(number) + page);
+                    }
+                }
+            }
+        }
+        let number = self.new_chunk(class, limit)?;
+        let page = self.chunk(number)?.lock().take(pages)?;
+        current.store(number as u32, Relaxed);
+        Some(self.chunk_start(number) + page)
+    }
+
+    /// Takes a chunk from the tree for this core, unless somebody needs all the space there is.
+    fn new_chunk(&self, class: u8, limit: u64) -> Option<usize> {
+        let limit = limit.min(self.chunk_start(self.chunks.len()));
+        let mut tree = self.shared.lock();
+        if tree.reclaiming != 0 {
+            return None;
+        }
+        let start = tree.allocate(CHUNK, CHUNK, limit, Use::Chunk).ok()??;
+        let number = (start.wrapping_sub(self.front) >> CHUNK_SHIFT) as usize;
+        let chunk = self.chunks.get(number).and_then(|cell| {
+            // Only who has just taken the chunk's pages from the tree comes here, under the tree's lock: nobody waits.
+            let boxed = cell.try_call_once(|| boxed(1, || IrqMutex::new(Chunk::new())));
+            boxed.ok()?.first()
+        });
+        match chunk {
+            Some(chunk) => {
+                chunk.lock().assign(class, cpu::index() as u32);
+                Some(number)
+            }
+            None => {
+                tree.give_back(start, CHUNK, Use::Chunk);
+                None
+            }
+        }
+    }
+
+    /// Offers a chunk that no core owns to all, if it is worth it.
+    #[inline]
+    fn list(&self, number: usize, chunk: &mut Chunk) {
+        if !chunk.listed && chunk.is_worthwhile() {
+            chunk.listed = true;
+            self.mark(number, chunk.class, true);
+        }
+    }
+
+    fn mark(&self, number: usize, class: Option<u8>, listed: bool) {
+        let words = class.and_then(|class| self.listed.get(usize::from(class)));
+        if let Some(word) = words.and_then(|words| words.get(number / 64)) {
+            let bit = 1 << (number % 64);
+            if listed {
+                word.fetch_or(bit, Relaxed)
+            } else {
+                word.fetch_and(!bit, Relaxed)
+            };
+        }
+    }
+
+    /// Takes exactly `range` for good: what [`IovaAllocator::release`] gives back are other ranges.
+    ///
+    /// # Errors
+    ///
+    /// As [`IovaAllocator::reserve`].
+    pub(crate) fn withhold(&self, range: IovaRange) -> Result<(), IovaError> {
+        self.take(range, Use::Withheld)
+    }
+
+    /// Undoes [`IovaAllocator::withhold`].
+    pub(crate) fn restore(&self, range: IovaRange) {
+        let (start, len) = self.pages(range);
+        self.shared.lock().give_back(start, len, Use::Withheld);
+    }
+
+    fn take(&self, range: IovaRange, used: Use) -> Result<(), IovaError> {
+        if range.is_empty() || !range.is_aligned(self.page_size()) {
+            return Err(IovaError::Misaligned(self.page_size()));
+        }
+        if !self.window.covers(range) {
+            return Err(IovaError::OutOfWindow(range));
+        }
+        let (start, len) = self.pages(range);
+        let taken = self.reclaiming(start, start + len, |tree| Ok(tree.take(start, len, used)?.then_some(())))?;
+        taken.ok_or(IovaError::InUse(range))
+    }
+
+    /// Allocates from the tree.
+    #[cold]
+    fn allocate_exact(&self, pages: u64, align: u64, limit: u64) -> Result<Option<u64>, OutOfMemory> {
+        self.reclaiming(0, limit, |tree| tree.allocate(pages, align, limit, Use::Allocated))
+    }
+
+    /// Gives a vacant chunk back to the tree, if it is still vacant and nobody's.
+    #[cold]
+    fn retire(&self, number: usize) {
+        let mut tree = self.shared.lock();
+        let Some(chunk) = self.chunk(number) else { return };
+        let mut chunk = chunk.lock();
+        if chunk.owner == NOBODY && chunk.is_vacant() {
+            self.mark(number, chunk.class, false);
+            *chunk = Chunk::new();
+            tree.give_back(self.chunk_start(number), CHUNK, Use::Chunk);
+        }
+    }
+
+    /// Does `attempt`; as long as it finds no place, dissolves one chunk after another of those that have a page in
+    /// `start..end`, and tries again.
+    ///
+    /// The tree is unlocked in between: a chunk of slots that are all in use takes a while. No new chunk is made meanwhile, so
+    /// that in the end all there is has been tried.
+    fn reclaiming<T>(
+        &self,
+        start: u64,
+        end: u64,
+        mut attempt: impl FnMut(&mut Tree) -> Result<Option<T>, OutOfMemory>,
+    ) -> Result<Option<T>, OutOfMemory> {
+        let mut tree = self.shared.lock();
+        let found = attempt(&mut tree)?;
+        if found.is_some() || tree.chunks == 0 {
+            return Ok(found);
+        }
+        tree.reclaiming += 1;
+        drop(tree);
+        let first = (start.saturating_sub(self.front) >> CHUNK_SHIFT) as usize;
+        let last = end.saturating_sub(self.front).div_ceil(CHUNK).min(self.chunks.len() as u64) as usize;
+        let mut found = Ok(None);
+        for number in first..last {
+            let mut tree = self.shared.lock();
+            found = match self.dissolve(&mut tree, number) {
+                Ok(true) => attempt(&mut tree),
+                Ok(false) => continue,
+                Err(error) => Err(error),
+            };
+            if !matches!(found, Ok(None)) {
+                break;
+            }
+        }
+        let mut tree = self.shared.lock();
+        tree.reclaiming -= 1;
+        // Once more, for what others dissolved and freed in the meantime.
+        if matches!(found, Ok(None)) { attempt(&mut tree) } else { found }
+    }
+
+    /// Turns a chunk into ranges of the tree. Returns whether there was one.
+    fn dissolve(&self, tree: &mut Tree, number: usize) -> Result<bool, OutOfMemory> {
+        let Some(mut chunk) = self.chunk(number).map(IrqMutex::lock) else { return Ok(false) };
+        if chunk.class.is_none() {
+            return Ok(false);
+        }
+        tree.ensure(2 * chunk.live() + 2)?;
+        let start = self.chunk_start(number);
+        tree.give_back(start, CHUNK, Use::Chunk);
+        for (page, pages) in chunk.slots() {
+            // The memory is there and the pages have just become free: this succeeds.
+            tree.take(start + page, pages, Use::Allocated)?;
+        }
+        self.mark(number, chunk.class, false);
+        *chunk = Chunk::new();
+        Ok(true)
+    }
+
+    #[inline]
+    fn chunk(&self, number: usize) -> Option<&IrqMutex<Chunk>> {
+        self.chunks.get(number)?.get()?.first()
+    }
+
+    #[inline]
+    fn chunk_start(&self, number: usize) -> u64 {
+        self.front + ((number as u64) << CHUNK_SHIFT)
+    }
+
+    #[inline]
+    fn pages(&self, range: IovaRange) -> (u64, u64) {
+        (range.start().get() >> self.page_shift, range.len() >> self.page_shift)
+    }
+}
+
+/// Allocates a slice.
+fn boxed<T>(len: usize, make: impl FnMut() -> T) -> Result<Box<[T]>, OutOfMemory> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(len).map_err(|_| OutOfMemory)?;
+    values.resize_with(len, make);
+    Ok(values.into_boxed_slice())
+}
+
+impl fmt::Debug for IovaAllocator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "IovaAllocator({})", self.window)
+    }
+}

@@ -7,7 +7,7 @@
 
 use super::chunk::{CHUNK, CHUNK_SHIFT, Chunk, NOBODY};
 use super::tree::{Tree, Use};
-use super::{Core, IovaAllocator, boxed};
+use super::{IovaAllocator, boxed};
 use crate::OutOfMemory;
 use base::{IrqMutex, cpu};
 use core::sync::atomic::Ordering::Relaxed;
@@ -15,11 +15,13 @@ use core::sync::atomic::Ordering::Relaxed;
 impl IovaAllocator {
     /// Allocates from the chunk of this core.
     #[inline]
-    pub(super) fn allocate_small(&self, core: &Core, class: u8, pages: u8, limit: u64) -> Option<u64> {
-        let number = core.0.get(usize::from(class))?.load(Relaxed) as usize;
+    pub(super) fn allocate_small(&self, class: u8, pages: u8, limit: u64) -> Option<u64> {
+        let core = cpu::index();
+        let current = self.cores.get(core)?.0.get(usize::from(class))?;
+        let number = current.load(Relaxed) as usize;
         if let Some(chunk) = self.chunk(number) {
             let mut chunk = chunk.lock();
-            if chunk.class == Some(class) && chunk.owner == cpu::index() as u32 {
+            if chunk.class == Some(class) && chunk.owner == core as u32 {
                 if self.chunk_start(number) + CHUNK > limit {
                     return None;
                 }
@@ -29,15 +31,16 @@ impl IovaAllocator {
                 chunk.owner = NOBODY;
             }
         }
-        self.refill(core, class, pages, limit)
+        let number = self.refill(core as u32, class, limit)?;
+        current.store(number as u32, Relaxed);
+        let page = self.chunk(number)?.lock().take(pages)?;
+        Some(self.chunk_start(number) + page)
     }
 
-    /// Finds another chunk for this core, and allocates from it.
+    /// Finds another chunk of `class` for `core`, all of it before `limit`: one that another core has left, else a new one.
     #[cold]
-    fn refill(&self, core: &Core, class: u8, pages: u8, limit: u64) -> Option<u64> {
-        let current = core.0.get(usize::from(class))?;
-        let listed = self.listed.get(usize::from(class))?;
-        for (index, word) in listed.iter().enumerate() {
+    fn refill(&self, core: u32, class: u8, limit: u64) -> Option<usize> {
+        for (index, word) in self.listed.get(usize::from(class))?.iter().enumerate() {
             loop {
                 let bits = word.load(Relaxed);
                 if bits == 0 {
@@ -54,22 +57,16 @@ impl IovaAllocator {
                 let mut chunk = self.chunk(number)?.lock();
                 if chunk.class == Some(class) && chunk.listed {
                     chunk.listed = false;
-                    if let Some(page) = chunk.take(pages) {
-                        chunk.owner = cpu::index() as u32;
-                        current.store(number as u32, Relaxed);
-                        return Some(self.chunk_start(number) + page);
-                    }
+                    chunk.owner = core;
+                    return Some(number);
                 }
             }
         }
-        let number = self.new_chunk(class, limit)?;
-        let page = self.chunk(number)?.lock().take(pages)?;
-        current.store(number as u32, Relaxed);
-        Some(self.chunk_start(number) + page)
+        self.new_chunk(core, class, limit)
     }
 
-    /// Takes a chunk from the tree for this core, unless somebody needs all the space there is.
-    fn new_chunk(&self, class: u8, limit: u64) -> Option<usize> {
+    /// Takes a chunk from the tree for `core`, unless somebody needs all the space there is.
+    fn new_chunk(&self, core: u32, class: u8, limit: u64) -> Option<usize> {
         let limit = limit.min(self.chunk_start(self.chunks.len()));
         let mut tree = self.shared.lock();
         if tree.reclaiming != 0 {
@@ -84,7 +81,7 @@ impl IovaAllocator {
         });
         match chunk {
             Some(chunk) => {
-                chunk.lock().assign(class, cpu::index() as u32);
+                chunk.lock().assign(class, core);
                 Some(number)
             }
             None => {
@@ -118,6 +115,10 @@ impl IovaAllocator {
     /// Allocates from the tree.
     #[cold]
     pub(super) fn allocate_exact(&self, pages: u64, align: u64, limit: u64) -> Result<Option<u64>, OutOfMemory> {
+        // What is larger than the window is not worth taking the caches apart.
+        if pages > (self.window.len() >> self.page_shift).min(limit) {
+            return Ok(None);
+        }
         self.reclaiming(0, limit, |tree| tree.allocate(pages, align, limit, Use::Allocated))
     }
 

@@ -159,10 +159,8 @@ impl IovaAllocator {
         let limit = (limit.get() >> self.page_shift) + u64::from(!limit.get() & (self.page_size() - 1) == 0);
         // log2 of the least power of two that is no less than either.
         let class = u64::BITS - ((pages - 1) | (align - 1)).leading_zeros();
-        let cached = match self.cores.get(cpu::index()) {
-            Some(core) if (class as usize) < CLASSES => self.allocate_small(core, class as u8, pages as u8, limit),
-            _ => None,
-        };
+        let small = (class as usize) < CLASSES;
+        let cached = if small { self.allocate_small(class as u8, pages as u8, limit) } else { None };
         let start = match cached {
             Some(start) => start,
             None => self.allocate_exact(pages, align, limit)?.ok_or(no_space)?,

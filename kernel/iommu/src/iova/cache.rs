@@ -116,7 +116,7 @@ impl IovaAllocator {
     #[cold]
     pub(super) fn allocate_exact(&self, pages: u64, align: u64, limit: u64) -> Result<Option<u64>, OutOfMemory> {
         // What is larger than the window is not worth taking the caches apart.
-        if pages > (self.window.len() >> self.page_shift).min(limit) {
+        if pages > (self.window.len() >> self.shift()).min(limit) {
             return Ok(None);
         }
         self.reclaiming(0, limit, |tree| tree.allocate(pages, align, limit, Use::Allocated))

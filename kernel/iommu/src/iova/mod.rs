@@ -114,7 +114,7 @@ impl IovaAllocator {
 
     /// The unit of allocation in bytes.
     pub fn page_size(&self) -> u64 {
-        1 << self.page_shift
+        1 << self.shift()
     }
 
     /// Takes exactly `range`, for good or until [`IovaAllocator::release`].
@@ -154,9 +154,9 @@ impl IovaAllocator {
             return Err(IovaError::Misaligned(self.page_size()));
         }
         let no_space = IovaError::NoSpace { len, align, limit };
-        let pages = (len >> self.page_shift) + self.guard;
-        let align = (align >> self.page_shift).max(1);
-        let limit = (limit.get() >> self.page_shift) + u64::from(!limit.get() & (self.page_size() - 1) == 0);
+        let pages = (len >> self.shift()) + self.guard;
+        let align = (align >> self.shift()).max(1);
+        let limit = (limit.get() >> self.shift()) + u64::from(!limit.get() & (self.page_size() - 1) == 0);
         // log2 of the least power of two that is no less than either.
         let class = u64::BITS - ((pages - 1) | (align - 1)).leading_zeros();
         let small = (class as usize) < CLASSES;
@@ -165,7 +165,7 @@ impl IovaAllocator {
             Some(start) => start,
             None => self.allocate_exact(pages, align, limit)?.ok_or(no_space)?,
         };
-        IovaRange::new(Iova::new(start << self.page_shift), len).ok_or(no_space)
+        IovaRange::new(Iova::new(start << self.shift()), len).ok_or(no_space)
     }
 
     /// Gives back what [`IovaAllocator::allocate`] returned. No device must be able to reach anything through it any more.
@@ -229,6 +229,12 @@ impl IovaAllocator {
         taken.ok_or(IovaError::InUse(range))
     }
 
+    /// log2 of the page size, as the compiler must see it to leave out the check that it is less than 64.
+    #[inline]
+    const fn shift(&self) -> u32 {
+        self.page_shift & 63
+    }
+
     #[inline]
     fn chunk(&self, number: usize) -> Option<&IrqMutex<Chunk>> {
         self.chunks.get(number)?.get()?.first()
@@ -241,7 +247,7 @@ impl IovaAllocator {
 
     #[inline]
     fn pages(&self, range: IovaRange) -> (u64, u64) {
-        (range.start().get() >> self.page_shift, range.len() >> self.page_shift)
+        (range.start().get() >> self.shift(), range.len() >> self.shift())
     }
 }
 

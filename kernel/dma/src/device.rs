@@ -88,7 +88,8 @@ struct Translated {
 static DEVICES: IrqMutex<Vec<Weak<Records>>> = IrqMutex::new(Vec::new());
 
 impl Device {
-    /// Makes the device of a group that is attached to its default DMA domain.
+    /// Makes the device of a group that is attached to its default DMA domain. The device keeps to that domain: what is mapped
+    /// while the group is elsewhere would not be reached, and is refused.
     ///
     /// # Errors
     ///

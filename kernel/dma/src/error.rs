@@ -113,6 +113,8 @@ pub enum BusyWith {
     CpuReads,
     /// The CPU writes.
     CpuWrites,
+    /// More users than can be counted.
+    TooMany,
 }
 
 impl fmt::Display for BusyWith {
@@ -121,6 +123,7 @@ impl fmt::Display for BusyWith {
             Self::DeviceWrites => "a device may write it",
             Self::CpuReads => "the CPU reads it",
             Self::CpuWrites => "the CPU writes it",
+            Self::TooMany => "too many use it",
         })
     }
 }

@@ -166,6 +166,7 @@ fn while_a_driver_owns_the_address_space_the_dma_api_refuses_and_gives_the_buffe
     gpu.device.map::<ToDevice, _>(rejected.buffer).unwrap().unmap().unwrap();
 }
 
+/// Caught: `check_loan` that accepts everything.
 #[test]
 fn a_loan_to_one_device_is_refused_by_another() {
     let system = FakeSystem::new();

@@ -16,7 +16,6 @@ use crate::pages::round_up;
 use crate::record::{Records, Slot};
 use crate::scoped::{self, Scoped};
 use crate::site::Site;
-use crate::standin::{AttachmentState, Domain, Group};
 use crate::{Buffer, Direction, Error, Ladder, Limits, Mapped, PageSet, Pages, Rejected};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -25,6 +24,8 @@ use core::fmt;
 use core::panic::Location;
 use core::sync::atomic::Ordering;
 use iommu::contract::AddressSpace;
+use iommu::domain::Domain;
+use iommu::group::{AttachmentState, Group};
 use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, RevokeError};
 
 /// What a device behind an IOMMU is made of.
@@ -87,11 +88,12 @@ struct Translated {
 static DEVICES: IrqMutex<Vec<Weak<Records>>> = IrqMutex::new(Vec::new());
 
 impl Device {
-    /// Makes the device of a group that is attached to its default DMA domain.
+    /// Makes the device of a group that is attached to its default DMA domain. The device keeps to that domain: what is mapped
+    /// while the group is elsewhere would not be reached, and is refused.
     ///
     /// # Errors
     ///
-    /// [`Error::Blocked`] or [`Error::OwnedDomain`] where the group is attached to nothing or to another domain,
+    /// [`Error::NotAttached`] or [`Error::OwnedDomain`] where the group is attached to nothing or to another domain,
     /// [`Error::BadLimits`], [`Error::OutOfMemory`].
     ///
     /// # Safety
@@ -379,7 +381,7 @@ impl Translated {
 fn not_attached(state: AttachmentState, name: &Arc<str>) -> Error {
     match state {
         AttachmentState::Owned => Error::OwnedDomain(name.clone()),
-        _ => Error::Blocked(name.clone()),
+        _ => Error::NotAttached { device: name.clone(), state },
     }
 }
 

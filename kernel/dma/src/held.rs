@@ -7,7 +7,7 @@
 
 #![expect(unsafe_code, reason = "lends memory that it owns, and takes it back after revocation")]
 
-use crate::buffer::{Spans, for_each_span};
+use crate::buffer::{Spans, check_range, for_each_span};
 use crate::device::Loan;
 use crate::quarantine::{self, Quarantined};
 use crate::site::Site;
@@ -94,7 +94,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
 
     /// Lets the CPU see what the device has written so far to the `len` bytes at `offset`.
     pub(crate) fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
-        for_each_span(self.memory(), offset, len, |_| ())?;
+        check_range(self.memory(), offset, len)?;
         base::barrier::device_read();
         if self.loan.device.is_coherent() {
             return Ok(());
@@ -104,7 +104,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
 
     /// Lets the device see what the CPU has written so far to the `len` bytes at `offset`.
     pub(crate) fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
-        for_each_span(self.memory(), offset, len, |_| ())?;
+        check_range(self.memory(), offset, len)?;
         if !self.loan.device.is_coherent() {
             prepare::<D, M>(self.memory(), offset, len)?;
         }

@@ -56,7 +56,7 @@ mod record;
 mod scoped;
 mod share;
 mod site;
-pub mod standin;
+mod stray;
 mod view;
 
 pub use buffer::Buffer;
@@ -75,4 +75,5 @@ pub use pages::Pages;
 pub use quarantine::Quarantined;
 pub use scoped::Scoped;
 pub use share::{Attachment, CpuAccess, CpuIntent, CpuReads, CpuWrites, SharedBuffer, Users};
+pub use stray::Stray;
 pub use view::View;

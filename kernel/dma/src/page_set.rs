@@ -74,10 +74,11 @@ impl PageSet {
     ) -> Result<Self, Error> {
         let mut left = round_up(bytes)?;
         let mut set = Self { chunks: Vec::new(), starts: Vec::new(), runs: Vec::new(), len: 0 };
-        let smallest = [PAGE_SIZE];
-        let mut sizes = ladder.sizes().iter().chain(&smallest).copied().peekable();
+        let ladder = ladder.sizes();
+        let last_resort = Some(PAGE_SIZE).filter(|page| ladder.last() != Some(page));
+        let mut sizes = ladder.iter().copied().chain(last_resort).peekable();
         while left != 0 {
-            // `smallest` fits whatever is left, so the ladder ends only with an allocation that failed.
+            // A page fits whatever is left, so the ladder ends only with an allocation that failed.
             let Some(&size) = sizes.peek() else { return Err(Error::OutOfMemory) };
             if size > left {
                 sizes.next();

@@ -18,7 +18,7 @@ mod request;
 mod ring;
 mod slots;
 
-pub use parts::{Access, Loans, Part, Parts, check_loan};
+pub use parts::{Access, Loans, MAX_PIECE, Part, Parts, check_loan};
 pub use request::Request;
 
 use crate::spec::{feature, queue as spec};
@@ -346,7 +346,11 @@ impl Queue {
                     Err(what) => {
                         state.failure = Some(Failure::Misbehaved(what));
                         drop(state);
-                        log::error!("{}: queue {} is out of use: the device misbehaved: {what}", self.device.name(), self.index);
+                        log::error!(
+                            "{}: queue {} is out of use: the device misbehaved: {what}",
+                            self.device.name(),
+                            self.index
+                        );
                         wake(&mut wakers);
                         self.wake_all();
                         return;

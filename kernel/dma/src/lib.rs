@@ -75,6 +75,7 @@ mod record;
 mod scoped;
 mod share;
 mod site;
+mod stray;
 mod view;
 
 pub use buffer::Buffer;
@@ -93,4 +94,5 @@ pub use pages::Pages;
 pub use quarantine::Quarantined;
 pub use scoped::Scoped;
 pub use share::{Attachment, CpuAccess, CpuIntent, CpuReads, CpuWrites, SharedBuffer, Users};
+pub use stray::Stray;
 pub use view::View;

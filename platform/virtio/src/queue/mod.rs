@@ -1,0 +1,474 @@
+//! The split virtqueue \[2.7\].
+//!
+//! A [`Command`] is a header that the device reads, a range of lent memory, and an answer that the device writes. Header and
+//! answer live in memory that belongs to the queue, so that a command maps and allocates nothing.
+//!
+//! # Invariants
+//!
+//! - The queue holds a request's loans from before the device can see their addresses until a used entry for it has been
+//!   validated, or the device has been reset.
+//! - A queue that has failed takes nothing from the used ring any more, and gives no loan back, until [`Queue::retire`].
+//!
+//! # Locking
+//!
+//! One `IrqMutex` per queue. Wakers are woken and dropped, loans dropped and the doorbell rung without it.
+
+mod parts;
+mod request;
+mod ring;
+mod slots;
+
+pub use parts::{Access, Loans, MAX_PIECE, Part, Parts, check_loan};
+pub use request::Request;
+
+use crate::spec::{feature, queue as spec};
+use crate::transport::{self, QueueSetup, Transport};
+use crate::{Error, Misbehaviour};
+use alloc::sync::Arc;
+use base::{Deadline, IrqMutex, barrier};
+use core::task::Waker;
+use dma::Device;
+use iommu::Iova;
+use ring::{Descriptor, Ring, SlotMemory};
+use slots::{Phase, Slots};
+
+/// How many wakers are carried out of the lock at a time.
+const WAKE_BATCH: usize = 16;
+
+/// Why a queue is out of use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    Misbehaved(Misbehaviour),
+    NeedsReset,
+    ShutDown,
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Misbehaved(what) => Self::DeviceMisbehaved { what },
+            Failure::NeedsReset => Self::NeedsReset,
+            Failure::ShutDown => Self::ShutDown,
+        }
+    }
+}
+
+/// What a driver wants of its queue.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueOptions {
+    /// The most entries; rounded down to a power of two and to what the device has.
+    pub size: u16,
+    /// Bytes of the largest header.
+    pub header: usize,
+    /// Bytes of the largest answer.
+    pub response: usize,
+    /// The most pieces of lent memory in one request, where the device has indirect descriptors.
+    pub segments: usize,
+    /// MSI-X vector, or none for a queue that is polled.
+    pub vector: Option<u16>,
+}
+
+/// One request to a device.
+pub struct Command<'a> {
+    /// What the device reads first; at most [`QueueOptions::header`] bytes.
+    pub header: &'a [u8],
+    /// Lent memory.
+    pub data: Parts<'a>,
+    /// What the device does with `data`.
+    pub access: Access,
+    /// Bytes of the answer, which the device writes last; at most [`QueueOptions::response`].
+    pub response: usize,
+    /// What the queue is to hold while the device has the request: whatever `data` points into.
+    pub loans: Loans,
+}
+
+/// Counters of a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueStats {
+    /// Requests handed to the device.
+    pub submitted: u64,
+    /// Requests that it returned.
+    pub completed: u64,
+    /// Times that the doorbell was rung.
+    pub kicks: u64,
+    /// Interrupts served.
+    pub interrupts: u64,
+}
+
+/// A virtqueue. Shared by its driver, its requests and its interrupt.
+pub struct Queue {
+    index: u16,
+    size: u16,
+    event_idx: bool,
+    max_data: usize,
+    header: usize,
+    response: usize,
+    indirect: bool,
+    device: Device,
+    transport: Arc<dyn Transport>,
+    areas: (Iova, Iova, Iova),
+    state: IrqMutex<State>,
+}
+
+struct State {
+    /// `None` once the device has been reset for good.
+    ring: Option<Ring>,
+    slots: Slots,
+    /// The available index that the device has been shown.
+    available: u16,
+    /// The available index at the last decision whether to ring the doorbell.
+    kicked: u16,
+    /// The used index up to which entries have been taken.
+    used: u16,
+    failure: Option<Failure>,
+    stats: QueueStats,
+}
+
+impl Queue {
+    /// Allocates queue number `index` of a device. The device is told by the caller.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchQueue`], [`Error::BadQueueSize`], [`Error::OutOfMemory`], [`Error::Dma`].
+    pub(crate) fn new(
+        transport: &Arc<dyn Transport>,
+        device: &Device,
+        index: u16,
+        features: u64,
+        options: &QueueOptions,
+    ) -> Result<Self, Error> {
+        let offered = transport.queue_size(index);
+        if offered == 0 {
+            return Err(Error::NoSuchQueue(index));
+        }
+        let most = offered.min(options.size);
+        if most < 4 || offered > spec::MAX_SIZE {
+            return Err(Error::BadQueueSize { queue: index, size: most });
+        }
+        let size = 1 << most.ilog2();
+        let indirect = features & feature::INDIRECT_DESC != 0;
+        // A chain, direct or in a table, has at most `size` descriptors [2.7.5.3.1]; two are for header and answer.
+        let room = usize::from(size) - 2;
+        let max_data = if indirect { options.segments.min(room) } else { room };
+        let table = if indirect { max_data + 2 } else { 0 };
+        let memory = SlotMemory { header: options.header, response: options.response, indirect: table };
+        let ring = Ring::new(device, size, memory)?;
+        let areas = ring.areas();
+        let state = State {
+            ring: Some(ring),
+            slots: Slots::new(size)?,
+            available: 0,
+            kicked: 0,
+            used: 0,
+            failure: None,
+            stats: QueueStats::default(),
+        };
+        Ok(Self {
+            index,
+            size,
+            event_idx: features & feature::EVENT_IDX != 0,
+            max_data,
+            header: options.header,
+            response: options.response,
+            indirect,
+            device: device.clone(),
+            transport: transport.clone(),
+            areas,
+            state: IrqMutex::new(state),
+        })
+    }
+
+    /// What to tell the device about this queue.
+    pub(crate) fn setup(&self, vector: Option<u16>) -> QueueSetup {
+        let (descriptors, driver, device) = self.areas;
+        QueueSetup { size: self.size, descriptors, driver, device, vector }
+    }
+
+    /// The bus master whose queue this is.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The number of descriptors; with indirect descriptors also the most requests in flight.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// The most pieces of lent memory in one request.
+    pub fn max_segments(&self) -> usize {
+        self.max_data
+    }
+
+    /// How many requests the device has.
+    pub fn in_flight(&self) -> usize {
+        usize::from(self.state.lock().slots.in_flight())
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> QueueStats {
+        self.state.lock().stats
+    }
+
+    /// Hands one request to the device and rings the doorbell if the device wants that.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::QueueFull`] (wait with [`Queue::wait_for_room`]), [`Error::TooManySegments`], [`Error::TooLong`], and why the
+    /// queue is out of use. The device has not seen the request then.
+    pub fn submit(self: &Arc<Self>, command: Command<'_>) -> Result<Request, Error> {
+        let request = self.add(command)?;
+        self.kick();
+        Ok(request)
+    }
+
+    /// Hands one request to the device without telling it; [`Queue::kick`] does that once for several.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::submit`].
+    pub fn add(self: &Arc<Self>, command: Command<'_>) -> Result<Request, Error> {
+        let Command { header, data, access, response, loans } = command;
+        if header.is_empty() || header.len() > self.header || response > self.response {
+            return Err(Error::TooLong);
+        }
+        let mut count = 0;
+        let mut bytes = 0_u64;
+        for part in data.clone() {
+            count += 1;
+            bytes += u64::from(part.len);
+        }
+        if count > self.max_data {
+            return Err(Error::TooManySegments { count, max: self.max_data });
+        }
+        // Used lengths have 32 bits, and a chain is not longer than that [2.7.4.2].
+        let total = bytes + header.len() as u64 + response as u64;
+        u32::try_from(total).map_err(|_| Error::TooLong)?;
+        let writable = if access == Access::Write { bytes } else { 0 } + response as u64;
+        let entries = 1 + count + usize::from(response != 0);
+        self.reap();
+
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        if let Some(failure) = state.failure {
+            return Err(failure.into());
+        }
+        let Some(ring) = &state.ring else { return Err(Error::ShutDown) };
+        let table = self.indirect && entries > 1;
+        // `entries` is at most `size`, see `new`.
+        let chain = if table { 1 } else { entries as u16 };
+        let head = match state.slots.begin(chain, writable as u32, loans) {
+            Ok(head) => head,
+            Err(loans) => {
+                drop(guard);
+                drop(loans);
+                return Err(Error::QueueFull);
+            }
+        };
+        let answer = (response != 0).then(|| ring.prepare_response(head, response));
+        let descriptors = core::iter::once(ring.put_header(head, header))
+            .chain(data.map(|part| Descriptor { part, write: access == Access::Write }))
+            .chain(answer);
+        let mut at = head;
+        for (index, descriptor) in descriptors.enumerate() {
+            let last = index + 1 == entries;
+            if table {
+                ring.put_indirect(head, index, descriptor, last);
+            } else {
+                let next = state.slots.next(at);
+                ring.put(at, descriptor, (!last).then_some(next));
+                at = next;
+            }
+        }
+        if table {
+            ring.put_table(head, entries);
+        }
+        ring.publish(state.available, head);
+        state.available = state.available.wrapping_add(1);
+        state.stats.submitted += 1;
+        drop(guard);
+        Ok(Request::new(self.clone(), head))
+    }
+
+    /// Tells the device about requests that were added since the last time, if it wants to hear of them.
+    pub fn kick(&self) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let (old, new) = (state.kicked, state.available);
+        let Some(ring) = &state.ring else { return };
+        if old == new || state.failure.is_some() {
+            return;
+        }
+        state.kicked = new;
+        // The index must be visible to the device before its wish is read: else both sides could miss each other.
+        barrier::publish();
+        let wanted = if self.event_idx { spec::need_event(ring.avail_event(), new, old) } else { !ring.no_notify() };
+        if wanted {
+            state.stats.kicks += 1;
+            drop(guard);
+            self.transport.notify(self.index);
+        }
+    }
+
+    /// Sleeps until `requests` more requests can be added (with indirect descriptors; else until so many descriptors are free).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TimedOut`], and why the queue is out of use.
+    pub fn wait_for_room(&self, requests: u16, deadline: Deadline) -> Result<(), Error> {
+        loop {
+            self.reap();
+            let ready = || {
+                self.drain();
+                let state = self.state.lock();
+                state.failure.is_some() || state.slots.free() >= requests || state.slots.reapable() != 0
+            };
+            base::wait_until(deadline, ready).map_err(|_| self.timed_out())?;
+            self.reap();
+            let state = self.state.lock();
+            if let Some(failure) = state.failure {
+                return Err(failure.into());
+            }
+            if state.slots.free() >= requests {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes what the device has returned from the used ring and wakes the waiters. Neither allocates nor drops a loan.
+    pub(crate) fn drain(&self) {
+        loop {
+            let mut wakers = [const { None::<Waker> }; WAKE_BATCH];
+            let more = {
+                let mut state = self.state.lock();
+                let result = state.drain(self.event_idx, &mut wakers);
+                match result {
+                    Ok(more) => more,
+                    Err(what) => {
+                        state.failure = Some(Failure::Misbehaved(what));
+                        drop(state);
+                        log::error!(
+                            "{}: queue {} is out of use: the device misbehaved: {what}",
+                            self.device.name(),
+                            self.index
+                        );
+                        wake(&mut wakers);
+                        self.wake_all();
+                        return;
+                    }
+                }
+            };
+            wake(&mut wakers);
+            if !more {
+                return;
+            }
+        }
+    }
+
+    /// Puts the queue out of use and tells everybody who waits. Loans stay where they are.
+    pub(crate) fn fail(&self, failure: Failure) {
+        {
+            let mut state = self.state.lock();
+            if state.failure.is_some() {
+                return;
+            }
+            state.failure = Some(failure);
+        }
+        self.wake_all();
+        base::notify();
+    }
+
+    /// Lets go of everything that the device had. The device has been reset.
+    pub(crate) fn retire(&self) {
+        self.fail(Failure::ShutDown);
+        loop {
+            let retired = self.state.lock().slots.retire();
+            let Some((waker, loans)) = retired else { break };
+            drop(loans);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+        self.reap();
+        let ring = self.state.lock().ring.take();
+        drop(ring);
+        base::notify();
+    }
+
+    /// Ends abandoned requests that the device has returned. Task context only: loans end here.
+    fn reap(&self) {
+        loop {
+            let loans = self.state.lock().slots.reap();
+            match loans {
+                Some(loans) => drop(loans),
+                None => return,
+            }
+        }
+    }
+
+    fn wake_all(&self) {
+        loop {
+            let waker = self.state.lock().slots.take_listener();
+            match waker {
+                Some(waker) => waker.wake(),
+                None => return,
+            }
+        }
+    }
+
+    /// The error of a wait that took too long: the device may have said that it has failed, without an interrupt.
+    fn timed_out(&self) -> Error {
+        if transport::has_failed(&*self.transport) {
+            self.fail(Failure::NeedsReset);
+        }
+        match self.state.lock().failure {
+            Some(failure) => failure.into(),
+            None => Error::TimedOut,
+        }
+    }
+}
+
+impl State {
+    /// Takes entries from the used ring until `wakers` is full (then `Ok(true)`: there may be more) or there are none.
+    fn drain(&mut self, event_idx: bool, wakers: &mut [Option<Waker>]) -> Result<bool, Misbehaviour> {
+        let Some(ring) = &self.ring else { return Ok(false) };
+        if self.failure.is_some() {
+            return Ok(false);
+        }
+        let mut room = wakers.iter_mut();
+        loop {
+            let pending = ring.used_index().wrapping_sub(self.used);
+            if pending > self.slots.in_flight() {
+                let in_flight = self.slots.in_flight();
+                return Err(Misbehaviour::UsedIndexJumped { moved: pending, in_flight });
+            }
+            if pending == 0 {
+                return Ok(false);
+            }
+            for _ in 0..pending {
+                let Some(place) = room.next() else { return Ok(true) };
+                let (id, len) = ring.used_entry(self.used);
+                self.used = self.used.wrapping_add(1);
+                *place = self.slots.complete(id, len)?;
+                self.stats.completed += 1;
+            }
+            if event_idx {
+                // Ask for the next one, then look again: one that came before the asking raises no interrupt.
+                ring.set_used_event(self.used);
+            }
+        }
+    }
+}
+
+fn wake(wakers: &mut [Option<Waker>]) {
+    for waker in wakers.iter_mut().filter_map(Option::take) {
+        waker.wake();
+    }
+}
+
+impl base::irq::Handler for Queue {
+    fn handle(&self) {
+        self.state.lock().stats.interrupts += 1;
+        self.drain();
+        base::notify();
+    }
+}

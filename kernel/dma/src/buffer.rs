@@ -68,7 +68,10 @@ pub struct Span {
 #[inline]
 pub(crate) fn check_range<M: Spans + ?Sized>(memory: &M, offset: u64, len: u64) -> Result<u64, Error> {
     let size = memory.spans_len();
-    offset.checked_add(len).filter(|end| *end <= size).ok_or(Error::OutOfRange { offset, len, size })
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(end),
+        _ => Err(Error::OutOfRange { offset, len, size }),
+    }
 }
 
 /// Calls `f` with each contiguous piece of the `len` bytes at `offset`.

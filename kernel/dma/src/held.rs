@@ -124,6 +124,7 @@ impl<D: Direction, M: Spans> Drop for Held<D, M> {
 
 /// Before a device that does not snoop gets memory: what the CPU wrote goes to memory, and where the device may write, no line
 /// stays behind that could be written back over the device's data later.
+#[cold]
 pub(crate) fn prepare<D: Direction, M: Spans>(memory: &M, offset: u64, len: u64) -> Result<(), Error> {
     let Some(maintained_by) = memory.maintained_by() else { return Ok(()) };
     for_each_span(memory, offset, len, |span| {
@@ -136,6 +137,7 @@ pub(crate) fn prepare<D: Direction, M: Spans>(memory: &M, offset: u64, len: u64)
 }
 
 /// After a device that does not snoop has written: lines that were fetched speculatively meanwhile are discarded.
+#[cold]
 fn fetch<D: Direction, M: Spans>(memory: &M, offset: u64, len: u64) -> Result<(), Error> {
     let Some(maintained_by) = memory.maintained_by().filter(|_| D::DEVICE_WRITES) else { return Ok(()) };
     for_each_span(memory, offset, len, |span| maintained_by.invalidate(span.ptr, span.bytes))

@@ -9,7 +9,9 @@ extern crate alloc;
 
 pub mod class;
 pub mod cmdline;
+pub mod demo;
 pub mod disk;
+pub mod faults;
 pub mod log;
 pub mod machine;
 pub mod mm;

@@ -1,7 +1,6 @@
 //! Tests of groups, with an IOMMU that writes down what it is told.
 
 use super::*;
-use crate::contract::AddressSpace;
 use crate::testing::{Call, FakeIommu, FakeSpace};
 use crate::{Iova, IovaRange, PhysAddr, PhysRange, Prot};
 use alloc::string::ToString;

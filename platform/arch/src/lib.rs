@@ -18,13 +18,12 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod backtrace;
 pub mod esr;
 pub mod layout;
 pub mod mmio;
 pub mod mmu;
 
-#[cfg(target_os = "none")]
-pub mod backtrace;
 #[cfg(target_os = "none")]
 pub mod boot;
 #[cfg(target_os = "none")]

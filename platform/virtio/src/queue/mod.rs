@@ -7,7 +7,8 @@
 //!
 //! - The queue holds a request's loans from before the device can see their addresses until a used entry for it has been
 //!   validated, or the device has been reset.
-//! - A queue that has failed takes nothing from the used ring any more, and gives no loan back, until [`Queue::retire`].
+//! - A queue that has failed takes nothing from the used ring any more, and gives no loan back, until its device
+//!   has been reset.
 //!
 //! # Locking
 //!

@@ -335,3 +335,41 @@ fn rings_of_a_device_that_does_not_snoop_are_seen_by_it() {
     assert_eq!(block.shut_down(soon()), Ok(()));
     assert!(host.master.read(Iova::new(0), &mut [0]).is_err());
 }
+
+#[test]
+fn a_transfer_of_any_length_is_cut_into_requests_that_the_disk_takes() {
+    let rig = Rig::new(4096, |registers| {
+        registers.features |= blk::SIZE_MAX;
+        registers.config[config::SIZE_MAX..][..4].copy_from_slice(&4096_u32.to_le_bytes());
+        registers.config[config::SEG_MAX..][..4].copy_from_slice(&3_u32.to_le_bytes());
+    });
+    let block = rig.start(16).unwrap();
+    let loan = rig.lend(1 << 20);
+    let range = 512..(1 << 20) - 512;
+    base::block_on(soon(), block.read_all(7, &loan, range.clone())).unwrap().unwrap();
+    assert_eq!(rig.disk.log().len(), 86);
+    base::block_on(soon(), block.write_all(8, &loan, range.clone())).unwrap().unwrap();
+    assert_eq!(rig.disk.bytes(8 * 512, (1 << 20) - 1024), expected(7, (1 << 20) - 1024));
+    let bytes = take_back(loan);
+    assert_eq!(bytes[512..(1 << 20) - 512], expected(7, (1 << 20) - 1024));
+    assert_eq!((&bytes[..512], &bytes[(1 << 20) - 512..]), (&[0; 512][..], &[0; 512][..]));
+    assert!(rig.device.notified() < 40, "{} doorbells for 172 requests", rig.device.notified());
+    rig.check();
+}
+
+#[test]
+fn a_bulk_transfer_ends_with_the_first_error() {
+    let rig = Rig::new(64, |_| {});
+    let block = rig.start(16).unwrap();
+    let loan = rig.lend(64 * 1024);
+    let run = |sector, range| base::block_on(soon(), block.read_all(sector, &loan, range)).unwrap();
+    assert_eq!(run(0, 0..0), Err(Error::Misaligned { block: 512 }));
+    assert_eq!(run(0, 0..700), Err(Error::Misaligned { block: 512 }));
+    assert!(matches!(run(0, 0..64 * 1024), Err(Error::OutsideDisk { .. })));
+    assert!(matches!(run(0, 65_536..66_048), Err(Error::OutsideLoan { .. })));
+    assert!(matches!(run(0, u64::MAX - 511..u64::MAX), Err(Error::OutsideLoan { .. })));
+    rig.disk.answer(&[1]);
+    assert_eq!(run(0, 0..512), Err(Error::Io));
+    rig.device.plan(&[Behaviour::WrongId(99)]);
+    assert!(matches!(run(0, 0..512), Err(Error::DeviceMisbehaved { .. })));
+}

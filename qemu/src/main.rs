@@ -1,3 +1,23 @@
 //! `cargo run`: builds the kernel, boots it under QEMU and reads its verdict.
+#![forbid(unsafe_code)]
 
-fn main() {}
+use clap::Parser;
+use qemu::cli::{Cli, Command};
+use qemu::demo;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // clap prints usage errors itself and exits with 2, as a usage error must.
+    let cli = Cli::parse();
+    let options = match cli.command {
+        Some(Command::Demo(options)) => options,
+        None => cli.options,
+    };
+    match demo::run(&options) {
+        Ok(verdict) => ExitCode::from(verdict.exit_code()),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -77,6 +77,18 @@ impl<T: DeviceShared> Coherent<[T]> {
     }
 }
 
+impl<T: DeviceShared> Coherent<[T]> {
+    /// The number of elements, as of any slice. ([`Lent::len`] counts bytes.)
+    pub fn len(&self) -> usize {
+        self.value.len()
+    }
+
+    /// Whether there is no element: never.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 impl<T: DeviceShared + ?Sized> Coherent<T> {
     /// The device's address of the first byte; all others follow it.
     #[inline]

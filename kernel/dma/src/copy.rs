@@ -117,6 +117,7 @@ pub(crate) unsafe fn store(span: Span, from: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec::Vec;
     use core::ptr::NonNull;
 
     #[test]

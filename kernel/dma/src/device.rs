@@ -2,8 +2,9 @@
 //!
 //! # Locking
 //!
-//! None on the way of a mapping but those of the address allocator and the page table below, which are taken one after the
-//! other. The list of all devices is behind an [`IrqMutex`] that is taken when a device is made and for reports.
+//! None on the way of a mapping but those of the group, the address allocator and the page table below, which are taken one
+//! after the other. The list of all devices is behind an [`IrqMutex`] that is taken when a device is made and for reports;
+//! the heap's lock comes after it.
 
 #![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
 
@@ -16,7 +17,6 @@ use crate::pages::round_up;
 use crate::record::{Records, Slot};
 use crate::scoped::{self, Scoped};
 use crate::site::Site;
-use crate::standin::{AttachmentState, Domain, Group};
 use crate::{Buffer, Direction, Error, Ladder, Limits, Mapped, PageSet, Pages, Rejected};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -25,6 +25,8 @@ use core::fmt;
 use core::panic::Location;
 use core::sync::atomic::Ordering;
 use iommu::contract::AddressSpace;
+use iommu::domain::Domain;
+use iommu::group::{AttachmentState, Group};
 use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, RevokeError};
 
 /// What a device behind an IOMMU is made of.
@@ -87,11 +89,12 @@ struct Translated {
 static DEVICES: IrqMutex<Vec<Weak<Records>>> = IrqMutex::new(Vec::new());
 
 impl Device {
-    /// Makes the device of a group that is attached to its default DMA domain.
+    /// Makes the device of a group that is attached to its default DMA domain. The device keeps to that domain: what is mapped
+    /// while the group is elsewhere would not be reached, and is refused.
     ///
     /// # Errors
     ///
-    /// [`Error::Blocked`] or [`Error::OwnedDomain`] where the group is attached to nothing or to another domain,
+    /// [`Error::NotAttached`] or [`Error::OwnedDomain`] where the group is attached to nothing or to another domain,
     /// [`Error::BadLimits`], [`Error::OutOfMemory`].
     ///
     /// # Safety
@@ -213,9 +216,9 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// As [`PageSet::zeroed`].
+    /// As [`PageSet::allocate`].
     pub fn page_set(&self, bytes: u64, ladder: Ladder) -> Result<PageSet, Error> {
-        PageSet::zeroed_below(self.0.memory, bytes, ladder, self.request(bytes)?.below)
+        PageSet::allocate(self.0.memory, self.request(bytes)?, ladder)
     }
 
     /// A request for whole pages of the device's, where the device reaches them.
@@ -379,7 +382,7 @@ impl Translated {
 fn not_attached(state: AttachmentState, name: &Arc<str>) -> Error {
     match state {
         AttachmentState::Owned => Error::OwnedDomain(name.clone()),
-        _ => Error::Blocked(name.clone()),
+        _ => Error::NotAttached { device: name.clone(), state },
     }
 }
 

@@ -5,6 +5,7 @@ use crate::quarantine::Quarantined;
 use alloc::collections::TryReserveError;
 use alloc::sync::Arc;
 use core::fmt;
+use iommu::group::AttachmentState;
 use iommu::{AttachError, Iova, IovaError, MapError, OutOfMemory, PhysRange};
 
 /// Why a request of the DMA-API was not carried out.
@@ -36,9 +37,14 @@ pub enum Error {
         /// How much memory there is.
         size: u64,
     },
-    /// The device is not attached to the domain of the DMA-API: it is blocked.
-    #[error("{0} is blocked: it has no address space")]
-    Blocked(Arc<str>),
+    /// The device is not attached to the domain of the DMA-API.
+    #[error("{device} has no address space to map in: it is {state}")]
+    NotAttached {
+        /// Who.
+        device: Arc<str>,
+        /// What its group is attached to.
+        state: AttachmentState,
+    },
     /// The device is attached to a domain of its driver's own, which the DMA-API leaves alone.
     #[error("{0} is attached to a domain of its driver's own")]
     OwnedDomain(Arc<str>),
@@ -77,6 +83,9 @@ pub enum Error {
     /// The device still has the memory of a scoped mapping that has ended; what it wrote was not taken over.
     #[error("{0} has not given back the memory of a scoped mapping")]
     StillLent(Arc<str>),
+    /// Nothing would keep the device from memory that it was not lent.
+    #[error("{0} is behind no IOMMU")]
+    NotIsolated(Arc<str>),
     /// No device address was free.
     #[error("no device address: {0}")]
     Iova(#[from] IovaError),
@@ -104,6 +113,8 @@ pub enum BusyWith {
     CpuReads,
     /// The CPU writes.
     CpuWrites,
+    /// More users than can be counted.
+    TooMany,
 }
 
 impl fmt::Display for BusyWith {
@@ -112,6 +123,7 @@ impl fmt::Display for BusyWith {
             Self::DeviceWrites => "a device may write it",
             Self::CpuReads => "the CPU reads it",
             Self::CpuWrites => "the CPU writes it",
+            Self::TooMany => "too many use it",
         })
     }
 }

@@ -1,5 +1,6 @@
 //! What can go wrong between a kernel and an IOMMU.
 
+use crate::domain::DomainKind;
 use crate::{Iova, IovaRange, StreamId};
 
 /// Memory for a table or a queue could not be had.
@@ -66,7 +67,7 @@ pub enum RevokeError {
     SplitsBlock(Iova),
 }
 
-/// Why a stream was not attached or blocked. The stream is where it was before.
+/// Why a stream or a group was not attached or blocked. It is where it was before, unless the variant says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttachError {
@@ -91,6 +92,22 @@ pub enum AttachError {
     /// The IOMMU has failed and takes no more commands.
     #[error("the IOMMU takes no more commands")]
     Dead,
+    /// A driver owns the group: the default domain cannot be attached, nor another driver's.
+    #[error("a driver owns the group")]
+    Owned,
+    /// No driver owns the group, or not with the domain that was named.
+    #[error("the group is not owned with this domain")]
+    NotOwned,
+    /// A domain of this kind cannot be attached in this way.
+    #[error("a domain of kind {0} cannot be attached so")]
+    WrongKind(DomainKind),
+    /// The group is being changed at this moment, by another core.
+    #[error("the group is being changed")]
+    Busy,
+    /// A change failed midway and could not be undone, because of this stream: all streams of the group were blocked as far
+    /// as the IOMMU did it. Nothing but blocking the group is possible from here.
+    #[error("the change could be neither completed nor undone for StreamID {0}")]
+    Stranded(StreamId),
 }
 
 impl From<OutOfMemory> for AttachError {

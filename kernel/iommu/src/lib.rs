@@ -13,11 +13,15 @@ extern crate std;
 
 mod addr;
 pub mod contract;
+pub mod domain;
 mod error;
 mod fault;
+pub mod group;
 pub mod iova;
 pub mod pgtable;
 mod prot;
+#[cfg(test)]
+mod testing;
 
 pub use addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr, PhysRange, StreamId, VirtAddr};
 pub use error::{AttachError, GeometryError, IovaError, MapError, OutOfMemory, RevokeError};

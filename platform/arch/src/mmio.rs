@@ -104,6 +104,11 @@ impl Mmio {
         Self { base, len }
     }
 
+    /// Where the window begins, for drivers of other crates that keep their own kind of register pointer.
+    pub const fn as_ptr(&self) -> NonNull<u8> {
+        self.base
+    }
+
     /// The window's size in bytes.
     pub const fn len(&self) -> usize {
         self.len

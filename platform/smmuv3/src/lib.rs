@@ -1,2 +1,48 @@
-//! The SMMUv3 driver and an executable model of the SMMU.
-#![cfg_attr(not(test), no_std)]
+//! The SMMUv3: its driver, the layouts of the architecture, and an executable model of the hardware for host tests.
+//!
+//! - [`spec`]: what the architecture (Arm IHI 0070) lays down. Types and constants only.
+//! - [`Smmu`]: the driver. It implements [`iommu::contract::Iommu`] and hands out address spaces that implement
+//!   [`iommu::contract::AddressSpace`]; the contract of revocation is kept in `space.rs`.
+//! - `model` (feature `model`): an SMMU in software, with registers, queues, caches and table walks, that caches all that the
+//!   architecture lets it cache and reports what the driver must not do.
+//!
+//! The driver reaches hardware only through [`Registers`] and [`iommu::contract::TableMemory`].
+//!
+//! # Locks
+//!
+//! All are [`base::IrqMutex`]es, none is held while waiting, and none is taken while another of this crate's is held:
+//! the command queue's, the event queue's, the table of streams', and the two identifier allocators'.
+
+#![no_std]
+#![deny(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod cmdq;
+mod counters;
+mod descriptors;
+pub mod entry;
+mod error;
+mod evtq;
+mod features;
+mod ids;
+#[cfg(any(test, feature = "model"))]
+pub mod model;
+mod registers;
+mod smmu;
+mod space;
+pub mod spec;
+mod start;
+mod streams;
+mod strtab;
+mod tlbi;
+
+pub use counters::Statistics;
+pub use error::Error;
+pub use evtq::fault;
+pub use features::{Features, StallModel};
+pub use registers::Registers;
+pub use smmu::Smmu;
+pub use start::Config;

@@ -3,11 +3,12 @@
 #![expect(unsafe_code, reason = "makes devices, of whose bus masters it knows all there is to know")]
 
 use super::{FakeBusMaster, FakeIommu, FakeMemory, FakeMemoryConfig};
-use crate::standin::{Domain, DomainKind, Group};
 use crate::{Device, DeviceConfig, Error, Limits};
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
 use iommu::contract::Iommu;
+use iommu::domain::{Domain, DomainKind};
+use iommu::group::Group;
 use iommu::{Iova, IovaRange, StreamId};
 
 /// A machine: memory, an IOMMU, and as many devices as a test wants.

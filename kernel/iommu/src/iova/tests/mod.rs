@@ -1,5 +1,7 @@
 //! Tests of the allocator of device addresses.
 
+mod cores;
+mod model;
 mod vectors;
 
 use super::*;

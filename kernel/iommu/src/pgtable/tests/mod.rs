@@ -1,6 +1,8 @@
 //! Tests of the tables, against memory whose walker sees only what was published.
 
 mod fake;
+mod model;
+mod rules;
 mod vectors;
 
 use super::{Geometry, Granule, Stage};

@@ -1,0 +1,16 @@
+//! What the DMA-API promises, seen from the outside: each rule against a device that tries to break it.
+//!
+//! Every test that guards a safety property says which change to the code it was seen to catch.
+
+mod borrowed;
+mod coherent;
+mod concurrency;
+mod directions;
+mod exhaustion;
+mod limits;
+mod model;
+mod owned;
+mod ownership;
+mod reports;
+mod sharing;
+mod syncing;

@@ -1,0 +1,183 @@
+//! Caches, and several cores at once.
+
+use super::*;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Barrier, Mutex, mpsc};
+use std::thread;
+
+/// Runs `work` as another core.
+fn elsewhere<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| scope.spawn(work).join().unwrap())
+}
+
+#[test]
+fn small_ranges_do_not_touch_the_tree() {
+    let iova = IovaAllocator::new(range(0, 1 << 40), PAGE).unwrap();
+    let mut live = Vec::new();
+    for len in [1, 2, 3, 4, 7, 16, 33, 64] {
+        live.push(iova.allocate(len * PAGE, PAGE, TOP).unwrap());
+    }
+    iova.shared.lock().steps.set(0);
+    for _ in 0..400 {
+        let one = iova.allocate(PAGE, PAGE, TOP).unwrap();
+        let other = iova.allocate(3 * PAGE, 4 * PAGE, TOP).unwrap();
+        elsewhere(|| iova.free(one)).unwrap();
+        iova.free(other).unwrap();
+    }
+    assert_eq!(iova.shared.lock().steps.get(), 0);
+}
+
+#[test]
+fn a_million_pages_are_had_and_given_back_in_few_steps_each() {
+    const MANY: usize = 1_000_000;
+    let iova = IovaAllocator::new(range(0, 1 << 48), PAGE).unwrap();
+    let mut live = Vec::with_capacity(MANY);
+    let mut most = 0;
+    let mut counted = |operation: &mut dyn FnMut()| {
+        iova.shared.lock().steps.set(0);
+        operation();
+        most = most.max(iova.shared.lock().steps.get());
+    };
+    for _ in 0..MANY {
+        counted(&mut || live.push(iova.allocate(PAGE, PAGE, TOP).unwrap()));
+    }
+    // In an order that leaves holes everywhere.
+    let order = (0..MANY).map(|n| n * 7919 % MANY);
+    for n in order {
+        counted(&mut || iova.free(live[n]).unwrap());
+    }
+    assert!(most <= 240, "{most} steps for one operation with a million ranges");
+    assert_eq!(iova.allocate((1 << 48) - PAGE, PAGE, TOP), Ok(range(PAGE, (1 << 48) - PAGE)));
+}
+
+/// Red when caches were not dissolved: the second half of the pages was out of reach.
+#[test]
+fn what_other_cores_have_cached_is_reclaimed_before_an_allocation_fails() {
+    let (first, count) = (1, 8 * CHUNK - 1);
+    let iova = IovaAllocator::new(range(0, 8 * CHUNK * PAGE), PAGE).unwrap();
+    let mut live: Vec<_> = [1, 3, 60, 16].map(|len| elsewhere(|| iova.allocate(len * PAGE, PAGE, TOP).unwrap())).into();
+    assert_eq!(iova.shared.lock().chunks, 4);
+    for _ in 0..count - (1 + 3 + 60 + 16) {
+        live.push(iova.allocate(PAGE, PAGE, TOP).unwrap());
+    }
+    let full = IovaError::NoSpace { len: PAGE, align: PAGE, limit: TOP };
+    assert_eq!(iova.allocate(PAGE, PAGE, TOP), Err(full));
+    // What is freed is available again at once, wherever it was.
+    for index in [0, 1, 2, 3, 100, 2000] {
+        let range = live.swap_remove(index);
+        elsewhere(|| iova.free(range)).unwrap();
+        for _ in 0..range.len() / PAGE {
+            live.push(iova.allocate(PAGE, PAGE, TOP).unwrap());
+        }
+        assert_eq!(iova.allocate(PAGE, PAGE, TOP), Err(full));
+    }
+    live.into_iter().for_each(|range| iova.free(range).unwrap());
+    assert_eq!(iova.allocate(count * PAGE, PAGE, TOP), Ok(pages(first, count)));
+}
+
+/// Red when `Chunk::put` did not compare the pages in use.
+#[test]
+fn a_cached_range_is_freed_only_whole_and_once() {
+    let iova = IovaAllocator::new(range(0, 1 << 32), PAGE).unwrap();
+    let three = iova.allocate(3 * PAGE, PAGE, TOP).unwrap();
+    let next = iova.allocate(3 * PAGE, PAGE, TOP).unwrap();
+    assert!(iova.shared.lock().chunks == 1 && next.start().get() == three.start().get() + 4 * PAGE);
+    let at = three.start().get();
+    let wrong = [
+        range(at, PAGE),
+        range(at, 2 * PAGE),
+        range(at, 4 * PAGE),
+        range(at, 7 * PAGE),
+        range(at + PAGE, 2 * PAGE),
+        range(at + PAGE, 3 * PAGE),
+        range(at + 3 * PAGE, PAGE),
+        range(at + 8 * PAGE, 3 * PAGE),
+        range(at, 3 * PAGE - 1),
+        range(at + 1, 3 * PAGE),
+        range(at, 0),
+        range(at, 3 * PAGE + (256 * PAGE)),
+    ];
+    for range in wrong {
+        assert_eq!(iova.free(range), Err(IovaError::NotAllocated(range)));
+    }
+    iova.free(three).unwrap();
+    assert_eq!(iova.free(three), Err(IovaError::NotAllocated(three)));
+    iova.free(next).unwrap();
+}
+
+#[test]
+fn a_vacant_chunk_that_no_core_uses_goes_back_to_the_tree() {
+    let iova = IovaAllocator::new(range(0, 1 << 32), PAGE).unwrap();
+    let live: Vec<_> = (0..3 * CHUNK).map(|_| iova.allocate(PAGE, PAGE, TOP).unwrap()).collect();
+    assert_eq!(iova.shared.lock().chunks, 3);
+    live.into_iter().for_each(|range| iova.free(range).unwrap());
+    assert!(iova.shared.lock().chunks <= 1, "only the one in use stays");
+}
+
+#[test]
+fn a_core_takes_up_a_chunk_that_another_has_left() {
+    let iova = IovaAllocator::new(range(0, 1 << 32), PAGE).unwrap();
+    let live: Vec<_> = (0..2 * CHUNK).map(|_| iova.allocate(PAGE, PAGE, TOP).unwrap()).collect();
+    for range in live.iter().step_by(2) {
+        iova.free(*range).unwrap();
+    }
+    let chunks = iova.shared.lock().chunks;
+    elsewhere(|| (0..CHUNK / 4).for_each(|_| assert!(iova.allocate(PAGE, PAGE, TOP).is_ok())));
+    assert_eq!((chunks, iova.shared.lock().chunks), (2, 2));
+}
+
+/// Red when a chunk was given back without a second look at whether it is still vacant.
+#[test]
+fn cores_that_allocate_and_free_at_once_never_share_a_page() {
+    const THREADS: u64 = 4;
+    let total = 6 * CHUNK;
+    let iova = IovaAllocator::new(range(0, total * PAGE), PAGE).unwrap();
+    let owners: Vec<AtomicU32> = (0..total).map(|_| AtomicU32::new(0)).collect();
+    let set = |range: IovaRange, from: u32, to: u32| {
+        let first = range.start().get() / PAGE;
+        for owner in &owners[first as usize..][..(range.len() / PAGE) as usize] {
+            assert_eq!(owner.swap(to, Relaxed), from);
+        }
+    };
+    let start = Barrier::new(THREADS as usize);
+    let (senders, receivers): (Vec<_>, Vec<_>) = (0..THREADS).map(|_| mpsc::channel::<IovaRange>()).unzip();
+    let receivers: Vec<_> = receivers.into_iter().map(Mutex::new).collect();
+    thread::scope(|scope| {
+        for n in 0..THREADS {
+            let (iova, set, start, receivers) = (&iova, &set, &start, &receivers);
+            let neighbour = senders[(n as usize + 1) % THREADS as usize].clone();
+            scope.spawn(move || {
+                let me = n as u32 + 1;
+                let mut live = Vec::new();
+                start.wait();
+                for round in 0..8000_u64 {
+                    // Enough for the space to run out now and then, so that caches are dissolved under the others' feet.
+                    let len = [1, 1, 2, 1, 3, 9, 1, 20, 70][((round * 7 + n) % 9) as usize];
+                    if let Ok(range) = iova.allocate(len * PAGE, PAGE, TOP) {
+                        set(range, 0, me);
+                        live.push(range);
+                    }
+                    if live.len() > 60 || round % 3 == 0 && !live.is_empty() {
+                        let range = live.swap_remove(round as usize % live.len());
+                        set(range, me, 0);
+                        if round % 2 == 0 { iova.free(range).unwrap() } else { neighbour.send(range).unwrap() }
+                    }
+                    let received = receivers[n as usize].lock().unwrap().try_recv();
+                    if let Ok(range) = received {
+                        iova.free(range).unwrap();
+                    }
+                }
+                live.into_iter().for_each(|range| {
+                    set(range, me, 0);
+                    iova.free(range).unwrap();
+                });
+            });
+        }
+    });
+    drop(senders);
+    for receiver in &receivers {
+        receiver.lock().unwrap().try_iter().for_each(|range| iova.free(range).unwrap());
+    }
+    assert_eq!(iova.allocate((total - 1) * PAGE, PAGE, TOP), Ok(pages(1, total - 1)), "all of it came back");
+}

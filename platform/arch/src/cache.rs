@@ -1,0 +1,53 @@
+//! Cache maintenance by virtual address, to the point of coherency.
+
+use core::arch::asm;
+
+/// The smallest data cache line of any core, in bytes.
+fn line() -> usize {
+    let ctr: usize;
+    // SAFETY: reads an identification register.
+    unsafe { asm!("mrs {}, ctr_el0", out(reg) ctr, options(nomem, nostack, preserves_flags, pure)) };
+    4 << (ctr >> 16 & 0xf)
+}
+
+macro_rules! maintenance {
+    ($(#[$doc:meta])* $name:ident, $instruction:literal, $safety:literal) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        ///
+        #[doc = $safety]
+        pub unsafe fn $name(address: usize, len: usize) {
+            let line = line();
+            let end = address.saturating_add(len);
+            let mut at = address & !(line - 1);
+            while at < end {
+                // SAFETY: the caller answers for the range.
+                unsafe { asm!(concat!("dc ", $instruction, ", {}"), in(reg) at, options(nostack, preserves_flags)) };
+                at += line;
+            }
+            // SAFETY: a barrier: the maintenance is complete for every observer.
+            unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
+        }
+    };
+}
+
+maintenance! {
+    /// Writes the lines of `len` bytes at `address` back to memory: what this core wrote becomes visible to a device that does
+    /// not look into caches.
+    clean, "cvac", "The range is mapped."
+}
+maintenance! {
+    /// Writes the lines back and drops them.
+    clean_invalidate, "civac", "The range is mapped."
+}
+maintenance! {
+    /// Drops the lines of `len` bytes at `address`, so that the next read sees what a device wrote.
+    invalidate, "ivac", "The range is mapped, starts and ends at cache line boundaries ([`line_size`]), and nothing in it that was \
+        written by a core and not yet cleaned is needed."
+}
+
+/// The granule of cache maintenance in bytes: buffers that a non-coherent device writes start and end at its multiples.
+pub fn line_size() -> usize {
+    line()
+}

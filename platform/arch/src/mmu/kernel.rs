@@ -1,0 +1,287 @@
+//! The tables of the running kernel.
+
+use super::tables::{self, MapError, Tables, Use};
+use crate::layout::{self, LINEAR_BASE, LINEAR_LIMIT, PAGE_SIZE};
+use crate::mmio::Mmio;
+use aarch64_cpu::asm::barrier;
+use aarch64_cpu::registers::{PAR_EL1, SCTLR_EL1, TCR_EL1, TTBR0_EL1};
+use base::IrqMutex;
+use core::arch::asm;
+use core::cell::UnsafeCell;
+use core::ops::Range;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+use tock_registers::interfaces::{ReadWriteable, Readable, Writeable};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+const BLOCK: u64 = 2 << 20;
+const LARGE_BLOCK: u64 = 1 << 30;
+
+/// Tables in the image, for as long as there is no frame allocator.
+const POOL_TABLES: usize = 48;
+
+#[repr(C, align(4096))]
+struct Pool(UnsafeCell<[[u64; 512]; POOL_TABLES]>);
+
+// SAFETY: reached only as atomics, through `Source::entry`.
+unsafe impl Sync for Pool {}
+
+static POOL: Pool = Pool(UnsafeCell::new([[0; 512]; POOL_TABLES]));
+
+/// Physical address of the image's first byte.
+static IMAGE_PHYS: AtomicU64 = AtomicU64::new(0);
+
+/// The final tables' root, for cores that start later. Read with the MMU off.
+#[unsafe(no_mangle)]
+static SECONDARY_TTBR1: AtomicU64 = AtomicU64::new(0);
+
+/// A table without entries, for the lower half.
+static EMPTY: AtomicU64 = AtomicU64::new(0);
+
+/// A way to get one zeroed frame for a table: its physical address.
+type TableSource = fn() -> Option<u64>;
+
+struct Source {
+    used: usize,
+    frames: Option<TableSource>,
+}
+
+impl Tables for Source {
+    fn allocate(&mut self) -> Option<u64> {
+        if self.used < POOL_TABLES {
+            let table = image_to_phys(POOL.0.get().addr() as u64) + self.used as u64 * PAGE;
+            self.used += 1;
+            return Some(table);
+        }
+        self.frames?()
+    }
+
+    fn entry(&self, table: u64, index: usize) -> &AtomicU64 {
+        assert!(index < 512);
+        let image = IMAGE_PHYS.load(Ordering::Relaxed);
+        let size = layout::image_end() - layout::image_start();
+        let va = if table.wrapping_sub(image) < size {
+            layout::image_start() + (table - image)
+        } else {
+            LINEAR_BASE + table
+        };
+        let entry = core::ptr::with_exposed_provenance_mut::<u64>(va as usize + index * 8);
+        // SAFETY:
+        // - `allocate` has returned `table`: it lies in the pool or is a frame that was given away for good, mapped in the image
+        //   or in the linear map (which is made before frames are used), and is aligned;
+        // - nothing reaches a table but through here.
+        unsafe { AtomicU64::from_ptr(entry) }
+    }
+}
+
+struct Space {
+    source: Source,
+    root: Option<u64>,
+    device_next: u64,
+}
+
+static SPACE: IrqMutex<Space> =
+    IrqMutex::new(Space { source: Source { used: 0, frames: None }, root: None, device_next: layout::DEVICE_BASE });
+
+/// A range of physical addresses.
+pub type Physical = Range<u64>;
+
+/// Translates a virtual address as the MMU does for a read; `None` where it would fault.
+pub fn translate(va: u64) -> Option<u64> {
+    base::cpu::without_interrupts(|| {
+        // SAFETY: asks the MMU for a translation; the result is in PAR_EL1, which interrupts are kept from.
+        unsafe { asm!("at s1e1r, {}", "isb", in(reg) va, options(nostack, preserves_flags)) };
+        let par = PAR_EL1.get();
+        (par & 1 == 0).then_some((par & 0x000f_ffff_ffff_f000) | (va & (PAGE - 1)))
+    })
+}
+
+/// Finds out where the image is. Called once, before anything else here.
+pub(crate) fn note_image() {
+    let phys = translate(layout::image_start()).unwrap_or_else(|| crate::exit::exit(1));
+    IMAGE_PHYS.store(phys, Ordering::Relaxed);
+}
+
+/// The physical address of an address in the image.
+pub(crate) fn image_to_phys(va: u64) -> u64 {
+    va - layout::image_start() + IMAGE_PHYS.load(Ordering::Relaxed)
+}
+
+/// Where the image with its variables and stacks lies, by physical address.
+pub fn image() -> Physical {
+    image_to_phys(layout::image_start())..image_to_phys(layout::image_end())
+}
+
+/// Gives the tables a way to get more frames, once there is a frame allocator. A frame is zeroed, reachable in the linear map, and
+/// given away for good. Called with the tables' lock held.
+pub fn set_table_source(source: fn() -> Option<u64>) {
+    SPACE.lock().source.frames = Some(source);
+}
+
+/// Makes the final tables with all of `memory` in the linear map, and switches to them. Called once, on the first core, before
+/// others are started.
+///
+/// `memory` is RAM by physical address: aligned ranges that do not overlap; partial pages at their ends are left out. The image's
+/// code and constants are read-only in the linear map too.
+///
+/// # Errors
+///
+/// [`MapError`]; the early tables stay in use then.
+pub fn init(memory: impl IntoIterator<Item = Physical>) -> Result<(), MapError> {
+    let mut space = SPACE.lock();
+    let space = &mut *space;
+    let root = space.source.allocate().ok_or(MapError::NoTables)?;
+    let empty = space.source.allocate().ok_or(MapError::NoTables)?;
+
+    let mut map_image = |range: Range<u64>, purpose| {
+        let pa = image_to_phys(range.start);
+        tables::map(&mut space.source, root, range.start, pa, range.end - range.start, purpose)
+    };
+    map_image(layout::text(), Use::Code)?;
+    map_image(layout::rodata(), Use::Constants)?;
+    map_image(layout::rodata_end()..layout::boot_tables_end(), Use::Data)?;
+    map_image(layout::boot_emergency_bottom()..layout::boot_emergency_top(), Use::Data)?;
+    map_image(layout::boot_exception_bottom()..layout::boot_exception_top(), Use::Data)?;
+    map_image(layout::boot_main_bottom()..layout::boot_main_top(), Use::Data)?;
+
+    let fixed = image_to_phys(layout::image_start())..image_to_phys(layout::rodata_end());
+    for range in memory {
+        if range.start.max(range.end) > LINEAR_LIMIT {
+            return Err(MapError::OutOfReach(range.end));
+        }
+        let range = range.start.next_multiple_of(PAGE)..range.end & !(PAGE - 1);
+        let before = range.start..range.end.min(fixed.start);
+        let inside = range.start.max(fixed.start)..range.end.min(fixed.end);
+        let after = range.start.max(fixed.end)..range.end;
+        for (part, purpose) in [(before, Use::Data), (inside, Use::Constants), (after, Use::Data)] {
+            if part.start < part.end {
+                let len = part.end - part.start;
+                tables::map(&mut space.source, root, LINEAR_BASE + part.start, part.start, len, purpose)?;
+            }
+        }
+    }
+
+    EMPTY.store(empty, Ordering::Relaxed);
+    SECONDARY_TTBR1.store(root, Ordering::Relaxed);
+    // SAFETY: the variable is mapped. Cores that start read it with the MMU off, past the caches.
+    unsafe { crate::cache::clean((&raw const SECONDARY_TTBR1).addr(), 8) };
+    barrier::dsb(barrier::ISHST);
+    // SAFETY: `root` maps the image as before, but with less rights, and all that is in use: code, variables and this core's stacks.
+    unsafe { switch(root, empty) };
+    drop_identity();
+    space.root = Some(root);
+    Ok(())
+}
+
+/// Switches this core's upper half to the tables at `root`.
+///
+/// # Safety
+///
+/// `root` maps all that is in use at the same addresses; `empty` is a table without entries.
+unsafe fn switch(root: u64, empty: u64) {
+    unsafe extern "C" {
+        static switch_ttbr1: u8;
+    }
+    let function = image_to_phys((&raw const switch_ttbr1).addr() as u64);
+    // SAFETY:
+    // - `function` is the code's physical address, mapped by the identity tables in TTBR0;
+    // - between the two tables nothing in the upper half is touched: everything is masked, and the function uses no stack.
+    unsafe {
+        asm!(
+            "mrs {daif}, daif",
+            "msr daifset, #0xf",
+            "blr {function}",
+            "msr daif, {daif}",
+            daif = out(reg) _,
+            function = in(reg) function,
+            in("x0") root,
+            in("x1") empty,
+            out("x30") _,
+            options(nostack),
+        );
+    }
+}
+
+/// Empties this core's lower half, and forbids execution of what is writable. Called on each core once the final tables are on.
+pub(crate) fn drop_identity() {
+    TTBR0_EL1.set(EMPTY.load(Ordering::Relaxed));
+    TCR_EL1.modify(TCR_EL1::EPD0::DisableTTBR0Walks);
+    barrier::isb(barrier::SY);
+    SCTLR_EL1.modify(SCTLR_EL1::WXN::Enable);
+    // SAFETY: drops this core's cached translations; the tables are as they should be.
+    unsafe { asm!("tlbi vmalle1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
+}
+
+/// Maps the `len` bytes of device registers at physical address `phys`, Device-nGnRE.
+///
+/// The address need not be aligned to a page; whole pages are mapped.
+///
+/// # Errors
+///
+/// [`MapError`]: also where any of the pages is memory.
+pub fn map_device(phys: u64, len: usize) -> Result<Mmio, MapError> {
+    let not_pages = MapError::NotPages { va: 0, pa: phys, len: len as u64 };
+    let start = phys & !(PAGE - 1);
+    let end = phys.checked_add(len as u64).and_then(|end| end.checked_next_multiple_of(PAGE)).ok_or(not_pages)?;
+    if len == 0 {
+        return Err(not_pages);
+    }
+    if end > 1 << 48 {
+        return Err(MapError::OutOfReach(phys));
+    }
+    let mut space = SPACE.lock();
+    let space = &mut *space;
+    let root = space.root.ok_or(MapError::TooEarly)?;
+    if start < LINEAR_LIMIT {
+        let linear = tables::first_mapped(&space.source, root, LINEAR_BASE + start, end.min(LINEAR_LIMIT) - start);
+        if let Some(va) = linear {
+            return Err(MapError::IsMemory(va - LINEAR_BASE));
+        }
+    }
+    // At the same place within a block as the device, so that large windows are mapped by blocks.
+    let block = if end - start < LARGE_BLOCK { BLOCK } else { LARGE_BLOCK };
+    let va = (space.device_next & !(block - 1)) + (start & (block - 1));
+    let va = if va < space.device_next { va + block } else { va };
+    if va >= layout::DEVICE_END {
+        return Err(MapError::NoAddresses);
+    }
+    if end - start > layout::DEVICE_END - va {
+        return Err(MapError::NoAddresses);
+    }
+    // An unmapped page between two windows. Advanced first: a mapping that fails half-way is not tried again at the same place.
+    space.device_next = va + (end - start) + PAGE;
+    tables::map(&mut space.source, root, va, start, end - start, Use::Device)?;
+    publish();
+    let base = core::ptr::with_exposed_provenance_mut::<u8>((va + (phys - start)) as usize);
+    let base = NonNull::new(base).ok_or(not_pages)?;
+    // SAFETY: the bytes are mapped as a device for good, and are not memory that Rust code has: RAM was refused above.
+    Ok(unsafe { Mmio::new(base, len) })
+}
+
+/// Maps the memory at physical address `phys` as the stacks of core `index`. Returns their ends: main, exception, emergency.
+pub(crate) fn map_core_stacks(index: usize, phys: u64) -> Result<[u64; 3], MapError> {
+    let mut space = SPACE.lock();
+    let space = &mut *space;
+    let root = space.root.ok_or(MapError::TooEarly)?;
+    let mut va = layout::STACK_BASE + index as u64 * (1 << 20);
+    let mut pa = phys;
+    let mut tops = [0; 3];
+    let sizes = [layout::EMERGENCY_STACK, layout::EXCEPTION_STACK, layout::MAIN_STACK];
+    for (top, size) in tops.iter_mut().rev().zip(sizes) {
+        va += PAGE;
+        tables::map(&mut space.source, root, va, pa, size as u64, Use::Data)?;
+        va += size as u64;
+        pa += size as u64;
+        *top = va;
+    }
+    publish();
+    Ok(tops)
+}
+
+const _: () = assert!(layout::CORE_STACKS + 3 * PAGE_SIZE <= 1 << 20);
+
+/// Makes new entries visible to the walkers before the next access.
+fn publish() {
+    barrier::dsb(barrier::ISHST);
+    barrier::isb(barrier::SY);
+}

@@ -1,0 +1,111 @@
+//! What the driver counts, for reports and benchmarks.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// The live counters. Relaxed: they order nothing.
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: Counter,)*
+        }
+
+        /// The counters at one moment.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Statistics {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Counters {
+            pub(crate) fn snapshot(&self) -> Statistics {
+                Statistics { $($name: self.$name.get(),)* }
+            }
+        }
+
+        impl Statistics {
+            /// What was counted since `earlier`.
+            #[must_use]
+            pub const fn since(&self, earlier: &Self) -> Self {
+                Self { $($name: self.$name.wrapping_sub(earlier.$name),)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Commands issued, CMD_SYNC included.
+    commands,
+    /// CMD_CFGI_* issued.
+    config_invalidations,
+    /// CMD_TLBI_* by address issued.
+    address_invalidations,
+    /// CMD_TLBI_* by ASID, VMID or for everything issued.
+    broad_invalidations,
+    /// CMD_SYNCs issued.
+    syncs,
+    /// CMD_SYNCs that were not consumed in time.
+    sync_timeouts,
+    /// Commands that the SMMU refused.
+    refused_commands,
+    /// Aborted reads of the command queue.
+    command_fetch_aborts,
+    /// Times that a queue index made no sense.
+    bad_indexes,
+    /// Event records read.
+    events,
+    /// Event records that repeated one of the same batch and were not reported again.
+    coalesced_events,
+    /// Event records that were thrown away unread because too many came at once.
+    skipped_events,
+    /// Times that the SMMU lost events because the queue was full or could not be written.
+    event_overflows,
+    /// Global errors other than those counted above.
+    other_global_errors,
+    /// Address spaces whose memory is kept for ever because their revocation failed.
+    leaked_spaces,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Display for Statistics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} commands ({} config, {} by address, {} broad, {} syncs), {} events",
+            self.commands,
+            self.config_invalidations,
+            self.address_invalidations,
+            self.broad_invalidations,
+            self.syncs,
+            self.events
+        )?;
+        for (count, name) in [
+            (self.coalesced_events, "repeated"),
+            (self.skipped_events, "skipped"),
+            (self.event_overflows, "event overflows"),
+            (self.sync_timeouts, "sync timeouts"),
+            (self.refused_commands, "refused commands"),
+            (self.command_fetch_aborts, "command fetch aborts"),
+            (self.bad_indexes, "bad queue indexes"),
+            (self.other_global_errors, "other global errors"),
+            (self.leaked_spaces, "leaked address spaces"),
+        ] {
+            if count != 0 {
+                write!(f, ", {count} {name}")?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,201 @@
+//! Commands (IHI 0070, chapter 4): two 64-bit words each.
+
+use super::Field;
+use core::fmt;
+
+/// 64-bit words of a command.
+pub const WORDS: usize = 2;
+/// Bytes of a command.
+pub const SIZE: usize = WORDS * 8;
+
+/// Word 0: opcode.
+pub const OPCODE: Field = Field::new(7, 0);
+/// Word 0: the command concerns the Secure world.
+pub const SSEC: Field = Field::bit(10);
+/// Word 0: SubstreamID.
+pub const SSID: Field = Field::new(31, 12);
+/// Word 0: StreamID.
+pub const SID: Field = Field::new(63, 32);
+/// Word 0: range: one less than the count.
+pub const NUM: Field = Field::new(16, 12);
+/// Word 0: range: log2 of the unit in pages.
+pub const SCALE: Field = Field::new(24, 20);
+/// Word 0: VMID.
+pub const VMID: Field = Field::new(47, 32);
+/// Word 0: ASID.
+pub const ASID: Field = Field::new(63, 48);
+/// Word 0 of CMD_SYNC: how completion is signalled (0 not, 1 interrupt, 2 SEV).
+pub const CS: Field = Field::new(13, 12);
+/// Word 1: only leaf entries.
+pub const LEAF: Field = Field::bit(0);
+/// Word 1 of CFGI_STE_RANGE: log2 of the number of STEs, less one.
+pub const RANGE: Field = Field::new(4, 0);
+/// Word 1: level of the leaf entries, 0 for unknown.
+pub const TTL: Field = Field::new(9, 8);
+/// Word 1: granule of a range: 0 none, 1 4K, 2 16K, 3 64K.
+pub const TG: Field = Field::new(11, 10);
+/// Word 1: address.
+pub const ADDR: Field = Field::new(63, 12);
+
+/// Opcodes, with the architecture's names.
+#[allow(missing_docs)]
+pub mod opcode {
+    pub const PREFETCH_CONFIG: u64 = 0x01;
+    pub const PREFETCH_ADDR: u64 = 0x02;
+    pub const CFGI_STE: u64 = 0x03;
+    pub const CFGI_STE_RANGE: u64 = 0x04;
+    pub const CFGI_CD: u64 = 0x05;
+    pub const CFGI_CD_ALL: u64 = 0x06;
+    pub const TLBI_NH_ALL: u64 = 0x10;
+    pub const TLBI_NH_ASID: u64 = 0x11;
+    pub const TLBI_NH_VA: u64 = 0x12;
+    pub const TLBI_NH_VAA: u64 = 0x13;
+    pub const TLBI_EL2_ALL: u64 = 0x20;
+    pub const TLBI_S12_VMALL: u64 = 0x28;
+    pub const TLBI_S2_IPA: u64 = 0x2a;
+    pub const TLBI_NSNH_ALL: u64 = 0x30;
+    pub const ATC_INV: u64 = 0x40;
+    pub const PRI_RESP: u64 = 0x41;
+    pub const RESUME: u64 = 0x44;
+    pub const STALL_TERM: u64 = 0x45;
+    pub const SYNC: u64 = 0x46;
+}
+
+/// What of a range a `TLBI_NH_VA` or `TLBI_S2_IPA` addresses (4.4.1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TlbiRange {
+    /// One less than the number of units.
+    pub num: u8,
+    /// log2 of the unit in pages.
+    pub scale: u8,
+    /// The granule: 1 for 4K, 2 for 16K, 3 for 64K; 0 for a single address of any granule.
+    pub tg: u8,
+    /// The level of the leaf entries, 0 for unknown.
+    pub ttl: u8,
+}
+
+impl TlbiRange {
+    /// A single address, of whatever granule and level.
+    pub const SINGLE: Self = Self { num: 0, scale: 0, tg: 0, ttl: 0 };
+}
+
+/// A command that this driver issues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Command {
+    /// Forget the STE of one stream and the CDs found through it; with `leaf` false the L1STD too.
+    CfgiSte { sid: u32, leaf: bool },
+    /// Forget the STEs (and their CDs) of 2^(`range` + 1) streams, aligned.
+    CfgiSteRange { sid: u32, range: u8 },
+    /// Forget all configuration.
+    CfgiAll,
+    /// Forget the CD of one stream's SubstreamID.
+    CfgiCd { sid: u32, ssid: u32, leaf: bool },
+    /// Forget the stage 1 translations of an ASID.
+    TlbiNhAsid { vmid: u16, asid: u16 },
+    /// Forget stage 1 translations of an ASID by address.
+    TlbiNhVa { vmid: u16, asid: u16, addr: u64, range: TlbiRange, leaf: bool },
+    /// Forget all stage 1 translations of a VMID.
+    TlbiNhAll { vmid: u16 },
+    /// Forget all translations of a VMID, of both stages.
+    TlbiS12Vmall { vmid: u16 },
+    /// Forget stage 2 translations of a VMID by address.
+    TlbiS2Ipa { vmid: u16, addr: u64, range: TlbiRange, leaf: bool },
+    /// Forget all EL2 translations.
+    TlbiEl2All,
+    /// Forget all non-secure, non-EL2 translations.
+    TlbiNsnhAll,
+    /// Wait for all earlier commands.
+    Sync,
+}
+
+impl Command {
+    /// Encodes the command.
+    pub const fn encode(self) -> [u64; WORDS] {
+        match self {
+            Self::CfgiSte { sid, leaf } => [op(opcode::CFGI_STE) | SID.put(sid as u64), LEAF.put(leaf as u64)],
+            Self::CfgiSteRange { sid, range } => {
+                [op(opcode::CFGI_STE_RANGE) | SID.put(sid as u64), RANGE.put(range as u64)]
+            }
+            Self::CfgiAll => [op(opcode::CFGI_STE_RANGE), RANGE.put(31)],
+            Self::CfgiCd { sid, ssid, leaf } => {
+                [op(opcode::CFGI_CD) | SID.put(sid as u64) | SSID.put(ssid as u64), LEAF.put(leaf as u64)]
+            }
+            Self::TlbiNhAsid { vmid, asid } => {
+                [op(opcode::TLBI_NH_ASID) | VMID.put(vmid as u64) | ASID.put(asid as u64), 0]
+            }
+            Self::TlbiNhVa { vmid, asid, addr, range, leaf } => {
+                let [w0, w1] = by_address(opcode::TLBI_NH_VA, vmid, addr, range, leaf);
+                [w0 | ASID.put(asid as u64), w1]
+            }
+            Self::TlbiNhAll { vmid } => [op(opcode::TLBI_NH_ALL) | VMID.put(vmid as u64), 0],
+            Self::TlbiS12Vmall { vmid } => [op(opcode::TLBI_S12_VMALL) | VMID.put(vmid as u64), 0],
+            Self::TlbiS2Ipa { vmid, addr, range, leaf } => by_address(opcode::TLBI_S2_IPA, vmid, addr, range, leaf),
+            Self::TlbiEl2All => [op(opcode::TLBI_EL2_ALL), 0],
+            Self::TlbiNsnhAll => [op(opcode::TLBI_NSNH_ALL), 0],
+            Self::Sync => [op(opcode::SYNC), 0],
+        }
+    }
+}
+
+const fn op(opcode: u64) -> u64 {
+    OPCODE.put(opcode)
+}
+
+const fn by_address(opcode: u64, vmid: u16, addr: u64, range: TlbiRange, leaf: bool) -> [u64; WORDS] {
+    [
+        op(opcode) | VMID.put(vmid as u64) | NUM.put(range.num as u64) | SCALE.put(range.scale as u64),
+        ADDR.address(addr) | TG.put(range.tg as u64) | TTL.put(range.ttl as u64) | LEAF.put(leaf as u64),
+    ]
+}
+
+/// The architecture's name of an opcode.
+pub const fn name(opcode: u8) -> &'static str {
+    match opcode as u64 {
+        opcode::PREFETCH_CONFIG => "CMD_PREFETCH_CONFIG",
+        opcode::PREFETCH_ADDR => "CMD_PREFETCH_ADDR",
+        opcode::CFGI_STE => "CMD_CFGI_STE",
+        opcode::CFGI_STE_RANGE => "CMD_CFGI_STE_RANGE",
+        opcode::CFGI_CD => "CMD_CFGI_CD",
+        opcode::CFGI_CD_ALL => "CMD_CFGI_CD_ALL",
+        opcode::TLBI_NH_ALL => "CMD_TLBI_NH_ALL",
+        opcode::TLBI_NH_ASID => "CMD_TLBI_NH_ASID",
+        opcode::TLBI_NH_VA => "CMD_TLBI_NH_VA",
+        opcode::TLBI_NH_VAA => "CMD_TLBI_NH_VAA",
+        opcode::TLBI_EL2_ALL => "CMD_TLBI_EL2_ALL",
+        opcode::TLBI_S12_VMALL => "CMD_TLBI_S12_VMALL",
+        opcode::TLBI_S2_IPA => "CMD_TLBI_S2_IPA",
+        opcode::TLBI_NSNH_ALL => "CMD_TLBI_NSNH_ALL",
+        opcode::ATC_INV => "CMD_ATC_INV",
+        opcode::PRI_RESP => "CMD_PRI_RESP",
+        opcode::RESUME => "CMD_RESUME",
+        opcode::STALL_TERM => "CMD_STALL_TERM",
+        opcode::SYNC => "CMD_SYNC",
+        _ => "an unknown command",
+    }
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(name(u8::try_from(OPCODE.get(self.encode()[0])).unwrap_or(0)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_have_the_architectures_bits() {
+        assert_eq!(Command::CfgiSte { sid: 0x18, leaf: true }.encode(), [0x18_0000_0003, 1]);
+        assert_eq!(Command::CfgiAll.encode(), [0x04, 31]);
+        assert_eq!(Command::TlbiNhAsid { vmid: 0, asid: 7 }.encode(), [0x0007_0000_0000_0011, 0]);
+        assert_eq!(Command::TlbiNsnhAll.encode(), [0x30, 0]);
+        assert_eq!(Command::Sync.encode(), [0x46, 0]);
+        let range = TlbiRange { num: 30, scale: 7, tg: 1, ttl: 3 };
+        assert_eq!(
+            Command::TlbiNhVa { vmid: 0, asid: 0x1234, addr: 0xffff_f000, range, leaf: true }.encode(),
+            [0x1234_0000_0071_e012, 0xffff_f701]
+        );
+    }
+}

@@ -1,0 +1,204 @@
+//! The command line.
+//!
+//! `demo` is what runs when no command is named, so its options stand at the top level as well.
+
+use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// What follows the options in `--help`.
+const AFTER_HELP: &str = "\
+Exit codes:
+  0    the kernel reported success
+  1    the kernel reported failure, or panicked
+  2    the command line or the environment is at fault
+  124  out of time
+
+Examples:
+  cargo run
+  cargo run -- --screenshot screen.png
+  cargo run -- --disk card.img --picture '/DCIM/holiday photo.bmp' --gui
+  cargo run -- --smp 8 --memory 16G --cpu max
+  cargo run -- --trace 'smmuv3_*=smmu.log'
+  cargo run -- -- -device pcie-root-port,id=rp0 -device edu,bus=rp0";
+
+/// Boots Sluice under QEMU: a picture on a disk becomes a picture on a screen, every byte moved by device DMA through
+/// the SMMUv3, and nothing else in memory reachable by either device.
+#[derive(Debug, Parser)]
+#[command(name = "cargo run --", bin_name = "cargo run --", version, after_help = AFTER_HELP)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do; the demo when nothing is named.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The demo's options, for when no command is named.
+    #[command(flatten)]
+    pub options: DemoOptions,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show a picture from a disk on the screen (the default)
+    #[command(after_help = AFTER_HELP)]
+    Demo(DemoOptions),
+}
+
+/// Options of the demo.
+#[derive(Debug, Clone, Args)]
+pub struct DemoOptions {
+    /// Disk image with the picture, raw or qcow2, partitioned (GPT, MBR) or bare FAT; it is only read.
+    /// Without this option a disk is made
+    #[arg(long, value_name = "FILE")]
+    pub disk: Option<PathBuf>,
+    /// The picture's path on the disk: BMP (32-bit is shown without a copy, 24-bit is converted) or PNG
+    #[arg(long, value_name = "PATH")]
+    pub picture: Option<String>,
+    /// Save what the screen shows as a PNG file
+    #[arg(long, value_name = "FILE.png")]
+    pub screenshot: Option<PathBuf>,
+    /// Open a window; the picture stays until the window is closed or Enter is pressed in the terminal
+    #[arg(long)]
+    pub gui: bool,
+    /// Number of processor cores
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=512))]
+    pub smp: u32,
+    /// Main memory, with a suffix M or G
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub memory: MemorySize,
+    /// Processor model, such as cortex-a57, cortex-a72, neoverse-n1 or max
+    #[arg(long, value_name = "NAME", default_value = "cortex-a72")]
+    pub cpu: String,
+    /// The qemu-system-aarch64 to use instead of the one in PATH
+    #[arg(long, value_name = "PATH")]
+    pub qemu: Option<PathBuf>,
+    /// Count instructions instead of time: one instruction is one nanosecond, on a single host thread
+    #[arg(long)]
+    pub icount: bool,
+    /// Write QEMU's trace events that match PATTERN to FILE (may be repeated with the same FILE)
+    #[arg(long, value_name = "PATTERN=FILE")]
+    pub trace: Vec<TraceRequest>,
+    /// Add to the kernel's command line (may be repeated)
+    #[arg(long, value_name = "key=value ...", allow_hyphen_values = true)]
+    pub append: Vec<String>,
+    /// Give up after this many seconds from QEMU's start; with --gui, only until the picture is shown
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: u64,
+    /// Install what is missing without asking, with sudo where needed
+    #[arg(long)]
+    pub yes: bool,
+    /// Passed to QEMU unchanged, after everything else
+    #[arg(last = true, value_name = "QEMU ARGUMENTS")]
+    pub qemu_arguments: Vec<OsString>,
+}
+
+/// An amount of memory in QEMU's notation, checked for form only: what is too little or too much is for the kernel and
+/// for QEMU to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemorySize(String);
+
+impl MemorySize {
+    /// Returns the size in the notation QEMU reads.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for MemorySize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (digits, suffix) = match text.char_indices().last() {
+            Some((at, last)) if last.is_ascii_alphabetic() => (&text[..at], &text[at..]),
+            _ => (text, "M"),
+        };
+        let suffix = suffix.to_ascii_uppercase();
+        let count: u64 =
+            digits.parse().map_err(|_| "expected a number with a suffix M or G, such as 512M".to_string())?;
+        if !matches!(suffix.as_str(), "K" | "M" | "G" | "T") {
+            return Err(format!("unknown suffix {suffix}: use M or G, such as 512M"));
+        }
+        if count == 0 {
+            return Err("a machine needs some memory, such as 512M".to_string());
+        }
+        Ok(Self(format!("{count}{suffix}")))
+    }
+}
+
+/// Trace events to enable and the file they go to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceRequest {
+    /// Event names, with `*` as a wildcard.
+    pub pattern: String,
+    /// Where the events are written.
+    pub file: PathBuf,
+}
+
+impl FromStr for TraceRequest {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((pattern, file)) if !pattern.is_empty() && !file.is_empty() => {
+                Ok(Self { pattern: pattern.to_string(), file: file.into() })
+            }
+            _ => Err("expected PATTERN=FILE, such as 'smmuv3_*=smmu.log'".to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_work_with_and_without_the_command_name() {
+        let bare = Cli::try_parse_from(["x", "--smp", "4"]).unwrap();
+        assert!(bare.command.is_none());
+        assert_eq!(bare.options.smp, 4);
+        let named = Cli::try_parse_from(["x", "demo", "--smp", "4"]).unwrap();
+        let Some(Command::Demo(options)) = named.command else { panic!("demo was not recognised") };
+        assert_eq!(options.smp, 4);
+    }
+
+    #[test]
+    fn what_follows_two_dashes_goes_to_qemu_unchanged() {
+        let cli = Cli::try_parse_from(["x", "--icount", "--", "-device", "edu,id=a=b", "--smp"]).unwrap();
+        assert_eq!(cli.options.qemu_arguments, ["-device", "edu,id=a=b", "--smp"]);
+        assert_eq!(cli.options.smp, 2);
+        let cli = Cli::try_parse_from(["x", "demo", "--", "-S"]).unwrap();
+        let Some(Command::Demo(options)) = cli.command else { panic!("demo was not recognised") };
+        assert_eq!(options.qemu_arguments, ["-S"]);
+    }
+
+    #[test]
+    fn memory_sizes_are_normalised_and_checked() {
+        assert_eq!("512".parse::<MemorySize>().unwrap().as_str(), "512M");
+        assert_eq!("16g".parse::<MemorySize>().unwrap().as_str(), "16G");
+        for bad in ["", "0M", "M", "12X", "-1G", "1.5G", "é"] {
+            assert!(bad.parse::<MemorySize>().is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn trace_requests_need_both_halves() {
+        let request: TraceRequest = "smmuv3_*=a=b.log".parse().unwrap();
+        assert_eq!(request, TraceRequest { pattern: "smmuv3_*".into(), file: "a=b.log".into() });
+        for bad in ["smmuv3_*", "=file", "pattern="] {
+            assert!(bad.parse::<TraceRequest>().is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn append_may_be_repeated_and_start_with_a_dash() {
+        let cli = Cli::try_parse_from(["x", "--append", "a=1 b=2", "--append", "-c"]).unwrap();
+        assert_eq!(cli.options.append, ["a=1 b=2", "-c"]);
+    }
+}

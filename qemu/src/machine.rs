@@ -1,0 +1,292 @@
+//! A machine as a value, and as QEMU's arguments.
+
+use crate::cli::TraceRequest;
+use crate::emulator::{Emulator, Version};
+use anyhow::{Context, Result, bail};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// The id of the display device, by which its screen is read back.
+pub const DISPLAY: &str = "gpu0";
+
+/// How a disk image is coded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskFormat {
+    /// Byte for byte.
+    Raw,
+    /// QEMU's own format.
+    Qcow2,
+}
+
+/// A disk of the machine. The image file is never written to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// The image file.
+    pub file: PathBuf,
+    /// How it is coded.
+    pub format: DiskFormat,
+    /// Whether the guest may write; what it writes is lost at the end.
+    pub writable: bool,
+}
+
+impl Disk {
+    /// Opens an image file to see that it is there and how it is coded. The guest may only read it.
+    pub fn open(file: &Path) -> Result<Self> {
+        let advice = || format!("the disk image {} cannot be read; check the path given with --disk", file.display());
+        let mut opened = File::open(file).with_context(advice)?;
+        if opened.metadata().with_context(advice)?.is_dir() {
+            bail!("the disk image {} is a directory; give a raw or qcow2 file with --disk", file.display());
+        }
+        let mut magic = Vec::new();
+        opened.by_ref().take(4).read_to_end(&mut magic).with_context(advice)?;
+        let format = if magic == b"QFI\xfb" { DiskFormat::Qcow2 } else { DiskFormat::Raw };
+        Ok(Self { file: file.to_path_buf(), format, writable: false })
+    }
+
+    /// Lets the guest write, to a copy that is lost at the end.
+    pub fn writable(mut self) -> Self {
+        self.writable = true;
+        self
+    }
+}
+
+/// A machine.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Number of cores.
+    pub smp: u32,
+    /// Main memory, in QEMU's notation.
+    pub memory: String,
+    /// Processor model.
+    pub cpu: String,
+    /// Whether there is an SMMUv3 before the PCIe bus.
+    pub smmu: bool,
+    /// Whether there is a virtio-gpu, at slot 3.
+    pub gpu: bool,
+    /// Whether there is an edu device, at slot 1.
+    pub edu: bool,
+    /// The virtio-blk disk, at slot 2.
+    pub disk: Option<Disk>,
+    /// Count instructions instead of time.
+    pub icount: bool,
+    /// The display backend that opens a window.
+    pub window: Option<&'static str>,
+    /// Trace events to record, all in one file.
+    pub trace: Vec<TraceRequest>,
+    /// The kernel's command line, in parts.
+    pub command_line: Vec<String>,
+    /// Passed to QEMU unchanged, after everything else.
+    pub extra: Vec<OsString>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            smp: 2,
+            memory: "512M".into(),
+            cpu: "cortex-a72".into(),
+            smmu: true,
+            gpu: true,
+            edu: true,
+            disk: None,
+            icount: false,
+            window: None,
+            trace: Vec::new(),
+            command_line: Vec::new(),
+            extra: Vec::new(),
+        }
+    }
+}
+
+impl Machine {
+    /// Returns QEMU's arguments for this machine with the Image `image`, its control socket at `control`.
+    ///
+    /// Fails if the traces ask for more than one file: QEMU writes one.
+    pub fn arguments(&self, emulator: &Emulator, image: &Path, control: &Path) -> Result<Vec<OsString>> {
+        let mut arguments = Arguments::default();
+        let iommu = if self.smmu { "smmuv3" } else { "none" };
+        // The tree's random seeds would make two runs of one machine differ.
+        arguments.two("-M", format!("virt,iommu={iommu},gic-version=3,dtb-randomness=off"));
+        arguments.two("-cpu", &self.cpu).two("-smp", self.smp.to_string()).two("-m", &self.memory);
+        arguments.one("-nodefaults").one("-no-reboot");
+        arguments.two("-semihosting-config", "enable=on,target=native,chardev=console");
+        arguments.two("-display", self.window.unwrap_or("none"));
+        // One console for the serial line and for what is said by semihosting, which is all there is before a UART is known.
+        arguments.two("-chardev", "stdio,id=console,signal=off,mux=on").two("-serial", "chardev:console");
+        arguments.two("-qmp", joined(["unix:".into(), escaped(control), ",server=on,wait=off".into()]));
+        if emulator.version >= Version(11, 0, 0) {
+            arguments.two("-run-with", "exit-with-parent=on");
+        }
+        if self.icount {
+            // Idle time must pass at its real pace: a disk answers in host time, and a deadline must not jump ahead of it.
+            arguments.two("-icount", "shift=0,sleep=on");
+        }
+        self.add_devices(emulator, &mut arguments);
+        self.add_trace(&mut arguments)?;
+        arguments.two("-kernel", image);
+        if !self.command_line.is_empty() {
+            arguments.two("-append", self.command_line.join(" "));
+        }
+        let mut list = arguments.0;
+        list.extend(self.extra.iter().cloned());
+        Ok(list)
+    }
+
+    fn add_devices(&self, emulator: &Emulator, arguments: &mut Arguments) {
+        let virtio = if emulator.bounce_buffer_limit {
+            "disable-legacy=on,iommu_platform=on,x-max-bounce-buffer-size=0"
+        } else {
+            "disable-legacy=on,iommu_platform=on"
+        };
+        if self.edu {
+            arguments.two("-device", "edu,addr=1,dma_mask=0xffffffffffffffff");
+        }
+        if let Some(disk) = &self.disk {
+            let format = match disk.format {
+                DiskFormat::Raw => "raw",
+                DiskFormat::Qcow2 => "qcow2",
+            };
+            let access = if disk.writable { "snapshot=on" } else { "readonly=on" };
+            let options = format!(",format={format},{access}").into();
+            arguments.two("-drive", joined(["if=none,id=disk0,file=".into(), escaped(&disk.file), options]));
+            arguments.two("-device", format!("virtio-blk-pci,addr=2,drive=disk0,{virtio}"));
+        }
+        if self.gpu {
+            arguments.two("-device", format!("virtio-gpu-pci,addr=3,id={DISPLAY},{virtio}"));
+        }
+    }
+
+    fn add_trace(&self, arguments: &mut Arguments) -> Result<()> {
+        let Some(first) = self.trace.first() else { return Ok(()) };
+        for request in &self.trace {
+            if request.file != first.file {
+                bail!("QEMU writes one trace file: give all --trace patterns the same FILE");
+            }
+            arguments.two("-trace", format!("enable={}", request.pattern.replace(',', ",,")));
+        }
+        arguments.two("-D", &first.file);
+        Ok(())
+    }
+}
+
+/// A list of arguments under construction.
+#[derive(Default)]
+struct Arguments(Vec<OsString>);
+
+impl Arguments {
+    fn one(&mut self, argument: impl Into<OsString>) -> &mut Self {
+        self.0.push(argument.into());
+        self
+    }
+
+    fn two(&mut self, option: &str, value: impl Into<OsString>) -> &mut Self {
+        self.one(option).one(value)
+    }
+}
+
+/// Doubles the commas of a file name, as QEMU's option syntax wants them.
+fn escaped(file: &Path) -> OsString {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let bytes = file.as_os_str().as_bytes();
+    let doubled = bytes.iter().flat_map(|&byte| std::iter::repeat_n(byte, if byte == b',' { 2 } else { 1 }));
+    OsString::from_vec(doubled.collect())
+}
+
+fn joined<const N: usize>(parts: [OsString; N]) -> OsString {
+    parts.into_iter().collect()
+}
+
+/// Codes a value for the kernel's command line, which is cut at spaces: everything but printable ASCII, and `%` and `"`,
+/// becomes `%XX`.
+pub fn percent_encoded(value: &str) -> String {
+    use std::fmt::Write;
+    let mut coded = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        match byte {
+            b'%' | b'"' => {}
+            b'!'..=b'~' => {
+                coded.push(char::from(byte));
+                continue;
+            }
+            _ => {}
+        }
+        // Writing to a String cannot fail.
+        let _ = write!(coded, "%{byte:02X}");
+    }
+    coded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn emulator(version: Version, bounce_buffer_limit: bool) -> Emulator {
+        Emulator { program: "qemu".into(), version, bounce_buffer_limit }
+    }
+
+    fn line(machine: &Machine, emulator: &Emulator) -> String {
+        let arguments = machine.arguments(emulator, Path::new("a.Image"), Path::new("/tmp/a,b")).unwrap();
+        arguments.iter().map(|argument| argument.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn every_virtio_device_is_behind_the_smmu_and_modern() {
+        let disk = Disk { file: "d,1".into(), format: DiskFormat::Raw, writable: false };
+        let machine = Machine { disk: Some(disk), ..Machine::default() };
+        for (version, limit) in [(Version(7, 2, 0), false), (Version(10, 0, 2), true)] {
+            let line = line(&machine, &emulator(version, limit));
+            assert_eq!(line.matches("disable-legacy=on,iommu_platform=on").count(), 2, "{line}");
+            assert_eq!(line.matches("x-max-bounce-buffer-size=0").count(), if limit { 2 } else { 0 }, "{line}");
+            assert!(line.contains("file=d,,1,format=raw,readonly=on"), "{line}");
+            assert!(line.contains("unix:/tmp/a,,b,server=on"), "{line}");
+        }
+    }
+
+    #[test]
+    fn absent_devices_are_absent() {
+        let machine = Machine { smmu: false, gpu: false, edu: false, ..Machine::default() };
+        let line = line(&machine, &emulator(Version(10, 0, 2), true));
+        assert!(line.contains("iommu=none") && !line.contains("-device") && !line.contains("-append"), "{line}");
+    }
+
+    #[test]
+    fn user_arguments_come_last() {
+        let machine = Machine {
+            extra: vec!["-device".into(), "edu".into()],
+            command_line: vec!["a=1".into()],
+            ..Machine::default()
+        };
+        assert!(line(&machine, &emulator(Version(10, 0, 2), true)).ends_with("-append a=1 -device edu"));
+    }
+
+    #[test]
+    fn traces_share_one_file() {
+        let request = |pattern: &str, file: &str| TraceRequest { pattern: pattern.into(), file: file.into() };
+        let mut machine = Machine { trace: vec![request("a*", "f"), request("b*", "f")], ..Machine::default() };
+        assert!(line(&machine, &emulator(Version(10, 0, 2), true)).contains("-trace enable=a* -trace enable=b* -D f"));
+        machine.trace.push(request("c*", "g"));
+        assert!(machine.arguments(&emulator(Version(10, 0, 2), true), Path::new("a"), Path::new("b")).is_err());
+    }
+
+    #[test]
+    fn disks_are_recognised_by_content() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("disk");
+        for (content, format) in
+            [(&b"QFI\xfb\0\0"[..], DiskFormat::Qcow2), (b"QFI", DiskFormat::Raw), (b"", DiskFormat::Raw)]
+        {
+            std::fs::write(&file, content).unwrap();
+            assert_eq!(Disk::open(&file).unwrap().format, format);
+        }
+        assert!(Disk::open(directory.path()).unwrap_err().to_string().contains("directory"));
+        assert!(Disk::open(&directory.path().join("absent")).unwrap_err().to_string().contains("--disk"));
+    }
+
+    #[test]
+    fn command_line_values_hold_no_space_and_decode_back() {
+        assert_eq!(percent_encoded("/a/b.bmp"), "/a/b.bmp");
+        assert_eq!(percent_encoded("/100% of \"ä\""), "/100%25%20of%20%22%C3%A4%22");
+    }
+}

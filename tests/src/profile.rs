@@ -1,0 +1,73 @@
+//! The machines that on-target tests ask for by name.
+
+use anyhow::{Result, bail};
+use qemu::emulator::Emulator;
+use qemu::machine::{Disk, Machine};
+use std::ffi::OsString;
+
+/// The names, with what each is for.
+pub const PROFILES: [(&str, &str); 8] = [
+    ("default", "two cores, and edu, a writable virtio-blk disk and a virtio-gpu on the root bus"),
+    ("smp1", "as default, with one core"),
+    ("smp8", "as default, with eight cores"),
+    ("el2", "as default, entered at EL2"),
+    ("max", "as default, with the newest processor QEMU has"),
+    ("bridge", "as default, and an edu behind each of two PCIe root ports"),
+    ("testdev", "as default, and an iommu-testdev at slot 4 where this QEMU has one"),
+    ("bare", "no SMMU, no disk, no display, no edu"),
+];
+
+/// Returns the machine of that name, with `disk` where it has one. The devices of a machine stand at fixed places: edu in
+/// slot 1, virtio-blk in slot 2, virtio-gpu in slot 3.
+pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
+    let mut machine = Machine { disk: Some(disk.writable()), ..Machine::default() };
+    match name {
+        "default" => {}
+        "smp1" => machine.smp = 1,
+        "smp8" => machine.smp = 8,
+        "el2" => machine.extra = words(["-machine", "virtualization=on"]),
+        "max" => machine.cpu = "max".into(),
+        "bridge" => {
+            let edu = |bus: &str| format!("edu,bus={bus},dma_mask=0xffffffffffffffff");
+            machine.extra = words(["-device", "pcie-root-port,id=port1,addr=8,chassis=1", "-device", &edu("port1")]);
+            machine.extra.extend(words([
+                "-device",
+                "pcie-root-port,id=port2,addr=9,chassis=2",
+                "-device",
+                &edu("port2"),
+            ]));
+        }
+        "testdev" => {
+            if emulator.has_device("iommu-testdev")? {
+                machine.extra = words(["-device", "iommu-testdev,addr=4"]);
+            }
+        }
+        "bare" => machine = Machine { smmu: false, gpu: false, edu: false, ..Machine::default() },
+        _ => {
+            let known: Vec<&str> = PROFILES.iter().map(|(name, _)| *name).collect();
+            bail!("there is no machine {name:?}; the machines are {}", known.join(", "));
+        }
+    }
+    Ok(machine)
+}
+
+fn words<const N: usize>(words: [&str; N]) -> Vec<OsString> {
+    words.map(OsString::from).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qemu::emulator::Version;
+    use qemu::machine::DiskFormat;
+
+    #[test]
+    fn every_named_machine_exists_and_no_other() {
+        let emulator = Emulator { program: "/bin/true".into(), version: Version(10, 0, 0), bounce_buffer_limit: true };
+        let disk = || Disk { file: "disk".into(), format: DiskFormat::Raw, writable: false };
+        for (name, _) in PROFILES {
+            machine(name, disk(), &emulator).unwrap();
+        }
+        assert!(machine("defualt", disk(), &emulator).unwrap_err().to_string().contains("default"));
+    }
+}

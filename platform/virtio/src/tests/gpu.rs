@@ -10,6 +10,7 @@ use base::Deadline;
 use core::future::Future;
 use dma::fakes::FakeSystem;
 use dma::{FromDevice, Ladder, Mapped, PageSet, ToDevice};
+use proptest::prelude::*;
 use std::sync::Arc;
 
 type Picture = Mapped<ToDevice, PageSet>;
@@ -470,4 +471,53 @@ fn running_out_of_memory_while_a_picture_is_made_leaves_nothing_behind() {
     let resource = run(gpu.create_resource(32, 32, Format::B8G8R8X8, backing())).unwrap();
     run(resource.destroy()).unwrap();
     give_back(picture);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn a_hostile_gpu_gets_typed_errors_out_of_the_driver_and_no_picture_early(
+        plan in proptest::collection::vec(super::order::any_behaviour(), 0..30),
+        refusals in proptest::collection::vec((0x100_u32..0x10b, 0x1200_u32..0x1208), 0..3),
+        indirect: bool,
+    ) {
+        let without = if indirect { 0 } else { crate::spec::feature::INDIRECT_DESC };
+        let rig = Rig::new(|registers| registers.features &= !without);
+        let gpu = rig.start().unwrap();
+        rig.device.plan(&plan);
+        for (command, code) in refusals {
+            rig.display.refuse(command, Some(code));
+        }
+        let mut pictures = Vec::new();
+        let mut resources = Vec::new();
+        let patient = || Deadline::after_millis(1);
+        let _ = base::block_on(patient(), gpu.display_info());
+        let _ = base::block_on(patient(), gpu.edid(0));
+        for _ in 0..4 {
+            let (picture, _) = rig.lend(4096);
+            let backing = Backing::rows(&picture, 0, 128, 64, 32, RowOrder::BottomUp).unwrap();
+            if let Ok(Ok(resource)) = base::block_on(patient(), gpu.create_resource(16, 32, Format::B8G8R8X8, backing)) {
+                let _ = base::block_on(patient(), gpu.set_scanout(0, &resource, resource.rect()));
+                let _ = base::block_on(patient(), resource.present(resource.rect()));
+                resources.push((resource, Arc::downgrade(&picture)));
+            }
+            pictures.push(picture);
+        }
+        for (resource, picture) in resources {
+            let id = resource.id();
+            let result = base::block_on(patient(), resource.destroy());
+            let held = picture.strong_count() == 2;
+            // The device is believed when it confirms: then the loan is back, and otherwise only if the detaching was confirmed.
+            if let Ok(Ok(())) = result {
+                prop_assert!(!held);
+            } else if rig.display.backing(id).is_some() && rig.device.resets() == 1 {
+                prop_assert!(held, "the device still has it");
+            }
+        }
+        gpu.shut_down(soon()).unwrap();
+        pictures.into_iter().for_each(give_back);
+        prop_assert_eq!(rig.host.device.stats().live_mappings, 0);
+        rig.check();
+    }
 }

@@ -23,7 +23,7 @@ fn honest() -> impl Strategy<Value = Behaviour> {
     prop_oneof![Just(Behaviour::Honest), Just(Behaviour::Keep)]
 }
 
-fn any_behaviour() -> impl Strategy<Value = Behaviour> {
+pub fn any_behaviour() -> impl Strategy<Value = Behaviour> {
     prop_oneof![
         8 => honest(),
         1 => Just(Behaviour::Swallow),

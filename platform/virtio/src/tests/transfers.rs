@@ -311,10 +311,9 @@ fn futures_are_woken_by_the_interrupt_of_a_device_on_another_core() {
                 })
             })
             .collect();
-        for reader in readers {
-            reader.join().unwrap();
-        }
+        let results: Vec<_> = readers.into_iter().map(|reader| reader.join()).collect();
         stop.store(true, std::sync::atomic::Ordering::SeqCst);
+        assert!(results.iter().all(Result::is_ok));
     });
     assert_eq!(block.stats().completed, 300);
     assert_eq!(rig.system.iommu.faults(), []);

@@ -2,8 +2,9 @@
 //!
 //! # Locking
 //!
-//! None on the way of a mapping but those of the address allocator and the page table below, which are taken one after the
-//! other. The list of all devices is behind an [`IrqMutex`] that is taken when a device is made and for reports.
+//! None on the way of a mapping but those of the group, the address allocator and the page table below, which are taken one
+//! after the other. The list of all devices is behind an [`IrqMutex`] that is taken when a device is made and for reports;
+//! the heap's lock comes after it.
 
 #![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
 
@@ -88,7 +89,8 @@ struct Translated {
 static DEVICES: IrqMutex<Vec<Weak<Records>>> = IrqMutex::new(Vec::new());
 
 impl Device {
-    /// Makes the device of a group that is attached to its default DMA domain.
+    /// Makes the device of a group that is attached to its default DMA domain. The device keeps to that domain: what is mapped
+    /// while the group is elsewhere would not be reached, and is refused.
     ///
     /// # Errors
     ///
@@ -214,9 +216,9 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// As [`PageSet::zeroed`].
+    /// As [`PageSet::allocate`].
     pub fn page_set(&self, bytes: u64, ladder: Ladder) -> Result<PageSet, Error> {
-        PageSet::zeroed_below(self.0.memory, bytes, ladder, self.request(bytes)?.below)
+        PageSet::allocate(self.0.memory, self.request(bytes)?, ladder)
     }
 
     /// A request for whole pages of the device's, where the device reaches them.

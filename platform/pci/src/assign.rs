@@ -9,7 +9,7 @@ use crate::PciError;
 use crate::bar::{self, Bar, BarKind};
 use crate::config::{Command, Config, reg};
 use crate::scan::Node;
-use crate::window::{self, Class, Space, Window};
+use crate::window::{self, Class, Space, Window, WindowKind};
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
@@ -42,12 +42,31 @@ type Layouts = [Layout; 3];
 
 /// Assigns addresses to all BARs and bridge windows of the tree, and writes them.
 pub(crate) fn assign(nodes: &mut [Node], windows: &[Window]) {
+    refuse_absurd(nodes, windows);
     // Each round that does not end gives up a BAR, so there are at most as many rounds as BARs.
     while let Err(culprit) = round(nodes, windows) {
         give_up(nodes, &culprit);
     }
     for node in nodes {
         write(node);
+    }
+}
+
+/// Gives up at once, without a round for each, what is larger than every window.
+fn refuse_absurd(nodes: &mut [Node], windows: &[Window]) {
+    let largest = |io: bool| {
+        let fitting = windows.iter().filter(|window| (window.kind == WindowKind::Io) == io);
+        fitting.map(|window| window.len).max().unwrap_or(0)
+    };
+    let (io, memory) = (largest(true), largest(false));
+    for node in nodes {
+        for bar in node.bars.iter().flatten() {
+            if !bar.is_memory() && bar.size > io {
+                node.unassigned |= 1 << bar.index;
+            } else if bar.is_memory() && bar.size > memory {
+                node.failure = node.failure.or(Some(PciError::NoSpace { bar: bar.index, size: bar.size }));
+            }
+        }
     }
 }
 
@@ -106,7 +125,7 @@ fn largest(layouts: &[Layouts], item: &Item) -> Option<(usize, u8, u64)> {
 fn items(index: usize, node: &Node, behind: Option<&Layouts>) -> Vec<(Item, Class)> {
     let mut items = Vec::new();
     if node.failure.is_none() {
-        for bar in node.bars.iter().flatten() {
+        for bar in node.bars.iter().flatten().filter(|bar| node.unassigned & 1 << bar.index == 0) {
             let class = match bar.kind {
                 BarKind::Io => Class::Io,
                 BarKind::Memory { wide: true, .. } => Class::High,
@@ -197,8 +216,8 @@ fn give_up(nodes: &mut [Node], culprit: &Culprit) {
     let Some(node) = nodes.get_mut(culprit.node) else { return };
     if !culprit.io {
         node.failure = Some(PciError::NoSpace { bar: culprit.bar, size: culprit.size });
-    } else if let Some(slot) = node.bars.get_mut(usize::from(culprit.bar)) {
-        *slot = None;
+    } else {
+        node.unassigned |= 1 << culprit.bar;
     }
 }
 

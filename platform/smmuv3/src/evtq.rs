@@ -161,10 +161,13 @@ const fn ovflg() -> u32 {
     OVFLG.mask() as u32
 }
 
+/// What makes two faults the same: stream, page, access and event.
+type Key = (StreamId, Option<u64>, Option<Access>, &'static str);
+
 /// The faults of one call, to tell repetitions: one faulting DMA of 4 KiB can make a thousand records.
 #[derive(Default)]
 struct Seen {
-    keys: [Option<(StreamId, Option<u64>, Option<Access>, &'static str)>; DISTINCT],
+    keys: [Option<Key>; DISTINCT],
     next: usize,
 }
 

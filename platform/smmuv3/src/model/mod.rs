@@ -1,1 +1,247 @@
-//! model
+//! An SMMUv3 in software, for host tests.
+//!
+//! [`Model`] is what a driver sees of an SMMU: registers ([`Registers`]), a command queue that it consumes, an event queue that
+//! it fills, stream tables, CDs and translation tables that it walks in a [`ModelMemory`]. Devices are calls:
+//! [`Model::device_read`] and [`Model::device_write`].
+//!
+//! # It is not kind
+//!
+//! - It sees memory only as last published, caches all that the architecture lets it cache (invalid STEs too), keeps it until
+//!   told otherwise, and takes out no more than it must (see [`cache`]).
+//! - Invalidations take effect when a CMD_SYNC behind them is consumed, no earlier.
+//! - With [`Model::eager`] it loads into its caches, before every register access, everything that the given streams can reach.
+//! - It interrupts only when the event queue becomes non-empty.
+//! - It can be slow, stuck, without GBPA, refuse commands, abort their reading, and flood the event queue ([`Behaviour`]).
+//!
+//! # It tells
+//!
+//! What a driver must not do is collected in [`Model::violations`]: reserved fields, illegal STEs, CDs and commands, register
+//! writes at the wrong time, walks through freed memory. A test ends with [`Model::assert_clean`].
+//! [`Model::paths_to`] lists every way, cached or not, by which memory can be reached: what revocation must leave empty.
+
+pub mod cache;
+pub mod check;
+mod commands;
+pub mod device;
+pub mod memory;
+mod regs;
+#[cfg(test)]
+mod tests;
+pub mod walk;
+
+pub use memory::ModelMemory;
+
+use crate::registers::Registers;
+use crate::spec::queue::QueueSize;
+use alloc::collections::BTreeSet;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use base::IrqMutex;
+use cache::{Caches, Invalidation};
+
+/// The hardware: its identification registers, and whether GBPA is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // Registers, by their names.
+pub struct Traits {
+    pub idr0: u32,
+    pub idr1: u32,
+    pub idr3: u32,
+    pub idr5: u32,
+    pub aidr: u32,
+    /// Whether GBPA is implemented.
+    pub gbpa: bool,
+}
+
+impl Traits {
+    /// Both stages, range invalidation, 16-bit ASIDs, two-level tables: QEMU 10.
+    pub const NESTED: Self =
+        Self { idr0: 0x0d44_101b, idr1: 0x0273_0010, idr3: 0x1414, idr5: 0x74, aidr: 1, gbpa: true };
+    /// Stage 1 only and no GBPA: QEMU 7.2.
+    pub const OLD: Self = Self { idr0: 0x0d40_101a, idr3: 0x1404, gbpa: false, ..Self::NESTED };
+    /// Stage 2 only.
+    pub const STAGE2: Self = Self { idr0: 0x0d44_1019, ..Self::NESTED };
+    /// As little as there can be: stage 1, no range invalidation, 8-bit ASIDs, linear tables of 64 streams, not coherent,
+    /// 40-bit output, 4 KiB granule only, queues of eight commands and 32 events.
+    pub const MINIMAL: Self = Self { idr0: 0x0540_000a, idr1: 0x0065_0006, idr3: 0, idr5: 0x12, aidr: 0, gbpa: true };
+}
+
+/// When commands are consumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consumption {
+    /// All of them, inside the write of CMDQ_PROD.
+    Immediate,
+    /// So many for each read of CMDQ_CONS.
+    PerLook(u32),
+    /// Never.
+    Stuck,
+}
+
+/// How event queue overflow is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overflow {
+    /// By EVENTQ_PROD.OVFLG, as the architecture says.
+    Flag,
+    /// By GERROR.EVENTQ_ABT_ERR, as QEMU does.
+    Abort,
+}
+
+/// What a test can turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Behaviour {
+    /// When commands are consumed.
+    pub consumption: Consumption,
+    /// Whether CR0ACK and IRQ_CTRLACK follow.
+    pub acknowledges: bool,
+    /// Whether GBPA.UPDATE ever clears.
+    pub gbpa_updates: bool,
+    /// How overflow is told.
+    pub overflow: Overflow,
+    /// Records for each stopped access.
+    pub records: u32,
+    /// The next command of this opcode is refused with CERROR_ILL.
+    pub refuse: Option<u8>,
+    /// So many reads of commands are aborted (CERROR_ABT).
+    pub abort_fetches: u32,
+    /// What CMDQ_CONS reads as, whatever the truth.
+    pub lie: Option<u32>,
+}
+
+impl Default for Behaviour {
+    fn default() -> Self {
+        Self {
+            consumption: Consumption::Immediate,
+            acknowledges: true,
+            gbpa_updates: true,
+            overflow: Overflow::Flag,
+            records: 1,
+            refuse: None,
+            abort_fetches: 0,
+            lie: None,
+        }
+    }
+}
+
+/// Interrupts that were raised and not yet taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interrupts {
+    /// The event queue became non-empty.
+    pub events: bool,
+    /// A global error became active.
+    pub errors: bool,
+}
+
+/// An SMMU.
+pub struct Model {
+    memory: &'static ModelMemory,
+    traits: Traits,
+    state: IrqMutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    regs: regs::Regs,
+    caches: Caches,
+    /// Invalidations that were consumed and wait for a CMD_SYNC.
+    pending: Vec<Invalidation>,
+    behaviour: Behaviour,
+    interrupts: Interrupts,
+    violations: Vec<String>,
+    /// Opcodes in the order in which they were consumed.
+    log: Vec<u8>,
+    eager: BTreeSet<u32>,
+}
+
+impl State {
+    fn violation(&mut self, what: String) {
+        if !self.violations.contains(&what) {
+            self.violations.push(what);
+        }
+    }
+
+    fn command_queue(&self) -> QueueSize {
+        QueueSize::new((self.regs.cmdq_base & 0x1f) as u32)
+    }
+
+    fn event_queue(&self) -> QueueSize {
+        QueueSize::new((self.regs.eventq_base & 0x1f) as u32)
+    }
+}
+
+impl Model {
+    /// Makes an SMMU in its reset state, which lets everything pass.
+    pub fn new(traits: Traits, memory: &'static ModelMemory) -> Arc<Self> {
+        Arc::new(Self { memory, traits, state: IrqMutex::default() })
+    }
+
+    /// Changes how the SMMU behaves.
+    pub fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
+        change(&mut self.state.lock().behaviour);
+    }
+
+    /// From now on keeps the caches full of what these streams can reach.
+    pub fn eager(&self, streams: impl IntoIterator<Item = u32>) {
+        self.state.lock().eager = streams.into_iter().collect();
+    }
+
+    /// What the driver did that it must not do.
+    pub fn violations(&self) -> Vec<String> {
+        self.state.lock().violations.clone()
+    }
+
+    /// Panics if the driver did anything that it must not do.
+    ///
+    /// # Panics
+    ///
+    /// With the list.
+    #[track_caller]
+    pub fn assert_clean(&self) {
+        let violations = self.violations();
+        assert!(violations.is_empty(), "the driver broke the rules: {violations:#?}");
+    }
+
+    /// Opcodes of the commands consumed since the last call.
+    pub fn take_log(&self) -> Vec<u8> {
+        core::mem::take(&mut self.state.lock().log)
+    }
+
+    /// Interrupts raised since the last call.
+    pub fn take_interrupts(&self) -> Interrupts {
+        core::mem::take(&mut self.state.lock().interrupts)
+    }
+
+    /// Whether transactions are translated.
+    pub fn is_enabled(&self) -> bool {
+        self.state.lock().regs.cr0 & 1 != 0
+    }
+
+    /// Raises a global error.
+    pub fn raise(&self, error: crate::spec::registers::Gerror) {
+        let mut state = self.state.lock();
+        commands::raise(&mut state, error);
+    }
+
+    /// Lets the SMMU consume commands as if time had passed, whatever its [`Consumption`].
+    pub fn run(&self) {
+        let mut state = self.state.lock();
+        while self.consume(&mut state) {}
+    }
+}
+
+impl Registers for Arc<Model> {
+    fn read32(&self, offset: usize) -> u32 {
+        self.load(offset)
+    }
+    fn write32(&self, offset: usize, value: u32) {
+        self.store(offset, value);
+    }
+    fn read64(&self, offset: usize) -> u64 {
+        self.load64(offset)
+    }
+    fn write64(&self, offset: usize, value: u64) {
+        self.store64(offset, value);
+    }
+    fn size(&self) -> usize {
+        crate::spec::registers::SIZE
+    }
+}

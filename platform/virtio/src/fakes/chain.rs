@@ -101,7 +101,10 @@ impl DeviceQueue {
         let (mut table, mut count, mut at) = (self.setup.descriptors, u32::from(self.setup.size), u32::from(head));
         loop {
             assert!(at < count, "a descriptor outside its table");
-            assert!(chain.descriptors <= usize::from(self.setup.size), "a chain that is longer than the queue, or a circle");
+            assert!(
+                chain.descriptors <= usize::from(self.setup.size),
+                "a chain that is longer than the queue, or a circle"
+            );
             let address = u64::from_le_bytes(Self::read(bus, table, 16 * at as usize)?);
             let len = u32::from_le_bytes(Self::read(bus, table, 16 * at as usize + 8)?);
             let flags = u16::from_le_bytes(Self::read(bus, table, 16 * at as usize + 12)?);

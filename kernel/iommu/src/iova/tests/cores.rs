@@ -2,7 +2,7 @@
 
 use super::*;
 use alloc::vec::Vec;
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Barrier, Mutex, mpsc};
 use std::thread;
 
@@ -127,7 +127,7 @@ fn a_core_takes_up_a_chunk_that_another_has_left() {
     assert_eq!((chunks, iova.shared.lock().chunks), (2, 2));
 }
 
-/// Red when `Chunk`'s lock was given up between the look and the change.
+/// Red when a chunk was given back without a second look at whether it is still vacant.
 #[test]
 fn cores_that_allocate_and_free_at_once_never_share_a_page() {
     const THREADS: u64 = 4;

@@ -183,7 +183,25 @@ fn a_table_is_not_put_over_a_block() {
     assert_eq!(memory.walk(&table, 5 * MIB), Some(0));
 }
 
-/// Red when `map` claimed pages with a load and a store.
+/// Red when a mapping of one page, or of several, looked at an entry and then stored to it, instead of exchanging.
+#[test]
+fn pages_that_two_cores_map_at_once_go_to_exactly_one_of_them() {
+    const ATTEMPTS: u64 = 20_000;
+    for pages in [1, 2] {
+        let memory = FakeMemory::new();
+        let table = PageTable::new(stage1(Granule::K4, 39, 44), memory).unwrap();
+        let start = Barrier::new(2);
+        let work = || {
+            let run = phys(0x4000_0000, pages * 0x1000);
+            start.wait();
+            (0..ATTEMPTS).filter(|n| table.map(iova(n * pages * 0x1000, pages * 0x1000), &[run], RW).is_ok()).count()
+        };
+        let won: usize =
+            thread::scope(|scope| [scope.spawn(work), scope.spawn(work)].map(|t| t.join().unwrap()).iter().sum());
+        assert_eq!(won as u64, ATTEMPTS);
+    }
+}
+
 #[test]
 fn of_overlapping_mappings_made_at_once_exactly_one_succeeds() {
     for round in 0..200 {

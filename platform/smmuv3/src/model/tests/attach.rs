@@ -1,0 +1,215 @@
+//! Attaching, replacing and blocking.
+//!
+//! Seen red: no CFGI_STE; no CMD_SYNC behind it; STE not published; CFGI_STE with Leaf set for a new second-level table; second
+//! level linked before it was filled; CD not published; the same ASID for two spaces; the old space freed before the change
+//! completed; ASID freed without an invalidation; a foreign address space accepted; a change that failed leaving the stream
+//! attached.
+
+use super::super::Consumption;
+use super::*;
+use crate::spec::command::opcode;
+use iommu::AttachError;
+use iommu::contract::TableMemory;
+
+#[test]
+fn an_attached_stream_reaches_what_was_mapped_and_nothing_else() {
+    for traits in [Traits::NESTED, Traits::OLD, Traits::STAGE2, Traits::MINIMAL] {
+        let rig = rig(traits);
+        rig.model.eager([8, 9]);
+        assert_eq!(rig.reads(8, 0x1000), None);
+        let space = rig.attached(8);
+        map(&space, iova(0x1000, 2 * PAGE), ram(0, 2 * PAGE), RW).unwrap();
+        assert_eq!(rig.reads(8, 0x1ffc), Some(RAM + 0xffc));
+        assert_eq!(rig.reads(8, 0x2000), Some(RAM + PAGE));
+        assert_eq!(rig.reads(8, 0x3000), None);
+        assert_eq!(rig.reads(8, 0xfff), None);
+        assert_eq!(rig.reads(9, 0x1000), None);
+        assert_eq!(rig.smmu.attached_streams(), 1);
+        rig.model.assert_clean();
+    }
+}
+
+#[test]
+fn a_page_lent_for_reading_cannot_be_written() {
+    for traits in [Traits::NESTED, Traits::STAGE2] {
+        let rig = rig(traits);
+        let space = rig.attached(8);
+        map(&space, iova(0x1000, PAGE), ram(0, PAGE), Prot::READ).unwrap();
+        assert!(rig.model.device_read(id(8), Iova::new(0x1000), PAGE).is_ok());
+        assert!(rig.model.device_write(id(8), Iova::new(0x1000), 4).is_err());
+    }
+}
+
+#[test]
+fn streams_that_share_a_space_see_the_same_and_streams_that_do_not_see_their_own() {
+    let rig = rig(Traits::NESTED);
+    rig.model.eager([8, 16, 24]);
+    let shared = rig.attached(8);
+    rig.smmu.attach(id(16), &shared).unwrap();
+    let own = rig.attached(24);
+    map(&shared, iova(0x1000, PAGE), ram(0, PAGE), RW).unwrap();
+    map(&own, iova(0x1000, PAGE), ram(PAGE, PAGE), RW).unwrap();
+    assert_eq!((rig.reads(8, 0x1000), rig.reads(16, 0x1000)), (Some(RAM), Some(RAM)));
+    assert_eq!(rig.reads(24, 0x1000), Some(RAM + PAGE));
+    rig.model.assert_clean();
+}
+
+#[test]
+fn a_blocked_stream_reaches_nothing_although_everything_was_cached() {
+    let rig = rig(Traits::NESTED);
+    rig.model.eager([8]);
+    let space = rig.attached(8);
+    map(&space, iova(0x1000, PAGE), ram(0, PAGE), RW).unwrap();
+    assert_eq!(rig.reads(8, 0x1000), Some(RAM));
+    rig.smmu.block(id(8)).unwrap();
+    assert_eq!(rig.reads(8, 0x1000), None);
+    rig.smmu.attach(id(8), &space).unwrap();
+    assert_eq!(rig.reads(8, 0x1000), Some(RAM));
+    rig.model.assert_clean();
+}
+
+#[test]
+fn replacing_a_space_takes_one_store_and_one_sync() {
+    let rig = rig(Traits::NESTED);
+    rig.model.eager([8]);
+    let (a, b) = (rig.attached(8), rig.space());
+    map(&a, iova(0x1000, PAGE), ram(0, PAGE), RW).unwrap();
+    map(&b, iova(0x1000, PAGE), ram(PAGE, PAGE), RW).unwrap();
+    assert_eq!(rig.reads(8, 0x1000), Some(RAM));
+    rig.model.take_log();
+    rig.smmu.attach(id(8), &b).unwrap();
+    assert_eq!(rig.model.take_log(), [opcode::CFGI_STE as u8, opcode::SYNC as u8]);
+    assert_eq!(rig.reads(8, 0x1000), Some(RAM + PAGE));
+    rig.smmu.attach(id(8), &b).unwrap();
+    assert_eq!(rig.model.take_log(), [], "attaching what is attached changes nothing");
+    rig.model.assert_clean();
+}
+
+#[test]
+fn bypass_is_untranslated_until_the_stream_is_blocked() {
+    let rig = rig(Traits::NESTED);
+    rig.model.eager([8]);
+    bypass(&rig, 8);
+    assert_eq!(rig.reads(8, 0x1234_5000), Some(0x1234_5000));
+    let space = rig.space();
+    rig.smmu.attach(id(8), &space).unwrap();
+    assert_eq!(rig.reads(8, 0x1234_5000), None);
+    bypass(&rig, 8);
+    rig.smmu.block(id(8)).unwrap();
+    assert_eq!(rig.reads(8, 0x1234_5000), None);
+    rig.model.assert_clean();
+}
+
+#[test]
+fn streams_at_the_edges_of_the_table_attach_and_those_beyond_do_not() {
+    for (traits, last) in [(Traits::NESTED, 0xffff), (Traits::MINIMAL, 63)] {
+        let rig = rig(traits);
+        rig.model.eager([0, 1, last]);
+        let space = rig.space();
+        map(&space, iova(0x1000, PAGE), ram(0, PAGE), RW).unwrap();
+        for stream in [0, 1, last] {
+            assert_eq!(rig.reads(stream, 0x1000), None);
+            rig.smmu.attach(id(stream), &space).unwrap();
+            assert_eq!(rig.reads(stream, 0x1000), Some(RAM));
+        }
+        for stream in [last + 1, u32::MAX] {
+            assert_eq!(rig.smmu.attach(id(stream), &space), Err(AttachError::NoSuchStream(id(stream))));
+        }
+        rig.model.assert_clean();
+    }
+}
+
+#[test]
+fn a_second_level_table_that_cannot_be_had_is_an_error_that_changes_nothing() {
+    let rig = rig(Traits::NESTED);
+    let space = rig.space();
+    rig.memory.allow(Some(0));
+    assert_eq!(rig.smmu.attach(id(8), &space), Err(AttachError::OutOfMemory));
+    assert!(matches!(rig.smmu.create(), Err(AttachError::OutOfMemory)));
+    rig.memory.allow(None);
+    rig.smmu.attach(id(8), &space).unwrap();
+    rig.model.assert_clean();
+}
+
+#[test]
+fn a_space_of_another_smmu_is_refused() {
+    let (one, other) = (rig(Traits::NESTED), rig(Traits::NESTED));
+    let space = other.space();
+    assert_eq!(one.smmu.attach(id(8), &space), Err(AttachError::ForeignSpace));
+}
+
+#[test]
+fn a_space_lives_as_long_as_a_stream_has_it_and_is_freed_after() {
+    let rig = rig(Traits::NESTED);
+    rig.model.eager([8]);
+    let space = rig.attached(8);
+    map(&space, iova(0x1000, PAGE), ram(0, PAGE), RW).unwrap();
+    let live = rig.memory.live();
+    drop(space);
+    assert_eq!(rig.memory.live(), live);
+    assert_eq!(rig.reads(8, 0x1000), Some(RAM));
+    rig.smmu.block(id(8)).unwrap();
+    assert!(rig.memory.live() < live);
+    assert_eq!(rig.reads(8, 0x1000), None);
+    assert!(rig.model.paths_to(ram(0, PAGE), &[id(8)]).is_empty());
+    rig.model.assert_clean();
+}
+
+#[test]
+fn an_asid_is_given_out_again_only_with_nothing_cached_under_it() {
+    let rig = rig(Traits::MINIMAL);
+    rig.model.eager([8]);
+    for round in 0..600 {
+        let space = rig.attached(8);
+        assert_eq!(rig.reads(8, 0x1000), None, "round {round} sees another round's memory");
+        map(&space, iova(0x1000, PAGE), ram(round * PAGE, PAGE), RW).unwrap();
+        assert_eq!(rig.reads(8, 0x1000), Some(RAM + round * PAGE));
+        rig.smmu.block(id(8)).unwrap();
+    }
+    rig.model.assert_clean();
+}
+
+#[test]
+fn identifiers_run_out_with_an_error_and_come_back() {
+    let rig = rig(Traits::MINIMAL);
+    let spaces: Vec<_> = (0..255).map(|_| rig.space()).collect();
+    assert!(matches!(rig.smmu.create(), Err(AttachError::NoIdentifier)));
+    drop(spaces);
+    let live = rig.memory.live();
+    drop(rig.space());
+    assert_eq!(rig.memory.live(), live);
+}
+
+#[test]
+fn a_change_that_the_smmu_does_not_take_blocks_the_stream_and_frees_nothing() {
+    let rig = rig_with(Traits::NESTED, hasty());
+    let (old, new) = (rig.attached(8), rig.space());
+    map(&old, iova(0x1000, PAGE), ram(0, PAGE), RW).unwrap();
+    assert_eq!(rig.reads(8, 0x1000), Some(RAM));
+    let live = rig.memory.live();
+    rig.model.behave(|b| b.consumption = Consumption::Stuck);
+    assert_eq!(rig.smmu.attach(id(8), &new), Err(AttachError::TimedOut));
+    drop((old, new));
+    assert_eq!(rig.memory.live(), live, "the SMMU may still walk both");
+    // The SMMU has not taken notice: it goes on with what it has cached. When it does, the stream is blocked.
+    assert_eq!(rig.reads(8, 0x1000), Some(RAM));
+    rig.model.behave(|b| b.consumption = Consumption::Immediate);
+    rig.model.run();
+    assert_eq!(rig.reads(8, 0x1000), None);
+    assert_eq!(rig.smmu.statistics().leaked_spaces, 2);
+    let fresh = rig.attached(8);
+    map(&fresh, iova(0x1000, PAGE), ram(PAGE, PAGE), RW).unwrap();
+    assert_eq!(rig.reads(8, 0x1000), Some(RAM + PAGE));
+    rig.model.assert_clean();
+}
+
+#[test]
+fn a_lost_publication_is_noticed_by_the_smmu() {
+    // The model itself: what is not published is not seen.
+    let memory = ModelMemory::new();
+    let block = memory.allocate(64).unwrap();
+    block[0].store(7, core::sync::atomic::Ordering::Relaxed);
+    assert_eq!(memory.read(block.phys().get()), Ok(0));
+    block.publish(0, 1);
+    assert_eq!(memory.read(block.phys().get()), Ok(7));
+}

@@ -1,0 +1,3 @@
+//! The tests, a module a subject.
+
+mod machine;

@@ -224,7 +224,6 @@ impl Watch<'_> {
                 eprintln!("error: the machine went off before the kernel gave its verdict");
                 Ok(Verdict::Failure)
             }
-            // Its words were passed on as they came.
             (Some(_), None) if !self.shown && !words.is_empty() => bail!("QEMU refused to start; see its words above"),
             (Some(_), _) => Ok(Verdict::Failure),
             (None, _) => bail!("QEMU itself died ({}); see its words above, if any", end.status),

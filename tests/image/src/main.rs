@@ -1,6 +1,5 @@
 //! The on-target test image: the kernel and the board as they are, with tests in place of the main job.
 #![cfg_attr(target_os = "none", no_std, no_main)]
-#![cfg_attr(target_os = "none", allow(clippy::large_stack_frames))]
 
 #[cfg(not(target_os = "none"))]
 fn main() {}

@@ -1,14 +1,14 @@
 //! virtio-blk: what was written is what is read, many at once, from and into scattered memory.
 
-use crate::bench::soon;
 use super::pattern;
+use crate::bench::soon;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::block_on;
 use board::BlockDisk;
 use dma::{FromDevice, Ladder, Mapped, PageSet, ToDevice};
-use ktest::{Outcome, expect, expect_eq, ktest};
 use kernel::class::Disk;
+use ktest::{Outcome, expect, expect_eq, ktest};
 
 /// Sectors from here on belong to the tests: the end of the disk holds nothing but the backup partition table.
 fn scratch(disk: &BlockDisk) -> u64 {

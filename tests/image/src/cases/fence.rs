@@ -1,7 +1,8 @@
 //! What a device reaches, and what it does not: provoked by real DMA, judged by the event record and by the memory.
 
-use crate::bench::{Bench, soon};
 use super::pattern;
+use crate::bench::{Bench, soon};
+use alloc::sync::Arc;
 use base::Instant;
 use board::EduStray;
 use dma::{Bidirectional, Error, FromDevice, Ladder, Mapped, Pages, ToDevice};
@@ -9,7 +10,6 @@ use iommu::domain::{Domain, DomainKind};
 use iommu::{Access, FaultReason, Iova, PAGE_SIZE};
 use ktest::{Outcome, expect, expect_eq, ktest};
 use testdev::edu::Completion;
-use alloc::sync::Arc;
 
 /// Has edu write `len` bytes of its buffer, filled with `seed`'s pattern, to `target`.
 fn write(edu: &EduStray, seed: u32, target: Iova, len: u32) -> Result<(), Outcome> {
@@ -28,7 +28,14 @@ fn lent(edu: &EduStray, pages: Pages) -> Result<Mapped<FromDevice, Pages>, Outco
 }
 
 /// Expects the first fault of edu since `since` to be a stopped access of this kind.
-fn stopped(bench: &Bench, edu: &EduStray, since: Instant, access: Access, reason: FaultReason, at: Iova) -> Result<(), Outcome> {
+fn stopped(
+    bench: &Bench,
+    edu: &EduStray,
+    since: Instant,
+    access: Access,
+    reason: FaultReason,
+    at: Iova,
+) -> Result<(), Outcome> {
     let noted = bench.fault(edu.master().streams(), since).ok_or(board::Error::Missing("fault record"))?;
     expect_eq!(noted.fault.access, Some(access));
     expect_eq!(noted.fault.reason, reason);

@@ -1,11 +1,11 @@
 //! Interrupts by message, through the SMMU and the ITS.
 
 use crate::bench::soon;
+use alloc::sync::Arc;
+use base::Deadline;
 use board::EduStray;
 use iommu::domain::{Domain, DomainKind};
 use iommu::{Access, FaultReason};
-use alloc::sync::Arc;
-use base::Deadline;
 use ktest::{expect, expect_eq, ktest};
 
 ktest! {

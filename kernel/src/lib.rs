@@ -7,8 +7,12 @@
 
 extern crate alloc;
 
+pub mod class;
 pub mod cmdline;
+pub mod demo;
 pub mod disk;
+pub mod faults;
 pub mod log;
 pub mod machine;
 pub mod mm;
+pub mod picture;

@@ -2,29 +2,14 @@
 //! accepts a second parser (`dtoolkit`) reads the same way.
 
 mod fdt;
+mod random;
 
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node as _, Property as _};
 use fdt::{NOP, Places, QEMU, places, set_word, word};
 use kernel::machine::{Error, Gic, Machine};
+use random::Random;
 use std::collections::BTreeMap;
-
-/// Steele, Lea and Flood's SplitMix64: the same numbers on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
-}
 
 /// The ways a tree is damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -5,7 +5,7 @@
 //! | line | means |
 //! |---|---|
 //! | `##screen WIDTH HEIGHT` | the picture is on the screen; with `screen.wait=1` the kernel now waits for a line |
-//! | `##pc 0xADDRESS` | one frame of a backtrace, innermost first |
+//! | `##pc 0xADDRESS` | one frame of a backtrace, innermost first: the faulting or the calling instruction |
 //! | `##end ok` or `##end fail` | its verdict; the exit status follows |
 //! | `##ktest registered N` | the test image has N tests |
 //! | `##ktest plan N` | the test image will run N tests |

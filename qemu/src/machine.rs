@@ -110,9 +110,11 @@ impl Machine {
         // The tree's random seeds would make two runs of one machine differ.
         arguments.two("-M", format!("virt,iommu={iommu},gic-version=3,dtb-randomness=off"));
         arguments.two("-cpu", &self.cpu).two("-smp", self.smp.to_string()).two("-m", &self.memory);
-        arguments.one("-nodefaults").one("-no-reboot").one("-semihosting");
+        arguments.one("-nodefaults").one("-no-reboot");
+        arguments.two("-semihosting-config", "enable=on,target=native,chardev=console");
         arguments.two("-display", self.window.unwrap_or("none"));
-        arguments.two("-chardev", "stdio,id=console,signal=off").two("-serial", "chardev:console");
+        // One console for the serial line and for what is said by semihosting, which is all there is before a UART is known.
+        arguments.two("-chardev", "stdio,id=console,signal=off,mux=on").two("-serial", "chardev:console");
         arguments.two("-qmp", joined(["unix:".into(), escaped(control), ",server=on,wait=off".into()]));
         if emulator.version >= Version(11, 0, 0) {
             arguments.two("-run-with", "exit-with-parent=on");

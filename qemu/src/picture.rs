@@ -55,10 +55,8 @@ pub fn draw(width: u32, height: u32) -> RgbImage {
 /// Returns the colour at a point of a 640 by 480 canvas.
 fn colour_at(x: f32, y: f32) -> Colour {
     let mut colour = if y < 300.0 { sky(x, y) } else { water(x, y) };
-    for layer in [flow(x, y), gate(x, y), pillars(x, y), wheel(x, y), name(x, y)] {
-        if let Some((over, opacity)) = layer {
-            colour = mix(colour, over, opacity);
-        }
+    for (over, opacity) in [flow(x, y), gate(x, y), pillars(x, y), wheel(x, y), name(x, y)].into_iter().flatten() {
+        colour = mix(colour, over, opacity);
     }
     colour
 }

@@ -1,13 +1,15 @@
 //! Addresses to functions and lines.
 
 use anyhow::{Result, anyhow};
-use object::{Object, ObjectSegment};
+use object::{Object, ObjectSection, SectionKind};
+use std::ops::Range;
 use std::path::Path;
 
 /// The symbols and line tables of an ELF.
 pub struct Symbols {
     loader: addr2line::Loader,
-    file: Vec<u8>,
+    /// Where there is code.
+    text: Vec<Range<u64>>,
     root: String,
 }
 
@@ -23,15 +25,24 @@ impl Symbols {
         let problem = |error: &dyn std::fmt::Display| anyhow!("{} has no readable symbols: {error}", path.display());
         let loader = addr2line::Loader::new(path).map_err(|error| problem(&error))?;
         let file = std::fs::read(path).map_err(|error| problem(&error))?;
-        Ok(Self { loader, file, root: format!("{}/", root.display()) })
+        let parsed = object::File::parse(file.as_slice()).map_err(|error| problem(&error))?;
+        let text = parsed
+            .sections()
+            .filter(|section| section.kind() == SectionKind::Text)
+            .map(|section| section.address()..section.address().saturating_add(section.size()))
+            .collect();
+        Ok(Self { loader, text, root: format!("{}/", root.display()) })
     }
 
-    /// Describes the frame at an address of a backtrace as `function at file:line`: the innermost function first, then
-    /// those it was inlined into. An address that belongs to no function gives one line that says so.
+    /// Describes the instruction at `address` as `function at file:line`: the innermost function first, then
+    /// those it was inlined into. An address where there is no code gives one line that says so.
     pub fn frame(&self, address: u64) -> Vec<String> {
-        let at = if self.follows_call(address) { address - 4 } else { address };
+        // Functions that the linker dropped still have tables, for addresses from 0 on.
+        if !self.text.iter().any(|range| range.contains(&address)) {
+            return vec![format!("{address:#018x}, which is no code of this image")];
+        }
         let mut lines = Vec::new();
-        if let Ok(mut frames) = self.loader.find_frames(at) {
+        if let Ok(mut frames) = self.loader.find_frames(address) {
             while let Ok(Some(frame)) = frames.next() {
                 let Some(name) = frame.function.as_ref().and_then(|function| function.raw_name().ok()) else {
                     continue;
@@ -44,28 +55,12 @@ impl Symbols {
             }
         }
         if lines.is_empty() {
-            lines.push(match self.loader.find_symbol(at) {
+            lines.push(match self.loader.find_symbol(address) {
                 Some(name) => format!("{:#}", rustc_demangle::demangle(name)),
                 None => format!("{address:#018x}, which is in no function"),
             });
         }
         lines
-    }
-
-    /// Returns whether the instruction before `address` is a call. Then `address` is where the call returns to, which may
-    /// be another line already, or even another function if the call never returns.
-    fn follows_call(&self, address: u64) -> bool {
-        let Some(word) = address.checked_sub(4).and_then(|before| self.instruction(before)) else { return false };
-        let (bl, blr) = (word & 0xfc00_0000 == 0x9400_0000, word & 0xffff_fc1f == 0xd63f_0000);
-        bl || blr
-    }
-
-    fn instruction(&self, address: u64) -> Option<u32> {
-        let file = object::File::parse(self.file.as_slice()).ok()?;
-        file.segments().find_map(|segment| {
-            let bytes = segment.data_range(address, 4).ok()??;
-            Some(u32::from_le_bytes(bytes.try_into().ok()?))
-        })
     }
 
     /// Cuts what every path of its kind begins with: the workspace, the compiler's build directory, the registry.
@@ -128,7 +123,7 @@ mod tests {
         let lines = symbols.frame(address);
         let found = lines.iter().any(|line| line.starts_with("qemu::symbols::tests::landmark at qemu/src/symbols.rs:"));
         assert!(found, "{lines:?}");
-        assert!(symbols.frame(1)[0].contains("in no function"));
+        assert!(symbols.frame(1)[0].contains("no code of this image"));
     }
 
     #[inline(never)]

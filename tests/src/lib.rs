@@ -11,6 +11,7 @@
 pub mod boot;
 pub mod names;
 pub mod profile;
+pub mod runner;
 
 use anyhow::{Context, Result};
 use qemu::emulator::Emulator;

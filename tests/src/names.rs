@@ -23,7 +23,7 @@ pub fn read(elf: &Path) -> Result<Vec<OnTarget>> {
     let Some(section) = file.section_by_name(SECTION) else {
         bail!("{} has no section {SECTION}: it registers no test, or the linker script drops them", elf.display());
     };
-    parse(&section.data().context("the section with the names cannot be read")?.to_vec())
+    parse(section.data().context("the section with the names cannot be read")?)
 }
 
 /// Reads records of `crate::module::function`, a zero byte, a machine and a newline. Zero bytes between records are

@@ -33,6 +33,7 @@ impl Buffer for crate::PageSet {}
 /// # Safety
 ///
 /// - The runs are memory that the object owns, whole pages, in the order of the spans, and their sizes add up to the length.
+///   Who has the object by value has all access to it: no reference to the memory exists but those borrowed from the object.
 /// - Spans point to that memory: from the pointer on, so many bytes can be read and written for as long as the object lives,
 ///   and moving the object does not move them.
 /// - None of the methods makes a reference to the memory.
@@ -59,6 +60,20 @@ pub struct Span {
     pub(crate) bytes: usize,
 }
 
+/// The end of the `len` bytes at `offset`.
+///
+/// # Errors
+///
+/// [`Error::OutOfRange`] unless they are inside the memory.
+#[inline]
+pub(crate) fn check_range<M: Spans + ?Sized>(memory: &M, offset: u64, len: u64) -> Result<u64, Error> {
+    let size = memory.spans_len();
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(end),
+        _ => Err(Error::OutOfRange { offset, len, size }),
+    }
+}
+
 /// Calls `f` with each contiguous piece of the `len` bytes at `offset`.
 ///
 /// # Errors
@@ -71,11 +86,12 @@ pub(crate) fn for_each_span<M: Spans + ?Sized>(
     len: u64,
     mut f: impl FnMut(Span),
 ) -> Result<(), Error> {
-    let size = memory.spans_len();
-    let end = offset.checked_add(len).filter(|end| *end <= size).ok_or(Error::OutOfRange { offset, len, size })?;
+    let end = check_range(memory, offset, len)?;
     let mut at = offset;
     while at < end {
-        let Some(span) = memory.span(at) else { return Err(Error::OutOfRange { offset, len, size }) };
+        let Some(span) = memory.span(at) else {
+            return Err(Error::OutOfRange { offset, len, size: memory.spans_len() });
+        };
         let bytes = span.bytes.min(to_usize(end - at));
         f(Span { ptr: span.ptr, bytes });
         at += bytes as u64;

@@ -83,6 +83,9 @@ pub enum Error {
     /// The device still has the memory of a scoped mapping that has ended; what it wrote was not taken over.
     #[error("{0} has not given back the memory of a scoped mapping")]
     StillLent(Arc<str>),
+    /// Nothing would keep the device from memory that it was not lent.
+    #[error("{0} is behind no IOMMU")]
+    NotIsolated(Arc<str>),
     /// No device address was free.
     #[error("no device address: {0}")]
     Iova(#[from] IovaError),
@@ -110,6 +113,8 @@ pub enum BusyWith {
     CpuReads,
     /// The CPU writes.
     CpuWrites,
+    /// More users than can be counted.
+    TooMany,
 }
 
 impl fmt::Display for BusyWith {
@@ -118,6 +123,7 @@ impl fmt::Display for BusyWith {
             Self::DeviceWrites => "a device may write it",
             Self::CpuReads => "the CPU reads it",
             Self::CpuWrites => "the CPU writes it",
+            Self::TooMany => "too many use it",
         })
     }
 }

@@ -7,7 +7,7 @@
 
 #![expect(unsafe_code, reason = "lends memory that it owns, and takes it back after revocation")]
 
-use crate::buffer::{Spans, for_each_span};
+use crate::buffer::{Spans, check_range, for_each_span};
 use crate::device::Loan;
 use crate::quarantine::{self, Quarantined};
 use crate::site::Site;
@@ -94,7 +94,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
 
     /// Lets the CPU see what the device has written so far to the `len` bytes at `offset`.
     pub(crate) fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
-        for_each_span(self.memory(), offset, len, |_| ())?;
+        check_range(self.memory(), offset, len)?;
         base::barrier::device_read();
         if self.loan.device.is_coherent() {
             return Ok(());
@@ -104,7 +104,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
 
     /// Lets the device see what the CPU has written so far to the `len` bytes at `offset`.
     pub(crate) fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
-        for_each_span(self.memory(), offset, len, |_| ())?;
+        check_range(self.memory(), offset, len)?;
         if !self.loan.device.is_coherent() {
             prepare::<D, M>(self.memory(), offset, len)?;
         }
@@ -124,6 +124,7 @@ impl<D: Direction, M: Spans> Drop for Held<D, M> {
 
 /// Before a device that does not snoop gets memory: what the CPU wrote goes to memory, and where the device may write, no line
 /// stays behind that could be written back over the device's data later.
+#[cold]
 pub(crate) fn prepare<D: Direction, M: Spans>(memory: &M, offset: u64, len: u64) -> Result<(), Error> {
     let Some(maintained_by) = memory.maintained_by() else { return Ok(()) };
     for_each_span(memory, offset, len, |span| {
@@ -136,6 +137,7 @@ pub(crate) fn prepare<D: Direction, M: Spans>(memory: &M, offset: u64, len: u64)
 }
 
 /// After a device that does not snoop has written: lines that were fetched speculatively meanwhile are discarded.
+#[cold]
 fn fetch<D: Direction, M: Spans>(memory: &M, offset: u64, len: u64) -> Result<(), Error> {
     let Some(maintained_by) = memory.maintained_by().filter(|_| D::DEVICE_WRITES) else { return Ok(()) };
     for_each_span(memory, offset, len, |span| maintained_by.invalidate(span.ptr, span.bytes))

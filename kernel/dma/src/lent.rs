@@ -26,7 +26,7 @@ pub trait Lent: sealed::Sealed + Send + Sync + 'static {
         self.len() == 0
     }
     /// Where it is for the device: one segment where an IOMMU translates, otherwise one for each physical run. For
-    /// descriptors take [`slice`], which respects the device's limits.
+    /// descriptors take [`slice()`], which respects the device's limits.
     fn segments(&self) -> &[Segment];
     /// Whether the device may read it.
     fn device_reads(&self) -> bool;
@@ -60,7 +60,7 @@ pub fn slice(lent: &dyn Lent, offset: u64, len: u64) -> Result<Slices<'_>, Error
     })
 }
 
-/// The segments that [`slice`] cuts.
+/// The segments that [`slice()`] cuts.
 #[derive(Clone, Debug)]
 pub struct Slices<'a> {
     segments: slice::Iter<'a, Segment>,

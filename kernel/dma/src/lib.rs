@@ -4,6 +4,25 @@
 //! the addresses of the resulting [`Mapped`] to its device, and gets the memory back from [`Mapped::unmap`]. Rings are
 //! [`Coherent`], what several devices use is a [`SharedBuffer`], borrowed bytes go through [`Device::with_mapped`].
 //!
+//! ```
+//! # #[cfg(feature = "fakes")] {
+//! # let system = dma::fakes::FakeSystem::new();
+//! # let fake = system.device("disk").unwrap();
+//! # let device = &fake.device;
+//! use dma::{FromDevice, Ladder, PageSet, slice};
+//!
+//! let buffer = PageSet::zeroed(device.memory(), 16384, Ladder::SINGLE_PAGES)?; // anywhere in memory
+//! let mapped = device.map::<FromDevice, _>(buffer)?; // consumed: nobody but the device has it
+//! let segment = slice(&mapped, 4096, 512)?.next().unwrap(); // for a descriptor
+//! # fake.master.write(segment.iova, b"data").unwrap();
+//! // ... the device writes; meanwhile the CPU may look, but not refer:
+//! assert_eq!(&mapped.view().read_array::<4>(4096)?, b"data");
+//! let buffer = mapped.unmap()?; // revoked: plain memory again
+//! assert_eq!(buffer.chunks().nth(1).unwrap()[..4], *b"data");
+//! # }
+//! # Ok::<(), dma::Error>(())
+//! ```
+//!
 //! # What holds, whatever safe code, a device or firmware does
 //!
 //! - Memory is reachable by a device from `map` until a *successful* revocation, and is owned by the mapping meanwhile:
@@ -17,10 +36,10 @@
 //!
 //! # Locking
 //!
-//! Mapping and unmapping take the locks of the address allocator, the page table and, on unmap, the command queue, one after
-//! the other, and none of this crate's. The crate's own locks (list of devices, quarantine, users of a shared buffer) are
-//! leaves and are never held across a call of another module. Nothing here is for interrupt handlers but
-//! [`Device::explain`], which neither locks nor allocates by itself.
+//! Mapping and unmapping take the locks of the group, the address allocator, the page table and, on unmap, the command queue,
+//! one after the other, and none of this crate's. The crate's own locks (list of devices, quarantine, users of a shared
+//! buffer) are held for a few instructions; only under the one of the list of devices is memory allocated. Nothing here is for
+//! interrupt handlers but [`Device::explain`], which neither locks nor allocates by itself.
 //!
 //! # Unsafe code
 //!
@@ -56,11 +75,14 @@ mod record;
 mod scoped;
 mod share;
 mod site;
+mod stats;
+mod stray;
+mod translated;
 mod view;
 
 pub use buffer::Buffer;
 pub use coherent::{Coherent, DeviceShared};
-pub use device::{Device, DeviceConfig, DeviceStats, DirectConfig, live};
+pub use device::{Device, DeviceConfig, DirectConfig};
 pub use direct::BusWindow;
 pub use direction::{Bidirectional, DeviceReads, DeviceWrites, Direction, FromDevice, ToDevice};
 pub use error::{BusyWith, Error, Rejected};
@@ -74,4 +96,6 @@ pub use pages::Pages;
 pub use quarantine::Quarantined;
 pub use scoped::Scoped;
 pub use share::{Attachment, CpuAccess, CpuIntent, CpuReads, CpuWrites, SharedBuffer, Users};
+pub use stats::{DeviceStats, live};
+pub use stray::Stray;
 pub use view::View;

@@ -35,7 +35,7 @@ impl<D: Direction, B: Buffer> Mapped<D, B> {
     /// The size in bytes.
     #[inline]
     pub fn len(&self) -> u64 {
-        self.held.loan().range.len()
+        self.held.memory().spans_len()
     }
 
     /// Whether there is no byte: never.

@@ -8,9 +8,9 @@ use crate::pages::{Chunk, round_up};
 use crate::{Error, Pages};
 use alloc::vec::Vec;
 use core::fmt;
-use iommu::{PAGE_SIZE, PhysAddr, PhysRange};
+use iommu::{PAGE_SIZE, PhysRange};
 
-/// The chunk sizes that an allocation tries, largest first. The last resort is always a single page.
+/// The chunk sizes that an allocation tries, largest first. The last resort is always the smallest page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ladder(&'static [u64]);
 
@@ -58,27 +58,27 @@ impl PageSet {
     ///
     /// [`Error::OutOfMemory`]; [`Error::BadSize`] for 0 bytes or a size that overflows.
     pub fn zeroed(memory: &'static dyn DmaMemory, bytes: u64, ladder: Ladder) -> Result<Self, Error> {
-        Self::zeroed_below(memory, bytes, ladder, PhysAddr::new(u64::MAX))
+        Self::allocate(memory, PageRequest::anywhere(round_up(bytes)?), ladder)
     }
 
-    /// Like [`PageSet::zeroed`], with no byte above the physical address `below`.
+    /// Allocates zeroed memory under constraints, in chunks of `ladder`. The alignment of the request is the size of the
+    /// smallest chunk: that of the pages of a device whose translation granule is larger than [`PAGE_SIZE`].
     ///
     /// # Errors
     ///
-    /// As [`PageSet::zeroed`].
-    pub fn zeroed_below(
-        memory: &'static dyn DmaMemory,
-        bytes: u64,
-        ladder: Ladder,
-        below: PhysAddr,
-    ) -> Result<Self, Error> {
-        let mut left = round_up(bytes)?;
+    /// [`Error::OutOfMemory`]; [`Error::BadSize`] where the request breaks the rules of [`PageRequest`], or is not a multiple
+    /// of its alignment.
+    pub fn allocate(memory: &'static dyn DmaMemory, request: PageRequest, ladder: Ladder) -> Result<Self, Error> {
+        let PageRequest { bytes, align: smallest, below } = request;
+        if bytes == 0 || !smallest.is_power_of_two() || smallest < PAGE_SIZE || bytes % smallest != 0 {
+            return Err(Error::BadSize(bytes));
+        }
+        let mut left = bytes;
         let mut set = Self { chunks: Vec::new(), starts: Vec::new(), runs: Vec::new(), len: 0 };
-        let ladder = ladder.sizes();
-        let last_resort = Some(PAGE_SIZE).filter(|page| ladder.last() != Some(page));
-        let mut sizes = ladder.iter().copied().chain(last_resort).peekable();
+        let larger = ladder.sizes().iter().copied().filter(|size| *size > smallest);
+        let mut sizes = larger.chain([smallest]).peekable();
         while left != 0 {
-            // A page fits whatever is left, so the ladder ends only with an allocation that failed.
+            // The smallest fits whatever is left, so the ladder ends only with an allocation that failed.
             let Some(&size) = sizes.peek() else { return Err(Error::OutOfMemory) };
             if size > left {
                 sizes.next();

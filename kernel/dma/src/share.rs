@@ -99,23 +99,19 @@ impl SharedBuffer {
     ///
     /// [`Error::Busy`] while a device may write, or another access of the CPU conflicts.
     pub fn cpu_access<A: CpuIntent>(&self) -> Result<CpuAccess<'_, A>, Error> {
-        let by = {
-            let mut users = self.0.users.lock();
+        self.0.enter(|users| {
             if users.device_writers != 0 {
-                Some(BusyWith::DeviceWrites)
-            } else if users.cpu_writers != 0 {
-                Some(BusyWith::CpuWrites)
-            } else if A::WRITES && users.cpu_readers != 0 {
-                Some(BusyWith::CpuReads)
-            } else {
-                *(if A::WRITES { &mut users.cpu_writers } else { &mut users.cpu_readers }) += 1;
-                None
+                return Err(BusyWith::DeviceWrites);
             }
-        };
-        match by {
-            None => Ok(CpuAccess { buffer: &self.0, intent: PhantomData }),
-            Some(by) => Err(Error::Busy { buffer: self.0.name.clone(), by }),
-        }
+            if users.cpu_writers != 0 {
+                return Err(BusyWith::CpuWrites);
+            }
+            if A::WRITES && users.cpu_readers != 0 {
+                return Err(BusyWith::CpuReads);
+            }
+            count(if A::WRITES { &mut users.cpu_writers } else { &mut users.cpu_readers })
+        })?;
+        Ok(CpuAccess { buffer: &self.0, intent: PhantomData })
     }
 
     /// Gives the pages back when nobody else has the buffer: no attachment, and no clone.
@@ -134,6 +130,24 @@ impl fmt::Debug for SharedBuffer {
     }
 }
 
+impl Inner {
+    /// Lets somebody in, if `admit` finds a way to count them; otherwise nothing is changed.
+    fn enter(&self, admit: impl FnOnce(&mut Users) -> Result<(), BusyWith>) -> Result<(), Error> {
+        let admitted = {
+            let mut users = self.users.lock();
+            let mut counted = *users;
+            admit(&mut counted).map(|()| *users = counted)
+        };
+        admitted.map_err(|by| Error::Busy { buffer: self.name.clone(), by })
+    }
+}
+
+/// Counts one more user.
+fn count(users: &mut u32) -> Result<(), BusyWith> {
+    *users = users.checked_add(1).ok_or(BusyWith::TooMany)?;
+    Ok(())
+}
+
 /// One device's use of a buffer: counted while it lives.
 struct DeviceUser {
     buffer: Arc<Inner>,
@@ -143,22 +157,20 @@ struct DeviceUser {
 
 impl DeviceUser {
     fn enter<D: Direction>(buffer: &Arc<Inner>, unsnooping: bool) -> Result<Self, Error> {
-        let by = {
-            let mut users = buffer.users.lock();
+        buffer.enter(|users| {
             if users.cpu_writers != 0 {
-                Some(BusyWith::CpuWrites)
-            } else if D::DEVICE_WRITES && users.cpu_readers != 0 {
-                Some(BusyWith::CpuReads)
-            } else {
-                *(if D::DEVICE_WRITES { &mut users.device_writers } else { &mut users.device_readers }) += 1;
-                users.unsnooping += u32::from(unsnooping);
-                None
+                return Err(BusyWith::CpuWrites);
             }
-        };
-        match by {
-            None => Ok(Self { buffer: buffer.clone(), writes: D::DEVICE_WRITES, unsnooping }),
-            Some(by) => Err(Error::Busy { buffer: buffer.name.clone(), by }),
-        }
+            if D::DEVICE_WRITES && users.cpu_readers != 0 {
+                return Err(BusyWith::CpuReads);
+            }
+            if unsnooping {
+                // Never more than there are devices, which are counted next.
+                users.unsnooping = users.unsnooping.saturating_add(1);
+            }
+            count(if D::DEVICE_WRITES { &mut users.device_writers } else { &mut users.device_readers })
+        })?;
+        Ok(Self { buffer: buffer.clone(), writes: D::DEVICE_WRITES, unsnooping })
     }
 }
 
@@ -244,7 +256,7 @@ impl<D: Direction> Lent for Attachment<D> {
         &self.held.loan().device
     }
     fn len(&self) -> u64 {
-        self.held.loan().range.len()
+        self.held.memory().spans_len()
     }
     fn segments(&self) -> &[Segment] {
         self.held.loan().segments.as_slice()

@@ -144,7 +144,8 @@ macro_rules! range {
             /// The address after the last byte.
             #[inline]
             pub const fn end(self) -> $address {
-                $address::new(self.start.get() + self.len)
+                // INVARIANT: the sum does not overflow. (Said so, it is not checked again on every path that maps or unmaps.)
+                $address::new(self.start.get().wrapping_add(self.len))
             }
 
             /// The size in bytes.

@@ -65,6 +65,9 @@ mod target {
     /// What a run of frames holds beside the allocation it was got for, at most: the allocator's tags and its alignment of both ends.
     const OVERHEAD: usize = 4 * talc::base::CHUNK_UNIT;
 
+    /// How often an allocation makes the heap grow: other cores may take what it has grown by.
+    const GROWTHS: usize = 8;
+
     const NOBODY: usize = usize::MAX;
 
     struct Pool {
@@ -180,15 +183,17 @@ mod target {
     unsafe impl GlobalAlloc for Heap {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             if self.keeps_books() {
-                return self.books.lock().alloc(layout);
+                let start = self.books.lock().alloc(layout);
+                // The arena is large enough; what the heap has left is a second line of defence. It must not grow from here.
+                return if start.is_null() { self.try_alloc(layout) } else { start };
             }
-            loop {
+            for _ in 0..GROWTHS {
                 let start = self.try_alloc(layout);
-                // Another core may take what the heap has grown by: then it grows again, until there are no frames.
                 if !start.is_null() || !self.grow(layout) {
                     return start;
                 }
             }
+            self.try_alloc(layout)
         }
 
         unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {

@@ -9,7 +9,7 @@
 //!
 //! Two locks, both masking interrupts: the heap's and the frame allocator's. Neither is ever taken while the other is held: the
 //! heap asks for frames between two attempts, and what the frame allocator allocates for its own books comes from an arena of its
-//! own (see [`heap`]). Handlers allocate nothing.
+//! own (see the module `heap`). Handlers allocate nothing.
 
 mod frames;
 mod heap;

@@ -2,11 +2,17 @@
 
 use crate::layout::{self, FDT_MAX, FDT_VA};
 use crate::{irq, mmu, percore, pmu};
+use aarch64_cpu::asm::barrier;
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 // One block for both: the vectors' constants are used by the entry code.
 global_asm!(include_str!("asm/entry.s"));
+
+/// Bytes mapped by an entry of the table below.
+const BLOCK: usize = 2 << 20;
+/// Where in the early tables the one is that maps the device tree.
+const FDT_TABLE: usize = 0x6000;
 
 /// What the boot loader told, and how it came.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +41,7 @@ pub enum DeviceTreeError {
         /// The number found.
         magic: u32,
     },
-    /// The tree claims a size that the boot protocol does not allow.
+    /// The tree claims a size that cannot be.
     #[error("the device tree claims to measure {0} bytes")]
     BadSize(u32),
     /// The final tables are on: the tree is not mapped any more.
@@ -62,7 +68,7 @@ impl BootInfo {
         if !address.is_multiple_of(8) {
             return Err(DeviceTreeError::Misaligned(address));
         }
-        let offset = (address & (FDT_MAX as u64 - 1)) as usize;
+        let offset = (address & (BLOCK as u64 - 1)) as usize;
         let start = core::ptr::with_exposed_provenance::<u32>(FDT_VA as usize + offset);
         // SAFETY: the entry code has mapped the 2 MiB block in which the tree starts; the address is aligned to 8.
         let magic = u32::from_be(unsafe { start.read_volatile() });
@@ -76,27 +82,28 @@ impl BootInfo {
         if size as usize > FDT_MAX || size < 40 {
             return Err(DeviceTreeError::BadSize(size));
         }
-        if offset + size as usize > FDT_MAX {
-            map_second_block();
-        }
-        // SAFETY: the range lies in the two blocks, which are mapped read-only; the boot loader leaves it alone, and so does the
-        // kernel, which has no memory of its own there before the final tables.
+        map_blocks((offset + size as usize).div_ceil(BLOCK));
+        // SAFETY: the range lies in the blocks mapped just now, read-only; the boot loader leaves it alone, and so does the kernel,
+        // which has no memory of its own there before the final tables.
         Ok(f(unsafe { core::slice::from_raw_parts(start.cast::<u8>(), size as usize) }))
     }
 }
 
-/// Maps the block after the one in which the device tree starts. Only called for a tree that says that it goes on there.
-fn map_second_block() {
-    let table = core::ptr::with_exposed_provenance_mut::<u64>(layout::boot_tables() as usize + 0x6000);
-    // SAFETY: the seventh of the early tables, which only this code touches after the entry code has made it.
-    let first = unsafe { AtomicU64::from_ptr(table) };
-    // SAFETY: entry 1 of the same table.
-    let second = unsafe { table.add(1) };
-    // SAFETY: as for the first entry.
-    let second = unsafe { AtomicU64::from_ptr(second) };
-    second.store(first.load(Ordering::Relaxed) + (2 << 20), Ordering::Release);
+/// Maps `count` blocks (at most 512) from the one in which the device tree starts, which the entry code has mapped. Only called for
+/// a tree that says that it reaches so far.
+fn map_blocks(count: usize) {
+    let table = core::ptr::with_exposed_provenance_mut::<[AtomicU64; 512]>(layout::boot_tables() as usize + FDT_TABLE);
+    // SAFETY: the seventh of the early tables: 512 entries in the image's variables, which after the entry code only this function
+    // writes, and the walkers read.
+    let table = unsafe { &*table };
+    if let Some((first, others)) = table.split_first() {
+        let first = first.load(Ordering::Relaxed);
+        for (number, entry) in others.iter().enumerate().take(count.saturating_sub(1)) {
+            entry.store(first + (number as u64 + 1) * BLOCK as u64, Ordering::Release);
+        }
+    }
     base::barrier::publish();
-    aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
+    barrier::isb(barrier::SY);
 }
 
 /// Makes the final tables (see [`mmu::init`]); the device tree is out of reach after that.

@@ -3,7 +3,7 @@
 use core::fmt;
 
 /// The syndrome of an exception.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Esr(pub u64);
 
 impl Esr {
@@ -89,6 +89,12 @@ impl Esr {
             0x30 => "TLB conflict",
             _ => "fault of an unlisted kind",
         }
+    }
+}
+
+impl fmt::Debug for Esr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Esr({:#x}: {self})", self.0)
     }
 }
 

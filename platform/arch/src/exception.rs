@@ -60,9 +60,13 @@ pub struct Unexpected<'a> {
 }
 
 impl Unexpected<'_> {
-    /// Calls `frame` with the address of the interrupted instruction and of each of its callers.
+    /// Calls `frame` with the address of the interrupted instruction and of each call that led there.
     pub fn backtrace(&self, mut frame: impl FnMut(u64)) {
         frame(self.frame.elr);
+        // After a jump to where no code is, the link register still says who jumped.
+        if !crate::layout::text().contains(&self.frame.elr) && crate::layout::text().contains(&self.frame.x[30]) {
+            frame(self.frame.x[30] - 4);
+        }
         crate::backtrace::from(self.frame.x[29], frame);
     }
 

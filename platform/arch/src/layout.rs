@@ -26,8 +26,9 @@ pub const DEVICE_END: u64 = 0xffff_a000_0000_0000;
 pub const STACK_BASE: u64 = 0xffff_a000_0000_0000;
 /// Where the early tables map the device tree.
 pub const FDT_VA: u64 = 0xffff_ffff_c000_0000;
-/// The most that a device tree may measure by the boot protocol, in bytes.
-pub const FDT_MAX: usize = 2 << 20;
+/// The most that a device tree may measure, in bytes. The boot protocol allows 2 MiB, but QEMU makes more of a large one given
+/// with `-dtb`.
+pub const FDT_MAX: usize = 16 << 20;
 
 /// Bytes of a core's main stack.
 pub const MAIN_STACK: usize = 0x2_0000;

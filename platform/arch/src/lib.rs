@@ -5,8 +5,8 @@
 //! # From reset to the board's code
 //!
 //! `asm/entry.s` leaves EL2 if it was entered there, makes tables that map the image twice (at its physical address and in the
-//! upper half), starts the MMU, zeroes `.bss` and calls [`boot`]'s first function: no Rust instruction runs with the MMU off. The
-//! board then reads the device tree, calls [`boot::finish_tables`], and starts the other cores with [`smp::start`].
+//! upper half), starts the MMU, zeroes `.bss` and calls `boot`'s first function: no Rust instruction runs with the MMU off. The
+//! board then reads the device tree, calls `boot::finish_tables`, and starts the other cores with `smp::start`.
 //!
 //! # Stacks
 //!
@@ -18,13 +18,12 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod backtrace;
 pub mod esr;
 pub mod layout;
 pub mod mmio;
 pub mod mmu;
 
-#[cfg(target_os = "none")]
-pub mod backtrace;
 #[cfg(target_os = "none")]
 pub mod boot;
 #[cfg(target_os = "none")]

@@ -9,7 +9,7 @@ use crate::PciError;
 use crate::bar::{self, Bar, BarKind};
 use crate::config::{Command, Config, reg};
 use crate::scan::Node;
-use crate::window::{self, Class, Space, Window};
+use crate::window::{self, Class, Space, Window, WindowKind};
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
@@ -42,12 +42,31 @@ type Layouts = [Layout; 3];
 
 /// Assigns addresses to all BARs and bridge windows of the tree, and writes them.
 pub(crate) fn assign(nodes: &mut [Node], windows: &[Window]) {
+    refuse_absurd(nodes, windows);
     // Each round that does not end gives up a BAR, so there are at most as many rounds as BARs.
     while let Err(culprit) = round(nodes, windows) {
         give_up(nodes, &culprit);
     }
     for node in nodes {
         write(node);
+    }
+}
+
+/// Gives up at once, without a round for each, what is larger than every window.
+fn refuse_absurd(nodes: &mut [Node], windows: &[Window]) {
+    let largest = |io: bool| {
+        let fitting = windows.iter().filter(|window| (window.kind == WindowKind::Io) == io);
+        fitting.map(|window| window.len).max().unwrap_or(0)
+    };
+    let (io, memory) = (largest(true), largest(false));
+    for node in nodes {
+        for bar in node.bars.iter().flatten() {
+            if !bar.is_memory() && bar.size > io {
+                node.unassigned |= 1 << bar.index;
+            } else if bar.is_memory() && bar.size > memory {
+                node.failure = node.failure.or(Some(PciError::NoSpace { bar: bar.index, size: bar.size }));
+            }
+        }
     }
 }
 

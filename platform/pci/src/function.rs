@@ -56,12 +56,13 @@ pub struct Function {
     pub(crate) bars: Bars,
     pub(crate) bridge: bool,
     pub(crate) alias: Option<RequesterId>,
+    pub(crate) group: Bdf,
     pub(crate) failure: Option<PciError>,
     control: IrqMutex<Control>,
 }
 
 impl Function {
-    pub(crate) fn new(node: crate::scan::Node, env: Arc<dyn PciEnv>, parent: Option<Arc<Self>>) -> Self {
+    pub(crate) fn new(node: crate::scan::Node, group: Bdf, env: Arc<dyn PciEnv>, parent: Option<Arc<Self>>) -> Self {
         Self {
             config: node.config,
             env,
@@ -73,6 +74,7 @@ impl Function {
             bars: node.bars,
             bridge: node.bridge.is_some(),
             alias: node.alias,
+            group,
             failure: node.failure,
             control: IrqMutex::default(),
         }
@@ -140,10 +142,10 @@ impl Function {
         &self.extended
     }
 
-    /// Whether the function has Access Control Services. Without them, functions below one switch or in one device may reach
-    /// each other without passing an IOMMU: they belong into one group.
-    pub fn has_access_control(&self) -> bool {
-        self.extended.iter().any(|capability| capability.id == id::EXTENDED_ACS)
+    /// The name of the group of functions that an IOMMU cannot tell or keep apart: its topmost function. Functions with the same
+    /// name are attached together or not at all.
+    pub fn group(&self) -> Bdf {
+        self.group
     }
 
     /// Reads 8 bits of configuration space; all ones outside it.

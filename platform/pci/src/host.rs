@@ -2,7 +2,7 @@
 
 use crate::config::{ConfigSpace, Ecam};
 use crate::window::{self, Window};
-use crate::{Bdf, Function, PciError, assign, scan};
+use crate::{Bdf, Function, PciError, assign, groups, scan};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arch::mmio::Mmio;
@@ -68,10 +68,11 @@ impl Host {
         assign::assign(&mut nodes, windows);
         let mut functions: Vec<Arc<Function>> = Vec::new();
         functions.try_reserve_exact(nodes.len()).map_err(|_| PciError::OutOfMemory)?;
-        for node in nodes {
+        let groups = groups::groups(&nodes);
+        for (node, group) in nodes.into_iter().zip(groups) {
             // Parents come first in depth-first order.
             let parent = node.parent.and_then(|index| functions.get(index).cloned());
-            let function = Arc::new(Function::new(node, env.clone(), parent));
+            let function = Arc::new(Function::new(node, group, env.clone(), parent));
             match function.check() {
                 Ok(()) => log::debug!("{segment:04x}:{function:?}"),
                 Err(error) => log::warn!("{segment:04x}:{function:?}: {error}"),

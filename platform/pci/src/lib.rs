@@ -30,6 +30,7 @@ mod caps;
 mod config;
 mod error;
 mod function;
+mod groups;
 mod host;
 mod msi;
 mod scan;

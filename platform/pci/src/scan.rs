@@ -7,7 +7,7 @@
 use crate::bar::{self, Bars};
 use crate::caps::{self, Capability, ExtendedCapability, PortType, id};
 use crate::config::{Command, Config, ConfigSpace, reg};
-use crate::{Bdf, PciError, RequesterId};
+use crate::{Bdf, PciError, RequesterId, groups};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -61,6 +61,8 @@ pub(crate) struct Node {
     pub windows: [Option<(u64, u64)>; 3],
     /// The requester ID under which a bridge forwards this function's transactions, where it is not the function's own.
     pub alias: Option<RequesterId>,
+    /// Access Control Services are enabled as far as it takes to keep the function's traffic apart.
+    pub access_control: bool,
     /// Why the function cannot be used.
     pub failure: Option<PciError>,
 }
@@ -143,6 +145,7 @@ impl Scan {
             bridge: None,
             windows: [None; 3],
             alias: bus.alias,
+            access_control: false,
             failure: None,
         };
         let header = config.read8(reg::HEADER_TYPE) & !HEADER_MULTI_FUNCTION;
@@ -234,6 +237,8 @@ fn describe(node: &mut Node, header: u8) -> Result<(), PciError> {
     if let Some(express) = find(id::EXPRESS) {
         node.port = Some(PortType::read(config, express));
         node.extended = caps::walk_extended(config)?;
+        let acs = node.extended.iter().find(|capability| capability.id == id::EXTENDED_ACS);
+        node.access_control = acs.is_some_and(|acs| groups::enable_access_control(config, acs.offset, node.port));
     }
     node.bars = bar::discover(config, bars)?;
     Ok(())

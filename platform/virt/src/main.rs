@@ -5,17 +5,7 @@
 fn main() {}
 
 #[cfg(target_os = "none")]
-virt::entry!(main);
+mod job;
 
 #[cfg(target_os = "none")]
-fn main(boot: &'static virt::Boot) -> u32 {
-    let mebibytes = boot.machine.memory.iter().map(|range| range.len()).sum::<u64>() >> 20;
-    match virt::cores::start_all(&boot.machine, |_| {}) {
-        Ok(cores) => log::info!("machine   {cores} cores, {mebibytes} MiB, entered at EL{}", boot.entered_at),
-        Err(error) => {
-            log::error!("{error}");
-            return 1;
-        }
-    }
-    0
-}
+virt::entry!(job::main);

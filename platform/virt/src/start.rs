@@ -8,6 +8,7 @@ use arch::mmu::MapError;
 use arch::psci::Conduit;
 use core::fmt;
 use iommu::{PhysAddr, PhysRange};
+use kernel::cmdline::{self, CommandLine};
 use kernel::log::Console;
 use kernel::machine::{self, ConsoleKind, Machine, PsciConduit};
 use kernel::mm;
@@ -19,6 +20,8 @@ use spin::Once;
 pub struct Boot {
     /// What the machine is made of.
     pub machine: Machine,
+    /// The kernel's command line. `exit` (`semihosting`, `psci`) and `log` (a level) are the board's.
+    pub options: CommandLine,
     /// The exception level at which the image was entered: 1 or 2.
     pub entered_at: u8,
     /// The console, where the machine has one.
@@ -41,6 +44,9 @@ pub enum Error {
     /// A device tree that makes no sense.
     #[error("device tree: {0}")]
     DeviceTree(machine::Error),
+    /// A command line that cannot be understood.
+    #[error("{0}")]
+    CommandLine(cmdline::Error),
     /// The address space could not be made.
     #[error("address space: {0}")]
     Map(MapError),
@@ -85,15 +91,20 @@ fn bring_up(info: BootInfo) -> Result<Boot, Error> {
             PsciConduit::Smc => Conduit::Smc,
         });
     }
-    arch::exit::use_semihosting(option(&machine, "exit") != Some("psci"));
-
     let linear = mapped(&machine).map_err(Error::Memory)?;
     let bounds = linear.iter().map(|range| range.start().get()..range.end().get());
     arch::boot::finish_tables(bounds).map_err(Error::Map)?;
     let console = console(&machine)?;
     if let Some(console) = console {
-        kernel::log::init(console, level(&machine));
+        kernel::log::init(console, LevelFilter::Info);
     }
+    let options = CommandLine::parse(&machine.chosen.bootargs).map_err(Error::CommandLine)?;
+    let exit = options.choice("exit", &["semihosting", "psci"]).map_err(Error::CommandLine)?;
+    arch::exit::use_semihosting(exit != Some(1));
+    let level =
+        options.choice("log", &["off", "error", "warn", "info", "debug", "trace"]).map_err(Error::CommandLine)?;
+    let levels = LevelFilter::iter().nth(level.unwrap_or(3));
+    log::set_max_level(levels.unwrap_or(LevelFilter::Info));
 
     let tree = PhysRange::new(PhysAddr::new(info.device_tree), tree_size as u64);
     let reserved = reserved(&machine, tree).map_err(Error::Memory)?;
@@ -102,22 +113,7 @@ fn bring_up(info: BootInfo) -> Result<Boot, Error> {
     // `reserved`; nothing else runs.
     unsafe { mm::init(frames) }.map_err(Error::Memory)?;
     arch::mmu::set_table_source(|| mm::alloc_zeroed(1, mm::Zone::Any).ok().map(|frame| frame.start().get()));
-    Ok(Boot { machine, entered_at: info.entered_at, console })
-}
-
-/// The value of the word `key=value` of the kernel's command line.
-fn option<'a>(machine: &'a Machine, key: &str) -> Option<&'a str> {
-    machine
-        .chosen
-        .bootargs
-        .split_ascii_whitespace()
-        .filter_map(|word| word.split_once('='))
-        .find_map(|(name, value)| (name == key).then_some(value))
-}
-
-/// What is logged: `log=LEVEL` on the command line.
-fn level(machine: &Machine) -> LevelFilter {
-    option(machine, "log").and_then(|level| level.parse().ok()).unwrap_or(LevelFilter::Info)
+    Ok(Boot { machine, options, entered_at: info.entered_at, console })
 }
 
 /// All memory that may be mapped: not what the tree calls `no-map`.

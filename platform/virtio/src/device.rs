@@ -133,7 +133,12 @@ impl Core {
         queues.try_reserve_exact(self.queues.len()).map_err(|_| Error::OutOfMemory)?;
         queues.extend(self.queues.iter().cloned());
         let transport = self.transport.clone();
-        self.config = Some(Arc::new(ConfigHandler { transport, queues, changes: AtomicU32::new(0), off: AtomicBool::new(false) }));
+        self.config = Some(Arc::new(ConfigHandler {
+            transport,
+            queues,
+            changes: AtomicU32::new(0),
+            off: AtomicBool::new(false),
+        }));
         self.transport.set_status(status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK);
         if transport::has_failed(&*self.transport) {
             return Err(Error::NeedsReset);

@@ -16,7 +16,7 @@
 //!
 //! - [`spec`]: constants and layouts of "Virtual I/O Device (VIRTIO) Version 1.2", with its names. No code.
 //! - [`transport`]: registers. [`transport::Transport`] is what a bus must offer; `PciTransport` is virtio over PCI.
-//! - [`core`](mod@device): reset, feature negotiation, start and stop of one device.
+//! - [`device`]: reset, feature negotiation, start and stop of one device.
 //! - [`queue`]: the split virtqueue, its in-flight table, requests as futures.
 //! - [`blk`], [`gpu`]: the drivers.
 //!

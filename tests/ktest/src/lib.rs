@@ -49,7 +49,7 @@ impl<C: ?Sized> Test<C> {
 
 /// Declares the image's registry `TESTS` and the type of what tests are handed, in the image's root module.
 ///
-/// ```ignore
+/// ```text
 /// ktest::registry!(Context);
 /// ```
 #[macro_export]
@@ -67,7 +67,7 @@ macro_rules! registry {
 
 /// Writes and registers a test.
 ///
-/// ```ignore
+/// ```text
 /// ktest! {
 ///     fn reads_what_was_written(ctx) {
 ///         expect_eq!(ctx.read()?, 5);
@@ -79,6 +79,8 @@ macro_rules! registry {
 ///     machine: smp8
 /// }
 /// ```
+// The registry and its context are the image's own: `crate` is meant, not `$crate`.
+#[allow(clippy::crate_in_macro_def)]
 #[macro_export]
 macro_rules! ktest {
     ($(#[$attribute:meta])* fn $name:ident($context:pat_param) $(-> $result:ty)? $body:block) => {

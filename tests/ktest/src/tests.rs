@@ -19,7 +19,7 @@ crate::ktest! {
 
 crate::ktest! {
     fn fails_by_an_error(_) {
-        u8::from_str_radix("300", 10)?;
+        "300".parse::<u8>()?;
         Ok(())
     }
 }

@@ -51,7 +51,7 @@ fn what_the_device_does_not_write_stays_and_what_it_reads_only_does_not_change()
     assert_eq!(&bytes[..5], b"short");
 }
 
-/// Caught: lending page-aligned borrowed memory itself (the neighbours and the bytes are then in the device's pages).
+/// Caught: `Chunk::zeroed` that does not zero (the rest of the page then shows what was there).
 #[test]
 fn neighbours_of_the_borrowed_bytes_are_not_shown_to_the_device() {
     let system = FakeSystem::new();
@@ -74,7 +74,10 @@ fn a_queue_that_keeps_the_loan_beyond_the_closure_keeps_the_copy_only() {
     let blk = system.device("blk").unwrap();
     let mut bytes = [1; 16];
     let mut in_flight = None;
-    let result = blk.device.with_mapped::<FromDevice, _>(&mut bytes, |scoped| in_flight = Some(scoped.loan().clone()));
+    let result = blk.device.with_mapped::<FromDevice, _>(&mut bytes, |scoped| {
+        blk.master.write(scoped.loan().iova(), &[8; 16]).unwrap();
+        in_flight = Some(scoped.loan().clone());
+    });
     assert!(matches!(result, Err(Error::StillLent(_))));
     let kept = in_flight.unwrap();
     blk.master.write(kept.iova(), &[9; 16]).unwrap();

@@ -33,7 +33,7 @@ fn both_sides_see_what_the_other_stores() {
     assert!(ring.flags.load(Ordering::Relaxed) == 0);
 }
 
-/// Caught: `Coherent` whose loan is forgotten.
+/// Caught: `Held` without its `Drop`.
 #[test]
 fn it_is_revoked_and_freed_when_it_is_dropped() {
     let system = FakeSystem::new();
@@ -49,7 +49,7 @@ fn it_is_revoked_and_freed_when_it_is_dropped() {
     assert_eq!((system.memory.live_allocations(), net.device.stats().live_mappings), (0, 0));
 }
 
-/// Caught: freeing the pages of a ring whose revocation failed.
+/// Caught: `Held::end` that drops the memory when the revocation failed.
 #[test]
 fn a_revocation_that_fails_keeps_its_pages() {
     let system = FakeSystem::new();

@@ -69,7 +69,7 @@ fn streaming_mappings() {
     }
 }
 
-/// Caught: `CoherentPages` freed as write-back while they are not, where the mapping fails.
+/// Caught: `CoherentPages` that frees memory without restoring its cacheability.
 #[test]
 fn coherent_memory() {
     for system in [FakeSystem::new(), FakeSystem::non_coherent()] {

@@ -43,6 +43,7 @@ fn no_address_is_beyond_the_devices_address_lines() {
     drop(old.device.map::<ToDevice, _>(old.device.pages(4096).unwrap()).unwrap());
 }
 
+/// Caught: `Slices::next` that ignores the longest segment, or the boundary.
 #[test]
 fn a_slice_is_cut_where_the_device_needs_it() {
     let system = FakeSystem::new();

@@ -209,8 +209,8 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(96) })]
 
-    /// Caught: an unmap that revokes only the first page; a map with the rights of another direction; a range given back to
-    /// the address allocator before it is revoked.
+    /// Caught: an unmap that revokes the first page only; a map that always lets the device write; `Held::lend` without
+    /// `prepare`; `Held::end` without `fetch`.
     #[test]
     fn the_device_reaches_what_is_lent_and_all_data_arrives(
         steps in prop::collection::vec(step(), 1..120),

@@ -96,10 +96,21 @@ fn reading_and_writing_at_an_offset_crosses_chunks_and_stays_inside() {
 fn memory_comes_from_below_the_limit_or_not_at_all() {
     let memory = neighbours(range(0xffff_e000, 1 << 20));
     let below = PhysAddr::new(0xffff_ffff);
-    let set = PageSet::zeroed_below(memory, 2 * 4096, Ladder::SINGLE_PAGES, below).unwrap();
+    let request = |bytes| PageRequest { below, ..PageRequest::anywhere(bytes) };
+    let set = PageSet::allocate(memory, request(2 * 4096), Ladder::SINGLE_PAGES).unwrap();
     assert_eq!(set.runs(), [range(0xffff_e000, 0x2000)]);
-    let more = PageSet::zeroed_below(memory, 4096, Ladder::SINGLE_PAGES, below);
+    let more = PageSet::allocate(memory, request(4096), Ladder::SINGLE_PAGES);
     assert_eq!(more.unwrap_err(), Error::OutOfMemory);
+}
+
+#[test]
+fn no_chunk_is_smaller_than_the_smallest_page_of_the_device() {
+    let memory = FakeMemory::new(FakeMemoryConfig::default());
+    let request = PageRequest { align: 1 << 16, ..PageRequest::anywhere((1 << 20) + (1 << 16)) };
+    let set = PageSet::allocate(memory, request, Ladder::DEFAULT).unwrap();
+    assert_eq!(set.chunks().map(<[u8]>::len).collect::<Vec<_>>(), [1 << 20, 1 << 16]);
+    let uneven = PageRequest { align: 1 << 16, ..PageRequest::anywhere((1 << 16) + 4096) };
+    assert!(matches!(PageSet::allocate(memory, uneven, Ladder::DEFAULT), Err(Error::BadSize(_))));
 }
 
 #[test]

@@ -19,6 +19,7 @@ fn a_live_address_is_explained_with_its_loan_and_its_rights() {
     assert!(text.contains(&format!("reports.rs:{line}")), "{text}");
 }
 
+/// Caught: `Records::end` that leaves the live record, or writes none into the ring.
 #[test]
 fn an_address_that_was_unmapped_is_explained_with_who_and_when() {
     let system = FakeSystem::new();

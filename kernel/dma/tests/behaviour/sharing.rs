@@ -41,7 +41,7 @@ fn what_one_device_writes_the_other_reads_each_at_its_own_address_with_its_own_r
     drop(other);
 }
 
-/// Caught: `into_pages` that does not ask whether somebody has the buffer.
+/// Caught: `Held::end` without `Loan::end`, and `Held` without its `Drop`.
 #[test]
 fn the_pages_come_back_when_the_last_attachment_and_the_last_clone_are_gone() {
     let system = FakeSystem::new();
@@ -111,7 +111,7 @@ fn the_cpu_and_a_device_never_race_they_are_told_that_the_buffer_is_busy() {
     assert_eq!(picture.users(), Users::default());
 }
 
-/// Caught: a failed revocation that lets go of the buffer.
+/// Caught: `Held::end` that drops its hold of the buffer when the revocation failed.
 #[test]
 fn a_device_that_could_not_be_revoked_keeps_the_buffer_busy_and_its_pages_allocated() {
     let system = FakeSystem::new();

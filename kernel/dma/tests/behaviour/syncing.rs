@@ -17,7 +17,7 @@ fn what_the_cpu_wrote_before_map_reaches_the_device() {
     assert_eq!(&seen, b"from the cpu");
 }
 
-/// Caught: `Held::end` without `fetch`, and `prepare` that cleans without invalidating where the device writes.
+/// Caught: `Held::end` without `fetch`, and `Held::lend` without `prepare`.
 #[test]
 fn what_the_device_wrote_is_there_after_unmap_and_the_rest_is_as_it_was() {
     let system = FakeSystem::non_coherent();

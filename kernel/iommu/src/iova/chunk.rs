@@ -53,14 +53,19 @@ impl Chunk {
     #[inline]
     pub fn take(&mut self, pages: u8) -> Option<u64> {
         let class = self.class?;
-        let number = self.summary.trailing_zeros() as usize;
-        let word = self.free.get_mut(number)?;
-        let slot = number * 64 + word.trailing_zeros() as usize;
-        *self.used.get_mut(slot)? = pages;
-        *word &= *word - 1;
+        if self.summary == 0 {
+            return None;
+        }
+        // INVARIANT: the word has a bit, and there is a vacant slot, so nothing wraps and no mask changes anything: they tell
+        // the compiler so.
+        let number = self.summary.trailing_zeros() as usize % WORDS;
+        let word = &mut self.free[number];
+        let slot = (number * 64 + word.trailing_zeros() as usize) % SLOTS;
+        self.used[slot] = pages;
+        *word &= word.wrapping_sub(1);
         self.summary &= !(u8::from(*word == 0) << number);
-        self.vacant -= 1;
-        Some((slot as u64) << class)
+        self.vacant = self.vacant.wrapping_sub(1);
+        Some((slot as u64) << (class % 64))
     }
 
     /// Frees the slot at `page` (counted from the chunk's start) of which exactly `pages` are in use. Returns whether there is
@@ -68,18 +73,17 @@ impl Chunk {
     #[inline]
     pub fn put(&mut self, page: u64, pages: u64) -> bool {
         let Some(class) = self.class else { return false };
-        let slot = (page >> class) as usize;
-        let aligned = page & ((1 << class) - 1) == 0;
-        match (self.used.get_mut(slot), self.free.get_mut(slot / 64)) {
-            (Some(used), Some(word)) if aligned && pages != 0 && u64::from(*used) == pages => {
-                *used = 0;
-                *word |= 1 << (slot % 64);
-                self.summary |= 1 << (slot / 64);
-                self.vacant += 1;
-                true
-            }
-            _ => false,
+        let mask = (1 << (class % 64)) - 1;
+        let slot = (page >> (class % 64)) as usize % SLOTS;
+        let used = &mut self.used[slot];
+        if page & mask != 0 || page >= CHUNK || *used == 0 || u64::from(*used) != pages {
+            return false;
         }
+        *used = 0;
+        self.free[slot / 64] |= 1 << (slot % 64);
+        self.summary |= 1 << (slot / 64);
+        self.vacant = self.vacant.wrapping_add(1);
+        true
     }
 
     /// Whether all slots are free.

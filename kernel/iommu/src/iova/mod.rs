@@ -20,6 +20,7 @@
 //! The tree's lock, then the lock of one chunk. Both are `IrqMutex`es, held for one operation. Memory for the tree's
 //! nodes is allocated under its lock, so the heap's lock comes after both. Not for interrupt handlers.
 
+mod cache;
 mod chunk;
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,7 @@ use alloc::vec::Vec;
 use base::{IrqMutex, cpu};
 use chunk::{CHUNK, CHUNK_SHIFT, CLASSES, Chunk, NOBODY};
 use core::fmt;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU32, AtomicU64};
 use spin::Once;
 use tree::{Tree, Use};
 
@@ -113,7 +114,7 @@ impl IovaAllocator {
 
     /// The unit of allocation in bytes.
     pub fn page_size(&self) -> u64 {
-        1 << self.page_shift
+        1 << self.shift()
     }
 
     /// Takes exactly `range`, for good or until [`IovaAllocator::release`].
@@ -153,20 +154,18 @@ impl IovaAllocator {
             return Err(IovaError::Misaligned(self.page_size()));
         }
         let no_space = IovaError::NoSpace { len, align, limit };
-        let pages = (len >> self.page_shift) + self.guard;
-        let align = (align >> self.page_shift).max(1);
-        let limit = (limit.get() >> self.page_shift) + u64::from(!limit.get() & (self.page_size() - 1) == 0);
+        let pages = (len >> self.shift()) + self.guard;
+        let align = (align >> self.shift()).max(1);
+        let limit = (limit.get() >> self.shift()) + u64::from(!limit.get() & (self.page_size() - 1) == 0);
         // log2 of the least power of two that is no less than either.
         let class = u64::BITS - ((pages - 1) | (align - 1)).leading_zeros();
-        let cached = match self.cores.get(cpu::index()) {
-            Some(core) if (class as usize) < CLASSES => self.allocate_small(core, class as u8, pages as u8, limit),
-            _ => None,
-        };
+        let small = (class as usize) < CLASSES;
+        let cached = if small { self.allocate_small(class as u8, pages as u8, limit) } else { None };
         let start = match cached {
             Some(start) => start,
             None => self.allocate_exact(pages, align, limit)?.ok_or(no_space)?,
         };
-        IovaRange::new(Iova::new(start << self.page_shift), len).ok_or(no_space)
+        IovaRange::new(Iova::new(start << self.shift()), len).ok_or(no_space)
     }
 
     /// Gives back what [`IovaAllocator::allocate`] returned. No device must be able to reach anything through it any more.
@@ -203,108 +202,6 @@ impl IovaAllocator {
         if self.shared.lock().give_back(start, pages, Use::Allocated) { Ok(()) } else { Err(error) }
     }
 
-    /// Allocates from the chunk of this core.
-    #[inline]
-    fn allocate_small(&self, core: &Core, class: u8, pages: u8, limit: u64) -> Option<u64> {
-        let number = core.0.get(usize::from(class))?.load(Relaxed) as usize;
-        if let Some(chunk) = self.chunk(number) {
-            let mut chunk = chunk.lock();
-            if chunk.class == Some(class) && chunk.owner == cpu::index() as u32 {
-                if self.chunk_start(number) + CHUNK > limit {
-                    return None;
-                }
-                if let Some(page) = chunk.take(pages) {
-                    return Some(self.chunk_start(number) + page);
-                }
-                chunk.owner = NOBODY;
-            }
-        }
-        self.refill(core, class, pages, limit)
-    }
-
-    /// Finds another chunk for this core, and allocates from it.
-    #[cold]
-    fn refill(&self, core: &Core, class: u8, pages: u8, limit: u64) -> Option<u64> {
-        let current = core.0.get(usize::from(class))?;
-        let listed = self.listed.get(usize::from(class))?;
-        for (index, word) in listed.iter().enumerate() {
-            loop {
-                let bits = word.load(Relaxed);
-                if bits == 0 {
-                    break;
-                }
-                let bit = bits & bits.wrapping_neg();
-                let number = index * 64 + bits.trailing_zeros() as usize;
-                if self.chunk_start(number) + CHUNK > limit {
-                    return None;
-                }
-                if word.fetch_and(!bit, Relaxed) & bit == 0 {
-                    continue;
-                }
-                let mut chunk = self.chunk(number)?.lock();
-                if chunk.class == Some(class) && chunk.listed {
-                    chunk.listed = false;
-                    if let Some(page) = chunk.take(pages) {
-                        chunk.owner = cpu::index() as u32;
-                        current.store(number as u32, Relaxed);
-                        return Some(self.chunk_start(number) + page);
-                    }
-                }
-            }
-        }
-        let number = self.new_chunk(class, limit)?;
-        let page = self.chunk(number)?.lock().take(pages)?;
-        current.store(number as u32, Relaxed);
-        Some(self.chunk_start(number) + page)
-    }
-
-    /// Takes a chunk from the tree for this core, unless somebody needs all the space there is.
-    fn new_chunk(&self, class: u8, limit: u64) -> Option<usize> {
-        let limit = limit.min(self.chunk_start(self.chunks.len()));
-        let mut tree = self.shared.lock();
-        if tree.reclaiming != 0 {
-            return None;
-        }
-        let start = tree.allocate(CHUNK, CHUNK, limit, Use::Chunk).ok()??;
-        let number = (start.wrapping_sub(self.front) >> CHUNK_SHIFT) as usize;
-        let chunk = self.chunks.get(number).and_then(|cell| {
-            // Only who has just taken the chunk's pages from the tree comes here, under the tree's lock: nobody waits.
-            let boxed = cell.try_call_once(|| boxed(1, || IrqMutex::new(Chunk::new())));
-            boxed.ok()?.first()
-        });
-        match chunk {
-            Some(chunk) => {
-                chunk.lock().assign(class, cpu::index() as u32);
-                Some(number)
-            }
-            None => {
-                tree.give_back(start, CHUNK, Use::Chunk);
-                None
-            }
-        }
-    }
-
-    /// Offers a chunk that no core owns to all, if it is worth it.
-    #[inline]
-    fn list(&self, number: usize, chunk: &mut Chunk) {
-        if !chunk.listed && chunk.is_worthwhile() {
-            chunk.listed = true;
-            self.mark(number, chunk.class, true);
-        }
-    }
-
-    fn mark(&self, number: usize, class: Option<u8>, listed: bool) {
-        let words = class.and_then(|class| self.listed.get(usize::from(class)));
-        if let Some(word) = words.and_then(|words| words.get(number / 64)) {
-            let bit = 1 << (number % 64);
-            if listed {
-                word.fetch_or(bit, Relaxed)
-            } else {
-                word.fetch_and(!bit, Relaxed)
-            };
-        }
-    }
-
     /// Takes exactly `range` for good: what [`IovaAllocator::release`] gives back are other ranges.
     ///
     /// # Errors
@@ -332,79 +229,10 @@ impl IovaAllocator {
         taken.ok_or(IovaError::InUse(range))
     }
 
-    /// Allocates from the tree.
-    #[cold]
-    fn allocate_exact(&self, pages: u64, align: u64, limit: u64) -> Result<Option<u64>, OutOfMemory> {
-        self.reclaiming(0, limit, |tree| tree.allocate(pages, align, limit, Use::Allocated))
-    }
-
-    /// Gives a vacant chunk back to the tree, if it is still vacant and nobody's.
-    #[cold]
-    fn retire(&self, number: usize) {
-        let mut tree = self.shared.lock();
-        let Some(chunk) = self.chunk(number) else { return };
-        let mut chunk = chunk.lock();
-        if chunk.owner == NOBODY && chunk.is_vacant() {
-            self.mark(number, chunk.class, false);
-            *chunk = Chunk::new();
-            tree.give_back(self.chunk_start(number), CHUNK, Use::Chunk);
-        }
-    }
-
-    /// Does `attempt`; as long as it finds no place, dissolves one chunk after another of those that have a page in
-    /// `start..end`, and tries again.
-    ///
-    /// The tree is unlocked in between: a chunk of slots that are all in use takes a while. No new chunk is made meanwhile, so
-    /// that in the end all there is has been tried.
-    fn reclaiming<T>(
-        &self,
-        start: u64,
-        end: u64,
-        mut attempt: impl FnMut(&mut Tree) -> Result<Option<T>, OutOfMemory>,
-    ) -> Result<Option<T>, OutOfMemory> {
-        let mut tree = self.shared.lock();
-        let found = attempt(&mut tree)?;
-        if found.is_some() || tree.chunks == 0 {
-            return Ok(found);
-        }
-        tree.reclaiming += 1;
-        drop(tree);
-        let first = (start.saturating_sub(self.front) >> CHUNK_SHIFT) as usize;
-        let last = end.saturating_sub(self.front).div_ceil(CHUNK).min(self.chunks.len() as u64) as usize;
-        let mut found = Ok(None);
-        for number in first..last {
-            let mut tree = self.shared.lock();
-            found = match self.dissolve(&mut tree, number) {
-                Ok(true) => attempt(&mut tree),
-                Ok(false) => continue,
-                Err(error) => Err(error),
-            };
-            if !matches!(found, Ok(None)) {
-                break;
-            }
-        }
-        let mut tree = self.shared.lock();
-        tree.reclaiming -= 1;
-        // Once more, for what others dissolved and freed in the meantime.
-        if matches!(found, Ok(None)) { attempt(&mut tree) } else { found }
-    }
-
-    /// Turns a chunk into ranges of the tree. Returns whether there was one.
-    fn dissolve(&self, tree: &mut Tree, number: usize) -> Result<bool, OutOfMemory> {
-        let Some(mut chunk) = self.chunk(number).map(IrqMutex::lock) else { return Ok(false) };
-        if chunk.class.is_none() {
-            return Ok(false);
-        }
-        tree.ensure(2 * chunk.live() + 2)?;
-        let start = self.chunk_start(number);
-        tree.give_back(start, CHUNK, Use::Chunk);
-        for (page, pages) in chunk.slots() {
-            // The memory is there and the pages have just become free: this succeeds.
-            tree.take(start + page, pages, Use::Allocated)?;
-        }
-        self.mark(number, chunk.class, false);
-        *chunk = Chunk::new();
-        Ok(true)
+    /// log2 of the page size, as the compiler must see it to leave out the check that it is less than 64.
+    #[inline]
+    const fn shift(&self) -> u32 {
+        self.page_shift & 63
     }
 
     #[inline]
@@ -419,7 +247,7 @@ impl IovaAllocator {
 
     #[inline]
     fn pages(&self, range: IovaRange) -> (u64, u64) {
-        (range.start().get() >> self.page_shift, range.len() >> self.page_shift)
+        (range.start().get() >> self.shift(), range.len() >> self.shift())
     }
 }
 

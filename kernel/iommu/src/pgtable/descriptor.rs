@@ -50,22 +50,40 @@ pub(super) const CLAIMED: u64 = TABLE_OR_PAGE;
 #[derive(Clone, Copy)]
 pub(super) struct Template(u64);
 
-impl Template {
-    /// Encodes `prot`.
+/// The templates of all permissions, so that mapping a page looks its attributes up.
+pub(super) struct Templates([Template; PROTS]);
+
+/// Combinations of permissions; [`Prot::PAGEWISE`], the bit above the others, is none.
+const PROTS: usize = Prot::PAGEWISE.bits() as usize;
+
+impl Templates {
+    /// Encodes all permissions for `stage`.
+    pub fn new(stage: Stage) -> Self {
+        Self(core::array::from_fn(|bits| Template::new(stage, Prot::from_bits_truncate(bits as u8))))
+    }
+
+    /// The template for `prot`.
     ///
     /// # Errors
     ///
     /// [`MapError::BadProt`] without read and write.
     #[inline]
-    pub fn new(stage: Stage, prot: Prot) -> Result<Self, MapError> {
+    pub fn get(&self, prot: Prot) -> Result<Template, MapError> {
+        let template = self.0[usize::from(prot.bits()) & (PROTS - 1)];
+        if template.0 == EMPTY { Err(MapError::BadProt) } else { Ok(template) }
+    }
+}
+
+impl Template {
+    fn new(stage: Stage, prot: Prot) -> Self {
         if !prot.intersects(Prot::READ | Prot::WRITE) {
-            return Err(MapError::BadProt);
+            return Self(EMPTY);
         }
         let common = VALID | AF;
-        Ok(Self(match stage {
+        Self(match stage {
             Stage::One => common | S1_NG | S1_PXN | S1_UXN | stage1(prot),
             Stage::Two => common | S2_XN | stage2(prot),
-        }))
+        })
     }
 
     /// The leaf of `level` that maps to `phys`.
@@ -77,7 +95,6 @@ impl Template {
     }
 }
 
-#[inline]
 fn stage1(prot: Prot) -> u64 {
     let memory = if prot.contains(Prot::MMIO) {
         u64::from(MAIR_DEVICE) << S1_ATTR_SHIFT | SH_OUTER
@@ -91,7 +108,6 @@ fn stage1(prot: Prot) -> u64 {
     memory | read_only | unprivileged
 }
 
-#[inline]
 fn stage2(prot: Prot) -> u64 {
     let memory = if prot.contains(Prot::MMIO) {
         S2_ATTR_DEVICE | SH_OUTER

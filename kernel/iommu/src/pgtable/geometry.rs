@@ -6,6 +6,9 @@ use crate::contract::Aperture;
 use crate::{GeometryError, Iova, IovaRange, PhysAddr};
 use core::fmt;
 
+/// A shift of a u64, as the compiler must see it to leave out the check that it is less than 64. All are.
+const SHIFT: u32 = 63;
+
 /// The level whose entries are pages.
 pub(super) const LAST: usize = 3;
 
@@ -84,7 +87,7 @@ impl Level {
     /// Bytes that one entry maps.
     #[inline]
     pub const fn size(self) -> u64 {
-        1 << self.shift
+        1 << (self.shift & SHIFT)
     }
 }
 
@@ -191,13 +194,13 @@ impl Geometry {
     /// The first input address that cannot be translated.
     #[inline]
     pub(super) const fn input_end(&self) -> u64 {
-        1 << self.input_bits
+        1 << (self.input_bits as u32 & SHIFT)
     }
 
     /// The first output address that cannot be put out.
     #[inline]
     pub(super) const fn output_end(&self) -> u64 {
-        1 << self.output_bits
+        1 << (self.output_bits as u32 & SHIFT)
     }
 
     /// The number of the first level.
@@ -217,7 +220,7 @@ impl Geometry {
     #[inline]
     pub(super) const fn index(&self, level: usize, iova: u64) -> usize {
         let level = self.level(level);
-        (iova >> level.shift) as usize & level.mask
+        (iova >> (level.shift & SHIFT)) as usize & level.mask
     }
 
     /// Bytes of the root table (or tables): at least the 64 that the table base register can address.

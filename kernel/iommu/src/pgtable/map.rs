@@ -39,12 +39,14 @@ impl PageTable {
     /// See [`MapError`]; nothing is mapped after an error, and hardware has seen nothing of it.
     #[inline]
     pub fn map(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
-        let template = Template::new(self.geometry.stage(), prot)?;
-        self.check(iova, runs)?;
+        let template = self.templates.get(prot)?;
         let page = self.geometry.level(LAST).size();
         let start = iova.start().get();
-        if iova.len() == page
-            && let [run] = runs
+        if let [run] = runs
+            && (iova.len(), run.len()) == (page, page)
+            && (start | run.start().get()) & (page - 1) == 0
+            && start < self.geometry.input_end()
+            && run.start().get() < self.geometry.output_end()
             && let Some(node) = self.leaf_table(start)
         {
             // One entry: the exchange that claims it can as well write the leaf.
@@ -58,11 +60,10 @@ impl PageTable {
                 Err(_) => Err(MapError::AlreadyMapped(iova.start())),
             };
         }
-        self.map_parts(start, runs, template, !prot.contains(Prot::PAGEWISE))
+        self.map_runs(iova, runs, template, !prot.contains(Prot::PAGEWISE))
     }
 
     /// Checks sizes, alignment and limits.
-    #[inline]
     fn check(&self, iova: IovaRange, runs: &[PhysRange]) -> Result<(), MapError> {
         if iova.end().get() > self.geometry.input_end() {
             return Err(MapError::OutOfAperture(iova));
@@ -86,7 +87,10 @@ impl PageTable {
         Ok(())
     }
 
-    fn map_parts(&self, start: u64, runs: &[PhysRange], template: Template, large: bool) -> Result<(), MapError> {
+    #[inline(never)] // Keeps the way of one page short.
+    fn map_runs(&self, iova: IovaRange, runs: &[PhysRange], template: Template, large: bool) -> Result<(), MapError> {
+        self.check(iova, runs)?;
+        let start = iova.start().get();
         if let Err(stopped) = self.claim(start, runs, large) {
             self.disclaim(start, stopped.at);
             return Err(stopped.why);

@@ -44,11 +44,13 @@ use crate::contract::TableMemory;
 use crate::{Iova, OutOfMemory, PhysAddr, Prot};
 use core::fmt;
 use core::sync::atomic::Ordering;
+use descriptor::Templates;
 use node::Node;
 
 /// One set of translation tables.
 pub struct PageTable {
     geometry: Geometry,
+    templates: Templates,
     memory: &'static dyn TableMemory,
     root: Node,
 }
@@ -61,7 +63,7 @@ impl PageTable {
     /// [`OutOfMemory`] when the root cannot be allocated.
     pub fn new(geometry: Geometry, memory: &'static dyn TableMemory) -> Result<Self, OutOfMemory> {
         let root = Node::new(&geometry, geometry.start(), memory)?;
-        Ok(Self { geometry, memory, root })
+        Ok(Self { geometry, templates: Templates::new(geometry.stage()), memory, root })
     }
 
     /// Where the first table is, for TTB0 or S2TTB.

@@ -15,6 +15,7 @@ use tock_registers::interfaces::{ReadWriteable, Readable, Writeable};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 const BLOCK: u64 = 2 << 20;
+const LARGE_BLOCK: u64 = 1 << 30;
 
 /// Tables in the image, for as long as there is no frame allocator.
 const POOL_TABLES: usize = 48;
@@ -145,10 +146,10 @@ pub fn init(memory: impl IntoIterator<Item = Physical>) -> Result<(), MapError> 
 
     let fixed = image_to_phys(layout::image_start())..image_to_phys(layout::rodata_end());
     for range in memory {
-        let range = range.start.next_multiple_of(PAGE)..range.end & !(PAGE - 1);
-        if range.end > LINEAR_LIMIT {
+        if range.start.max(range.end) > LINEAR_LIMIT {
             return Err(MapError::OutOfReach(range.end));
         }
+        let range = range.start.next_multiple_of(PAGE)..range.end & !(PAGE - 1);
         let before = range.start..range.end.min(fixed.start);
         let inside = range.start.max(fixed.start)..range.end.min(fixed.end);
         let after = range.start.max(fixed.end)..range.end;
@@ -238,8 +239,12 @@ pub fn map_device(phys: u64, len: usize) -> Result<Mmio, MapError> {
         }
     }
     // At the same place within a block as the device, so that large windows are mapped by blocks.
-    let va = (space.device_next & !(BLOCK - 1)) + (start & (BLOCK - 1));
-    let va = if va < space.device_next { va + BLOCK } else { va };
+    let block = if end - start < LARGE_BLOCK { BLOCK } else { LARGE_BLOCK };
+    let va = (space.device_next & !(block - 1)) + (start & (block - 1));
+    let va = if va < space.device_next { va + block } else { va };
+    if va >= layout::DEVICE_END {
+        return Err(MapError::NoAddresses);
+    }
     if end - start > layout::DEVICE_END - va {
         return Err(MapError::NoAddresses);
     }

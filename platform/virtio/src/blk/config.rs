@@ -1,6 +1,7 @@
 //! What a disk says of itself, and whether that can be.
 
 use crate::Error;
+use crate::queue::MAX_PIECE;
 use crate::spec::blk::{SECTOR_SIZE, config, feature};
 use crate::transport::{Transport, read_config};
 use base::Deadline;
@@ -38,8 +39,7 @@ pub(super) fn read(transport: &dyn Transport, features: u64, deadline: Deadline)
         if !block_size.is_power_of_two() || !(SECTOR_SIZE as u32..=MAX_BLOCK_SIZE).contains(&block_size) {
             return Err(Error::BadConfig { field: "blk_size", value: block_size.into() });
         }
-        // Without a limit: the largest length of a descriptor that keeps the next piece page-aligned.
-        let max_segment = if has(feature::SIZE_MAX) { field(config::SIZE_MAX)? } else { u32::MAX & !0xfff };
+        let max_segment = if has(feature::SIZE_MAX) { field(config::SIZE_MAX)? } else { MAX_PIECE };
         if u64::from(max_segment) < SECTOR_SIZE {
             return Err(Error::BadConfig { field: "size_max", value: max_segment.into() });
         }

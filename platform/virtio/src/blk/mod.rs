@@ -5,6 +5,7 @@
 //!
 //! Sectors have 512 bytes whatever the block size; transfers start at and consist of whole blocks.
 
+mod bulk;
 mod config;
 mod transfer;
 
@@ -75,7 +76,10 @@ impl Block {
             },
         )?;
         core.start(options.vectors.config)?;
-        let max_segments = queue.max_segments().min(usize::try_from(geometry.max_segments).unwrap_or(usize::MAX));
+        let max_segments = queue
+            .max_segments()
+            .min(usize::try_from(geometry.max_segments).unwrap_or(usize::MAX))
+            .min(core.dma().limits().max_segments);
         Ok(Self { core, queue, geometry, max_segments })
     }
 
@@ -176,7 +180,7 @@ impl Block {
 
     /// The most bytes, a multiple of the block size, that one request can transfer to or from `loan` starting at byte `offset`.
     /// For callers that split a long transfer.
-    pub fn largest_transfer<L: Lent>(&self, loan: &L, offset: u64) -> u64 {
+    pub fn largest_transfer(&self, loan: &dyn Lent, offset: u64) -> u64 {
         let Ok(parts) = Parts::new(loan, &(offset..loan.len()), self.geometry.max_segment) else { return 0 };
         let bytes: u64 = parts.take(self.max_segments).map(|part| u64::from(part.len)).sum();
         // A chain's length has 32 bits; leave room for header and status.

@@ -74,6 +74,8 @@ pub struct DeviceQueue {
     pub used: u16,
     /// Whether `EVENT_IDX` was negotiated.
     pub event_idx: bool,
+    /// Whether the device has written where only the driver may: what is malformed is its own doing then.
+    pub scribbled: bool,
 }
 
 impl DeviceQueue {
@@ -88,6 +90,12 @@ impl DeviceQueue {
         Self::read(bus, self.setup.driver, 2).map(u16::from_le_bytes)
     }
 
+    /// Insists on what a driver must keep to.
+    fn expect(&self, holds: bool, broken: &str) -> Option<()> {
+        assert!(holds || self.scribbled, "{broken}");
+        holds.then_some(())
+    }
+
     /// Takes the next request.
     #[must_use]
     pub fn pop(&mut self, bus: &dyn Bus) -> Option<Chain> {
@@ -100,26 +108,27 @@ impl DeviceQueue {
         let mut chain = Chain { head, ..Chain::default() };
         let (mut table, mut count, mut at) = (self.setup.descriptors, u32::from(self.setup.size), u32::from(head));
         loop {
-            assert!(at < count, "a descriptor outside its table");
-            assert!(chain.descriptors <= usize::from(self.setup.size), "a chain that is longer than the queue, or a circle");
+            self.expect(at < count, "a descriptor outside its table")?;
+            let longest = usize::from(self.setup.size);
+            self.expect(chain.descriptors < longest, "a chain that is longer than the queue, or a circle")?;
             let address = u64::from_le_bytes(Self::read(bus, table, 16 * at as usize)?);
             let len = u32::from_le_bytes(Self::read(bus, table, 16 * at as usize + 8)?);
             let flags = u16::from_le_bytes(Self::read(bus, table, 16 * at as usize + 12)?);
             let next = u16::from_le_bytes(Self::read(bus, table, 16 * at as usize + 14)?);
             let iova = Iova::new(address);
             if flags & DESC_F_INDIRECT != 0 {
-                assert_eq!(flags, DESC_F_INDIRECT, "an indirect descriptor with other flags");
-                assert!(!chain.indirect && len != 0 && len.is_multiple_of(16), "a bad indirect table");
+                self.expect(flags == DESC_F_INDIRECT, "an indirect descriptor with other flags")?;
+                self.expect(!chain.indirect && len != 0 && len.is_multiple_of(16), "a bad indirect table")?;
                 chain.indirect = true;
                 (table, count, at) = (iova, len / 16, 0);
                 continue;
             }
-            assert_ne!(len, 0, "an empty descriptor");
+            self.expect(len != 0, "an empty descriptor")?;
             chain.descriptors += 1;
             if flags & DESC_F_WRITE != 0 {
                 chain.writable.push((iova, len));
             } else {
-                assert!(chain.writable.is_empty(), "a readable descriptor after a writable one");
+                self.expect(chain.writable.is_empty(), "a readable descriptor after a writable one")?;
                 chain.readable.push((iova, len));
             }
             if flags & DESC_F_NEXT == 0 {

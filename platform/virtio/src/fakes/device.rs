@@ -262,7 +262,8 @@ impl State {
                 None
             }
             Behaviour::Scribble => {
-                if let Some(Some(side)) = self.queues.get(usize::from(queue)) {
+                if let Some(Some(side)) = self.queues.get_mut(usize::from(queue)) {
+                    side.scribbled = true;
                     let size = usize::from(side.setup.size);
                     bus.write(side.setup.descriptors, &std::vec![0xff; 16 * size]);
                     // The entries, not the flags, the index or `used_event`: those would only stop this very device.
@@ -345,7 +346,7 @@ impl Transport for FakeDevice {
         assert!(setup.descriptors.is_aligned(16) && setup.driver.is_aligned(2) && setup.device.is_aligned(4));
         let event_idx = state.accepted & feature::EVENT_IDX != 0;
         let place = state.queues.get_mut(usize::from(queue)).ok_or(Error::NoSuchQueue(queue))?;
-        *place = Some(DeviceQueue { setup: *setup, taken: 0, used: 0, event_idx });
+        *place = Some(DeviceQueue { setup: *setup, taken: 0, used: 0, event_idx, scribbled: false });
         Ok(())
     }
 

@@ -140,7 +140,9 @@ impl Contents {
             request::OUT => {
                 self.log.push((kind, sector, chain.readable.len() - 1));
                 let data = &input[16..];
-                let Some(place) = self.bytes.get_mut(start..start + data.len()) else { return Some((status::IOERR, 0)) };
+                let Some(place) = self.bytes.get_mut(start..start + data.len()) else {
+                    return Some((status::IOERR, 0));
+                };
                 place.copy_from_slice(data);
                 Some((status::OK, 0))
             }

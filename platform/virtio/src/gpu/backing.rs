@@ -6,7 +6,7 @@
 use super::exchange::Message;
 use super::table::Holds;
 use crate::Error;
-use crate::queue::{Access, Part, Parts, check_loan};
+use crate::queue::{Access, MAX_PIECE, Part, Parts, check_loan};
 use crate::spec::gpu::{CTRL_HDR_SIZE, MAX_BACKING_ENTRIES, MEM_ENTRY_SIZE};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -140,7 +140,7 @@ impl Backing {
             // Every index was made from `holds`, which only grows.
             let Some(loan) = self.holds.get(*index) else { continue };
             check_loan(&**loan, device, Access::Read, range)?;
-            for part in Parts::new(&**loan, range, u32::MAX & !0xfff)? {
+            for part in Parts::new(&**loan, range, MAX_PIECE)? {
                 if let Some(last) = parts.last_mut()
                     && last.iova.checked_add(u64::from(last.len)) == Some(part.iova)
                     && let Some(len) = last.len.checked_add(part.len)

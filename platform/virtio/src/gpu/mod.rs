@@ -21,15 +21,16 @@ mod table;
 pub use backing::{Backing, RowOrder};
 pub use display::{DisplayInfo, Edid, MAX_DIMENSION, Mode};
 pub use exchange::ResponseCode;
-pub use resource::{Rect, Resource};
 use resource::Claim;
+pub use resource::{Rect, Resource};
 
 use crate::Error;
 use crate::device::{ConfigHandler, Core, Vectors};
 use crate::queue::{Queue, QueueOptions, QueueStats};
 use crate::spec::device_type;
 use crate::spec::gpu::{
-    CONTROL_QUEUE, DISPLAY_INFO_SIZE, EVENT_DISPLAY, Format, MAX_SCANOUTS, RESP_EDID_SIZE, command, config, feature, response,
+    CONTROL_QUEUE, DISPLAY_INFO_SIZE, EVENT_DISPLAY, Format, MAX_SCANOUTS, RESP_EDID_SIZE, command, config, feature,
+    response,
 };
 use crate::transport::{Transport, read_config};
 use alloc::sync::Arc;
@@ -230,7 +231,11 @@ impl Gpu {
             Ok(()) => drop(resources),
             Err(_) => {
                 if !resources.is_empty() {
-                    log::error!("{}: the memory of {} pictures stays lent for ever", self.core.dma().name(), resources.len());
+                    log::error!(
+                        "{}: the memory of {} pictures stays lent for ever",
+                        self.core.dma().name(),
+                        resources.len()
+                    );
                 }
                 core::mem::forget(resources);
             }

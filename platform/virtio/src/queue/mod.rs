@@ -7,7 +7,8 @@
 //!
 //! - The queue holds a request's loans from before the device can see their addresses until a used entry for it has been
 //!   validated, or the device has been reset.
-//! - A queue that has failed takes nothing from the used ring any more, and gives no loan back, until [`Queue::retire`].
+//! - A queue that has failed takes nothing from the used ring any more, and gives no loan back, until its device
+//!   has been reset.
 //!
 //! # Locking
 //!
@@ -18,7 +19,7 @@ mod request;
 mod ring;
 mod slots;
 
-pub use parts::{Access, Loans, Part, Parts, check_loan};
+pub use parts::{Access, Loans, MAX_PIECE, Part, Parts, check_loan};
 pub use request::Request;
 
 use crate::spec::{feature, queue as spec};
@@ -346,7 +347,11 @@ impl Queue {
                     Err(what) => {
                         state.failure = Some(Failure::Misbehaved(what));
                         drop(state);
-                        log::error!("{}: queue {} is out of use: the device misbehaved: {what}", self.device.name(), self.index);
+                        log::error!(
+                            "{}: queue {} is out of use: the device misbehaved: {what}",
+                            self.device.name(),
+                            self.index
+                        );
                         wake(&mut wakers);
                         self.wake_all();
                         return;

@@ -16,6 +16,10 @@ pub struct Part {
     pub len: u32,
 }
 
+/// The longest piece, in bytes, where the device sets no limit: as long as a descriptor can say and still leave the next piece
+/// aligned to pages.
+pub const MAX_PIECE: u32 = !0xfff;
+
 /// What a request lets the device do with memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {

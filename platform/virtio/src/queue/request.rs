@@ -29,15 +29,13 @@ impl Request {
         if let Some(result) = self.try_take(response) {
             return Poll::Ready(result);
         }
-        let stale = {
-            let mut state = self.queue.state.lock();
-            if state.slots.listens(self.head, context.waker()) {
-                None
-            } else {
-                state.slots.listen(self.head, context.waker().clone())
-            }
-        };
-        drop(stale);
+        let listens = self.queue.state.lock().slots.listens(self.head, context.waker());
+        if !listens {
+            // Wakers are cloned and dropped without the lock: what that does is their executor's business.
+            let waker = context.waker().clone();
+            let stale = self.queue.state.lock().slots.listen(self.head, waker);
+            drop(stale);
+        }
         // It may have been returned between the look and the listening.
         match self.try_take(response) {
             Some(result) => Poll::Ready(result),

@@ -63,7 +63,10 @@ impl PciTransport {
             .ok_or(Error::MissingCapability("notification"))?;
         let multiplier = function.read_config32(notify.capability + cap::NOTIFY_OFF_MULTIPLIER);
         if multiplier != 0 && !(multiplier.is_power_of_two() && multiplier.is_multiple_of(2)) {
-            return Err(Error::BadCapability { name: "notification", what: "its multiplier is not an even power of two" });
+            return Err(Error::BadCapability {
+                name: "notification",
+                what: "its multiplier is not an even power of two",
+            });
         }
         let config = window(&function, "device configuration", cfg_type::DEVICE, 4, 4)?.map(|found| found.mmio);
         let queues = common.mmio.read16(NUM_QUEUES);

@@ -87,7 +87,7 @@ fn most(tree: &mut Tree, operations: impl Iterator<Item = u64>, mut operate: imp
     most
 }
 
-/// Red with a tree that is not balanced, and with a search that passes by every range which is too short.
+/// Red with a tree that is not balanced.
 #[test]
 fn a_million_live_ranges_cost_no_more_steps_than_their_logarithm() {
     const MANY: u64 = 1_000_000;

@@ -25,6 +25,8 @@ struct State {
     next: u64,
     /// Allocations until one fails.
     fail_in: Option<usize>,
+    /// Leaves that a coherent walker could have used at the moment of the failure.
+    exposed: usize,
     /// The root whose links are checked at each publication.
     root: Option<(u64, Geometry)>,
 }
@@ -78,11 +80,16 @@ impl FakeMemory {
         self.state.lock().unwrap().fail_in.take().is_some()
     }
 
+    /// How many leaves a walker that sees every store could have used when the allocation failed.
+    pub fn exposed(&self) -> usize {
+        self.state.lock().unwrap().exposed
+    }
+
     /// Every leaf that the walker can reach, in order.
     pub fn leaves(&self, table: &PageTable) -> Vec<SeenLeaf> {
         let mut leaves = Vec::new();
         let state = self.state.lock().unwrap();
-        state.walk(table.root().get(), table.geometry(), first_level(table.geometry()), 0, &mut leaves);
+        state.walk(table.root().get(), table.geometry(), first_level(table.geometry()), 0, &mut leaves, false);
         leaves
     }
 
@@ -137,13 +144,14 @@ fn output(entry: u64) -> u64 {
 
 impl State {
     /// Collects what the walker reaches below `phys`; a link to what is no table is the kernel's death on real hardware.
-    fn walk(&self, phys: u64, geometry: &Geometry, level: u32, base: u64, leaves: &mut Vec<SeenLeaf>) {
+    fn walk(&self, phys: u64, geometry: &Geometry, level: u32, base: u64, leaves: &mut Vec<SeenLeaf>, coherent: bool) {
         let block = self.blocks.get(&phys).expect("the walker followed a link to memory that is no table");
-        for (index, entry) in block.seen.iter().copied().enumerate() {
+        for index in 0..block.seen.len() {
+            let entry = if coherent { block.words[index].load(SeqCst) } else { block.seen[index] };
             let size = 1_u64 << shift(geometry, level);
             let iova = base + index as u64 * size;
             match entry & 3 {
-                3 if level < 3 => self.walk(output(entry), geometry, level + 1, iova, leaves),
+                3 if level < 3 => self.walk(output(entry), geometry, level + 1, iova, leaves, coherent),
                 3 => leaves.push(SeenLeaf { iova, phys: output(entry), size, entry }),
                 1 if level < 3 => leaves.push(SeenLeaf { iova, phys: output(entry), size, entry }),
                 _ => {}
@@ -159,6 +167,11 @@ impl TableMemory for FakeMemory {
         match &mut state.fail_in {
             Some(0) => {
                 state.fail_in = None;
+                if let Some((root, geometry)) = state.root {
+                    let mut leaves = Vec::new();
+                    state.walk(root, &geometry, first_level(&geometry), 0, &mut leaves, true);
+                    state.exposed = leaves.len();
+                }
                 return Err(OutOfMemory);
             }
             Some(n) => *n -= 1,
@@ -201,7 +214,7 @@ impl TableMemory for FakeMemory {
         if words.len() <= 1
             && let Some((root, geometry)) = state.root
         {
-            state.walk(root, &geometry, first_level(&geometry), 0, &mut Vec::new());
+            state.walk(root, &geometry, first_level(&geometry), 0, &mut Vec::new(), false);
         }
     }
 }

@@ -1,0 +1,197 @@
+//! The caches of small ranges: which core allocates from which chunk, and how chunks come and go.
+//!
+//! # Locking
+//!
+//! As the parent says: the tree, then one chunk. The bits of `listed` are hints; what a chunk says of itself under its lock
+//! holds.
+
+use super::chunk::{CHUNK, CHUNK_SHIFT, Chunk, NOBODY};
+use super::tree::{Tree, Use};
+use super::{IovaAllocator, boxed};
+use crate::OutOfMemory;
+use base::{IrqMutex, cpu};
+use core::sync::atomic::Ordering::Relaxed;
+
+impl IovaAllocator {
+    /// Allocates from the chunk of this core.
+    #[inline]
+    pub(super) fn allocate_small(&self, class: u8, pages: u8, limit: u64) -> Option<u64> {
+        let core = cpu::index();
+        let number = self.cores.get(core)?.0.get(usize::from(class))?.load(Relaxed) as usize;
+        if let Some(chunk) = self.chunk(number) {
+            let mut chunk = chunk.lock();
+            if chunk.class == Some(class) && chunk.owner == core as u32 {
+                if self.chunk_start(number) + CHUNK > limit {
+                    return None;
+                }
+                if let Some(page) = chunk.take(pages) {
+                    return Some(self.chunk_start(number) + page);
+                }
+                chunk.owner = NOBODY;
+            }
+        }
+        self.refill(core as u32, class, pages, limit)
+    }
+
+    /// Gives `core` another chunk, and allocates from it.
+    #[cold]
+    fn refill(&self, core: u32, class: u8, pages: u8, limit: u64) -> Option<u64> {
+        let number = self.next_chunk(core, class, limit)?;
+        self.cores.get(core as usize)?.0.get(usize::from(class))?.store(number as u32, Relaxed);
+        let page = self.chunk(number)?.lock().take(pages)?;
+        Some(self.chunk_start(number) + page)
+    }
+
+    /// Finds another chunk of `class` for `core`, all of it before `limit`: one that another core has left, else a new one.
+    fn next_chunk(&self, core: u32, class: u8, limit: u64) -> Option<usize> {
+        for (index, word) in self.listed.get(usize::from(class))?.iter().enumerate() {
+            loop {
+                let bits = word.load(Relaxed);
+                if bits == 0 {
+                    break;
+                }
+                let bit = bits & bits.wrapping_neg();
+                let number = index * 64 + bits.trailing_zeros() as usize;
+                if self.chunk_start(number) + CHUNK > limit {
+                    return None;
+                }
+                if word.fetch_and(!bit, Relaxed) & bit == 0 {
+                    continue;
+                }
+                let mut chunk = self.chunk(number)?.lock();
+                if chunk.class == Some(class) && chunk.listed {
+                    chunk.listed = false;
+                    chunk.owner = core;
+                    return Some(number);
+                }
+            }
+        }
+        self.new_chunk(core, class, limit)
+    }
+
+    /// Takes a chunk from the tree for `core`, unless somebody needs all the space there is.
+    fn new_chunk(&self, core: u32, class: u8, limit: u64) -> Option<usize> {
+        let limit = limit.min(self.chunk_start(self.chunks.len()));
+        let mut tree = self.shared.lock();
+        if tree.reclaiming != 0 {
+            return None;
+        }
+        let start = tree.allocate(CHUNK, CHUNK, limit, Use::Chunk).ok()??;
+        let number = (start.wrapping_sub(self.front) >> CHUNK_SHIFT) as usize;
+        let chunk = self.chunks.get(number).and_then(|cell| {
+            // Only who has just taken the chunk's pages from the tree comes here, under the tree's lock: nobody waits.
+            let boxed = cell.try_call_once(|| boxed(1, || IrqMutex::new(Chunk::new())));
+            boxed.ok()?.first()
+        });
+        match chunk {
+            Some(chunk) => {
+                chunk.lock().assign(class, core);
+                Some(number)
+            }
+            None => {
+                tree.give_back(start, CHUNK, Use::Chunk);
+                None
+            }
+        }
+    }
+
+    /// Offers a chunk that no core owns to all, if it is worth it.
+    #[inline]
+    pub(super) fn list(&self, number: usize, chunk: &mut Chunk) {
+        if !chunk.listed && chunk.is_worthwhile() {
+            chunk.listed = true;
+            self.mark(number, chunk.class, true);
+        }
+    }
+
+    fn mark(&self, number: usize, class: Option<u8>, listed: bool) {
+        let words = class.and_then(|class| self.listed.get(usize::from(class)));
+        if let Some(word) = words.and_then(|words| words.get(number / 64)) {
+            let bit = 1 << (number % 64);
+            if listed {
+                word.fetch_or(bit, Relaxed)
+            } else {
+                word.fetch_and(!bit, Relaxed)
+            };
+        }
+    }
+
+    /// Allocates from the tree.
+    #[cold]
+    pub(super) fn allocate_exact(&self, pages: u64, align: u64, limit: u64) -> Result<Option<u64>, OutOfMemory> {
+        // What is larger than the window is not worth taking the caches apart.
+        if pages > (self.window.len() >> self.shift()).min(limit) {
+            return Ok(None);
+        }
+        self.reclaiming(0, limit, |tree| tree.allocate(pages, align, limit, Use::Allocated))
+    }
+
+    /// Gives a vacant chunk back to the tree, if it is still vacant and nobody's.
+    #[cold]
+    pub(super) fn retire(&self, number: usize) {
+        let mut tree = self.shared.lock();
+        let Some(chunk) = self.chunk(number) else { return };
+        let mut chunk = chunk.lock();
+        if chunk.owner == NOBODY && chunk.is_vacant() {
+            self.mark(number, chunk.class, false);
+            *chunk = Chunk::new();
+            tree.give_back(self.chunk_start(number), CHUNK, Use::Chunk);
+        }
+    }
+
+    /// Does `attempt`; as long as it finds no place, dissolves one chunk after another of those that have a page in
+    /// `start..end`, and tries again.
+    ///
+    /// The tree is unlocked in between: a chunk of slots that are all in use takes a while. No new chunk is made meanwhile, so
+    /// that in the end all there is has been tried.
+    pub(super) fn reclaiming<T>(
+        &self,
+        start: u64,
+        end: u64,
+        mut attempt: impl FnMut(&mut Tree) -> Result<Option<T>, OutOfMemory>,
+    ) -> Result<Option<T>, OutOfMemory> {
+        let mut tree = self.shared.lock();
+        let found = attempt(&mut tree)?;
+        if found.is_some() || tree.chunks == 0 {
+            return Ok(found);
+        }
+        tree.reclaiming += 1;
+        drop(tree);
+        let first = (start.saturating_sub(self.front) >> CHUNK_SHIFT) as usize;
+        let last = end.saturating_sub(self.front).div_ceil(CHUNK).min(self.chunks.len() as u64) as usize;
+        let mut found = Ok(None);
+        for number in first..last {
+            let mut tree = self.shared.lock();
+            found = match self.dissolve(&mut tree, number) {
+                Ok(true) => attempt(&mut tree),
+                Ok(false) => continue,
+                Err(error) => Err(error),
+            };
+            if !matches!(found, Ok(None)) {
+                break;
+            }
+        }
+        let mut tree = self.shared.lock();
+        tree.reclaiming -= 1;
+        // Once more, for what others dissolved and freed in the meantime.
+        if matches!(found, Ok(None)) { attempt(&mut tree) } else { found }
+    }
+
+    /// Turns a chunk into ranges of the tree. Returns whether there was one.
+    fn dissolve(&self, tree: &mut Tree, number: usize) -> Result<bool, OutOfMemory> {
+        let Some(mut chunk) = self.chunk(number).map(IrqMutex::lock) else { return Ok(false) };
+        if chunk.class.is_none() {
+            return Ok(false);
+        }
+        tree.ensure(2 * chunk.live() + 2)?;
+        let start = self.chunk_start(number);
+        tree.give_back(start, CHUNK, Use::Chunk);
+        for (page, pages) in chunk.slots() {
+            // The memory is there and the pages have just become free: this succeeds.
+            tree.take(start + page, pages, Use::Allocated)?;
+        }
+        self.mark(number, chunk.class, false);
+        *chunk = Chunk::new();
+        Ok(true)
+    }
+}

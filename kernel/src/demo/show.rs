@@ -1,0 +1,178 @@
+//! From the disk into scattered pages, and from the same pages onto the screen.
+
+use super::{Failure, STEP_MILLIS, Source};
+use crate::class::{Disk, Frame, PixelOrder, Screen};
+use crate::disk::Extent;
+use crate::picture::{Layout, Picture, PixelFormat};
+use alloc::string::ToString;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use base::{Deadline, block_on};
+use core::ops::Range;
+use dma::{Attachment, CpuReads, FromDevice, Ladder, Lent, SharedBuffer, ToDevice};
+
+/// What was moved, and by whom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Bytes that the disk wrote to memory.
+    pub from_disk: u64,
+    /// Bytes that the screen's device read from memory.
+    pub to_screen: u64,
+    /// Bytes of pixels that the CPU wrote.
+    pub copied: u64,
+    /// Physical runs that the buffer is made of.
+    pub runs: usize,
+    /// Addresses that the devices were told for it.
+    pub segments: usize,
+    /// Transfers that the disk was asked for.
+    pub transfers: usize,
+}
+
+/// Who wants to know that the picture is on the screen.
+pub trait Screenshot {
+    /// The picture is there now, `width` by `height` pixels; returns when it may go.
+    fn ready(&self, width: u32, height: u32);
+}
+
+/// Brings the picture to the screen, lets `screenshot` look at it, and takes everything back.
+///
+/// # Errors
+///
+/// What went wrong. Whatever was lent has been taken back, or stays lent for ever (and is counted) where a device did not let
+/// go.
+pub fn show<D: Disk, S: Screen>(
+    disk: &D,
+    screen: &S,
+    source: &Source,
+    screenshot: &impl Screenshot,
+) -> Result<Outcome, Failure> {
+    let block = u64::from(disk.block_size());
+    let bytes = source.located.file.size.next_multiple_of(block);
+    // Single pages: as scattered as memory gets, and one contiguous range for the devices all the same.
+    let pages = disk.device().page_set(bytes, Ladder::SINGLE_PAGES).map_err(Failure::dma)?;
+    let runs = pages.runs().len();
+    let file = SharedBuffer::new("picture", pages);
+    let mut outcome = Outcome { runs, from_disk: bytes, ..Outcome::default() };
+
+    let filled = Arc::new(file.attach::<FromDevice>(disk.device()).map_err(Failure::dma)?);
+    outcome.segments = filled.segments().len();
+    match source.picture {
+        Picture::Direct(layout) => {
+            // Disk and screen have the same pages at the same time, one to write and one to read.
+            let shown = Arc::new(file.attach::<ToDevice>(screen.device()).map_err(Failure::dma)?);
+            outcome.transfers = read(disk, &source.located.file.extents, &filled, bytes)?;
+            detach(filled)?;
+            outcome.to_screen = present(screen, &layout, &shown, screenshot)?;
+            detach(shown)?;
+        }
+        Picture::Bmp24(_) | Picture::Png { .. } => {
+            outcome.transfers = read(disk, &source.located.file.extents, &filled, bytes)?;
+            detach(filled)?;
+            let (pixels, layout) = decode(screen, source, &file)?;
+            outcome.copied = pixels.len().min(layout_bytes(&layout));
+            let shown = Arc::new(pixels.attach::<ToDevice>(screen.device()).map_err(Failure::dma)?);
+            outcome.to_screen = present(screen, &layout, &shown, screenshot)?;
+            detach(shown)?;
+        }
+    }
+    Ok(outcome)
+}
+
+/// Has the disk write the file's extents into the buffer, all transfers in flight at once as far as its queue holds them.
+/// Returns how many there were.
+fn read<D: Disk>(
+    disk: &D,
+    extents: &[Extent],
+    buffer: &Arc<Attachment<FromDevice>>,
+    bytes: u64,
+) -> Result<usize, Failure> {
+    let block = u64::from(disk.block_size());
+    let deadline = Deadline::after_millis(STEP_MILLIS);
+    let mut transfers = Vec::new();
+    let mut offset = 0;
+    for extent in extents {
+        let mut at = extent.lba;
+        let mut left = extent.sectors.saturating_mul(block).min(bytes.saturating_sub(offset));
+        while left != 0 {
+            let len = left.min(disk.largest_transfer(&**buffer, offset));
+            if len == 0 {
+                return Err(Failure::disk("it cannot transfer a single block to the buffer"));
+            }
+            disk.wait_for_room(deadline).map_err(Failure::disk)?;
+            transfers.try_reserve(1).map_err(|_| Failure::OutOfMemory("the list of transfers"))?;
+            transfers.push(disk.read(at, buffer, offset..offset + len).map_err(Failure::disk)?);
+            at += len / block;
+            offset += len;
+            left -= len;
+        }
+    }
+    if offset != bytes {
+        return Err(Failure::disk("the file's clusters hold less than its size"));
+    }
+    let count = transfers.len();
+    for transfer in transfers {
+        block_on(deadline, transfer).map_err(Failure::disk)?.map_err(Failure::disk)?;
+    }
+    buffer.sync_for_cpu(0, bytes).map_err(Failure::dma)?;
+    Ok(count)
+}
+
+/// Shows the rows of `layout` in `loan`. Returns how many bytes the device read for it.
+fn present<S: Screen, L: Lent>(
+    screen: &S,
+    layout: &Layout,
+    loan: &Arc<L>,
+    screenshot: &impl Screenshot,
+) -> Result<u64, Failure> {
+    let mut rows: Vec<Range<u64>> = Vec::new();
+    for span in layout.row_spans() {
+        rows.try_reserve(1).map_err(|_| Failure::OutOfMemory("the list of rows"))?;
+        rows.push(span.offset..span.offset + span.len);
+    }
+    let order = match layout.format {
+        PixelFormat::Rgbx | PixelFormat::Rgba => PixelOrder::Rgbx,
+        PixelFormat::Bgrx | PixelFormat::Bgra | PixelFormat::Bgr => PixelOrder::Bgrx,
+    };
+    let frame = Frame { width: layout.width, height: layout.height, order, loan, rows: &rows };
+    let shown = screen.show(&frame, Deadline::after_millis(STEP_MILLIS)).map_err(Failure::screen)?;
+    screenshot.ready(layout.width, layout.height);
+    screen.hide(shown, Deadline::after_millis(STEP_MILLIS)).map_err(Failure::screen)?;
+    Ok(layout_bytes(layout))
+}
+
+fn layout_bytes(layout: &Layout) -> u64 {
+    u64::from(layout.row_bytes()) * u64::from(layout.height)
+}
+
+/// Decodes the file into a buffer of its own.
+fn decode<S: Screen>(screen: &S, source: &Source, file: &SharedBuffer) -> Result<(SharedBuffer, Layout), Failure> {
+    let (width, height) = (source.picture.width(), source.picture.height());
+    let layout = Layout { width, height, offset: 0, stride: width * 4, top_down: true, format: PixelFormat::Bgrx };
+    let size = usize::try_from(source.located.file.size).map_err(|_| Failure::OutOfMemory("the picture's file"))?;
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(size).map_err(|_| Failure::OutOfMemory("the picture's file"))?;
+    bytes.resize(size, 0);
+    file.cpu_access::<CpuReads>().map_err(Failure::dma)?.read_at(0, &mut bytes).map_err(Failure::dma)?;
+
+    let mut pixels = screen.device().page_set(layout_bytes(&layout), Ladder::SINGLE_PAGES).map_err(Failure::dma)?;
+    let mut stored = Ok(());
+    source
+        .picture
+        .decode(&bytes, |row, line| {
+            let offset = u64::from(row) * u64::from(layout.stride);
+            if stored.is_ok() {
+                stored = pixels.write_at(offset, line);
+            }
+        })
+        .map_err(|error| Failure::Picture { path: source.path.to_string(), error })?;
+    stored.map_err(Failure::dma)?;
+    Ok((SharedBuffer::new("decoded picture", pixels), layout))
+}
+
+/// Ends a loan that no transfer has any more.
+fn detach<D: dma::Direction>(loan: Arc<Attachment<D>>) -> Result<(), Failure> {
+    match Arc::try_unwrap(loan) {
+        Ok(attachment) => attachment.detach().map_err(Failure::dma),
+        Err(_) => Err(Failure::dma("a device still has the picture")),
+    }
+}

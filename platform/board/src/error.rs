@@ -1,0 +1,102 @@
+//! What a board can fail at.
+
+use alloc::string::String;
+
+/// Why the machine, or a device of it, cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The machine lacks something.
+    #[error("the machine has no {0}")]
+    Missing(&'static str),
+    /// The machine has something that there is no driver for.
+    #[error("there is no driver for this machine's {0}")]
+    Unsupported(&'static str),
+    /// Registers could not be mapped.
+    #[error("{what}: its registers cannot be mapped: {error}")]
+    Map {
+        /// Whose.
+        what: String,
+        /// Why not.
+        error: arch::mmu::MapError,
+    },
+    /// The interrupt controller.
+    #[error("interrupt controller: {0}")]
+    Gic(#[from] gic::GicError),
+    /// An SMMU.
+    #[error("{name}: {error}")]
+    Smmu {
+        /// Which.
+        name: String,
+        /// What it is.
+        error: smmuv3::Error,
+    },
+    /// A PCIe host or function.
+    #[error("{name}: {error}")]
+    Pci {
+        /// Which.
+        name: String,
+        /// What it is.
+        error: pci::PciError,
+    },
+    /// No SMMU in the machine, or none that translates for a device.
+    #[error(
+        "no IOMMU translates for {0}, so nothing would keep it from any memory; \
+         add iommu=smmuv3 to the machine, or iommu.off=allow to the command line to run unprotected"
+    )]
+    NotIsolated(String),
+    /// A device could not be attached to its address space.
+    #[error("{name}: {error}")]
+    Attach {
+        /// Which.
+        name: String,
+        /// What the IOMMU said.
+        error: iommu::AttachError,
+    },
+    /// The address space of a device could not be set up.
+    #[error("{name}: {error}")]
+    Space {
+        /// Which.
+        name: String,
+        /// What it is.
+        error: iommu::IovaError,
+    },
+    /// The doorbell could not be mapped.
+    #[error("{name}: the interrupt doorbell cannot be mapped: {error}")]
+    Doorbell {
+        /// Which.
+        name: String,
+        /// What it is.
+        error: iommu::MapError,
+    },
+    /// A device's DMA side.
+    #[error("{name}: {error}")]
+    Dma {
+        /// Which.
+        name: String,
+        /// What it is.
+        error: dma::Error,
+    },
+    /// A virtio device.
+    #[error("{name}: {error}")]
+    Virtio {
+        /// Which.
+        name: String,
+        /// What it is.
+        error: virtio::Error,
+    },
+    /// A test device.
+    #[error("{name}: {error}")]
+    TestDevice {
+        /// Which.
+        name: String,
+        /// What it is.
+        error: testdev::TestdevError,
+    },
+    /// The command line.
+    #[error("{0}")]
+    CommandLine(#[from] kernel::cmdline::Error),
+    /// No memory.
+    #[error("out of memory")]
+    OutOfMemory,
+}

@@ -1,0 +1,155 @@
+//! All of the machine's hardware, brought up in the order that keeps devices from memory.
+
+use crate::bus::Bus;
+use crate::masters::{Context, Known};
+use crate::memory::{COHERENT, NON_COHERENT};
+use crate::{Error, Master, interrupts};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use arch::mmio::Mmio;
+use base::IrqMutex;
+use dma::Limits;
+use gic::Priority;
+use iommu::FaultSink;
+use iommu::contract::Iommu;
+use kernel::faults::FaultLog;
+use kernel::machine::{self, Machine};
+use pci::Function;
+use smmuv3::Smmu;
+
+/// The machine at work.
+pub struct Hardware {
+    machine: &'static Machine,
+    smmus: Vec<Smmu<Mmio>>,
+    iommus: Vec<Arc<dyn Iommu>>,
+    buses: Vec<Bus>,
+    faults: Arc<FaultLog>,
+    groups: IrqMutex<Vec<Known>>,
+}
+
+impl Hardware {
+    /// Brings up the interrupt controller, every SMMU and every PCIe host. No device can reach memory when this returns: what is
+    /// behind an SMMU is blocked, and nothing masters the bus.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub fn bring_up(machine: &'static Machine) -> Result<Self, Error> {
+        interrupts::init(machine)?;
+        let faults = Arc::new(FaultLog::new());
+        let mut smmus = Vec::new();
+        let mut iommus: Vec<Arc<dyn Iommu>> = Vec::new();
+        for description in &machine.smmus {
+            let smmu = start(description, faults.clone())?;
+            iommus.push(Arc::new(smmu.clone()));
+            smmus.push(smmu);
+        }
+        let mut buses = Vec::new();
+        for (index, description) in machine.pcie.iter().enumerate() {
+            buses.push(Bus::enumerate(index, description)?);
+        }
+        Ok(Self { machine, smmus, iommus, buses, faults, groups: IrqMutex::new(Vec::new()) })
+    }
+
+    /// What it was made from.
+    pub fn machine(&self) -> &'static Machine {
+        self.machine
+    }
+
+    /// The SMMUs, in the order of the device tree.
+    pub fn smmus(&self) -> &[Smmu<Mmio>] {
+        &self.smmus
+    }
+
+    /// The same as IOMMUs.
+    pub fn iommus(&self) -> &[Arc<dyn Iommu>] {
+        &self.iommus
+    }
+
+    /// What the SMMUs have stopped.
+    pub fn faults(&self) -> &Arc<FaultLog> {
+        &self.faults
+    }
+
+    /// All PCI functions, with the index of their host.
+    pub fn functions(&self) -> impl Iterator<Item = (usize, &Arc<Function>)> {
+        self.buses.iter().flat_map(|bus| bus.host.functions().iter().map(|function| (bus.index, function)))
+    }
+
+    /// Gives a function an address space: a DMA domain of its group's own. It does not master the bus yet
+    /// ([`Master::release`]).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotIsolated`] where no SMMU translates for it, unless `allow_unprotected`; and others.
+    pub fn attach(
+        &self,
+        host: usize,
+        function: &Arc<Function>,
+        kind: &str,
+        limits: Limits,
+        allow_unprotected: bool,
+    ) -> Result<Master, Error> {
+        let bus = self.buses.iter().find(|bus| bus.index == host).ok_or(Error::Missing("PCIe host"))?;
+        let description = self.machine.pcie.get(host).ok_or(Error::Missing("PCIe host"))?;
+        let name = format!("{kind} {}", function.bdf());
+        // Taken out while the IOMMU is at work: no lock is held across its waits. Devices are attached by one core.
+        let mut known = core::mem::take(&mut *self.groups.lock());
+        let attached = Context {
+            host_index: host,
+            host: description,
+            iommus: &self.iommus,
+            messages: &bus.messages,
+            allow_unprotected,
+            known: &mut known,
+        }
+        .attach(function, &name, limits);
+        self.groups.lock().append(&mut known);
+        attached
+    }
+}
+
+/// Starts one SMMU: everything behind it is blocked.
+fn start(description: &machine::Smmu, faults: Arc<dyn FaultSink>) -> Result<Smmu<Mmio>, Error> {
+    let registers = interrupts::map(&description.path, description.registers)?;
+    let name = description.path.rsplit('/').next().unwrap_or("smmuv3").to_string();
+    let memory = if description.coherent { &COHERENT } else { &NON_COHERENT };
+    let config = smmuv3::Config { name: name.clone(), ..smmuv3::Config::default() };
+    let failed = |error| Error::Smmu { name: name.clone(), error };
+    let smmu = Smmu::new(registers, memory, faults, config).map_err(failed)?;
+    let wires = &description.interrupts;
+    match (wires.eventq, wires.gerror, wires.combined) {
+        (_, _, Some(combined)) => interrupts::connect(combined, Priority::URGENT, smmu.combined_handler())?,
+        (Some(events), Some(errors), None) => {
+            interrupts::connect(events, Priority::URGENT, smmu.event_handler())?;
+            interrupts::connect(errors, Priority::URGENT, smmu.error_handler())?;
+        }
+        _ => log::warn!("{name}: its interrupts are not wired; faults are seen late"),
+    }
+    // What came in before the interrupts were connected.
+    smmu.service();
+    if !smmu.boot_window_closed() {
+        log::warn!("{name}: cannot abort before it is enabled; until now devices could have reached any memory");
+    }
+    Ok(smmu)
+}
+
+/// A short name for what a function is.
+pub(crate) fn kind(function: &Function) -> Option<&'static str> {
+    let ids = function.ids();
+    match (ids.vendor, ids.device) {
+        (0x1af4, 0x1042) => Some("virtio-blk"),
+        (0x1af4, 0x1050) => Some("virtio-gpu"),
+        testdev::edu::ID => Some("edu"),
+        _ => None,
+    }
+}
+
+impl core::fmt::Debug for Hardware {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let smmus: Vec<String> = self.iommus.iter().map(|iommu| iommu.name().to_string()).collect();
+        f.debug_struct("Hardware").field("smmus", &smmus).finish_non_exhaustive()
+    }
+}

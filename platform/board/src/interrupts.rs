@@ -1,0 +1,97 @@
+//! The interrupt controller of the machine.
+
+use crate::Error;
+use crate::memory::COHERENT;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use arch::mmio::Mmio;
+use base::irq::Handler;
+use gic::{Gic, IntId, Priority, Region, Trigger};
+use iommu::{PhysAddr, PhysRange};
+use kernel::machine::{self, Interrupt, Machine};
+use spin::Once;
+
+static GIC: Once<Gic> = Once::new();
+
+/// The interrupt controller, once it is up.
+pub fn gic() -> Option<&'static Gic> {
+    GIC.get()
+}
+
+/// Maps a window of registers.
+pub(crate) fn map(what: &str, range: PhysRange) -> Result<Mmio, Error> {
+    let len = usize::try_from(range.len()).map_err(|_| Error::OutOfMemory)?;
+    arch::mmu::map_device(range.start().get(), len).map_err(|error| Error::Map { what: String::from(what), error })
+}
+
+/// The interrupt as the controller knows it.
+pub(crate) fn id(interrupt: Interrupt) -> Result<(IntId, Trigger), Error> {
+    let id = match interrupt.intid {
+        ppi @ 16..32 => gic::ppi(ppi - 16)?,
+        spi @ 32..1020 => gic::spi(spi - 32)?,
+        other => return Err(gic::GicError::NoSuchInterrupt(other).into()),
+    };
+    Ok((id, if interrupt.trigger.is_edge() { Trigger::Edge } else { Trigger::Level }))
+}
+
+/// Has `handler` serve `interrupt`.
+pub(crate) fn connect(interrupt: Interrupt, priority: Priority, handler: Arc<dyn Handler>) -> Result<(), Error> {
+    let (id, trigger) = id(interrupt)?;
+    Ok(gic().ok_or(Error::Missing("interrupt controller"))?.enable(id, trigger, priority, handler)?)
+}
+
+/// Sets the controller up, and this core's part of it, and lets interrupts in.
+pub(crate) fn init(machine: &Machine) -> Result<&'static Gic, Error> {
+    let description = match &machine.gic {
+        Some(machine::Gic::V3(v3)) => v3,
+        Some(machine::Gic::V2(_)) => return Err(Error::Unsupported("GICv2 interrupt controller")),
+        None => return Err(Error::Missing("interrupt controller")),
+    };
+    let region = |what: &str, range: PhysRange| -> Result<Region, Error> {
+        Ok(Region { mmio: map(what, range)?, phys: range.start() })
+    };
+    let distributor = map("GIC distributor", description.distributor)?;
+    let mut redistributors = Vec::new();
+    for range in &description.redistributors {
+        redistributors.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
+        redistributors.push(region("GIC redistributors", *range)?);
+    }
+    let its = machine.its.first().map(|its| region("ITS", its.registers)).transpose()?;
+    // SAFETY:
+    // - the windows are where the device tree says the GIC's are, mapped as device registers for good, and this is the only
+    //   driver of them (the static is set once, by the first core);
+    // - the tables come from memory that lives as long as they do.
+    let gic = unsafe { Gic::new(distributor, &redistributors, its, &COHERENT) }?;
+    let gic = GIC.call_once(|| gic);
+    arch::exception::set_irq_entry(|| {
+        if let Some(gic) = GIC.get() {
+            gic.irq_entry();
+        }
+    });
+    gic.init_core()?;
+    arch::set_kick(|cores| {
+        if let Some(gic) = GIC.get() {
+            gic.kick(cores);
+        }
+    });
+    let timer = machine.timer.and_then(|timer| timer.virtual_).ok_or(Error::Missing("virtual timer interrupt"))?;
+    connect(timer, Priority::URGENT, Arc::new(arch::timer::disarm))?;
+    arch::allow_wfi();
+    arch::irq::enable();
+    Ok(gic)
+}
+
+/// Sets up another core's part of the controller. Called on that core, with interrupts masked.
+pub fn init_core(core: usize) {
+    let Some(gic) = gic() else { return };
+    match gic.init_core() {
+        Ok(()) => arch::allow_wfi(),
+        Err(error) => log::error!("core {core}: {error}"),
+    }
+}
+
+/// Where writes become interrupts: the page of the doorbell.
+pub(crate) fn doorbell() -> Option<PhysAddr> {
+    gic()?.doorbell().ok()
+}

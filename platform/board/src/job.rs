@@ -1,0 +1,217 @@
+//! The main job on this machine's devices, and the report.
+
+use crate::hardware::kind;
+use crate::{BlockDisk, EduStray, Error, GpuScreen, Hardware, Master, Options};
+use alloc::format;
+use alloc::string::{String, ToString};
+use base::Instant;
+use dma::Limits;
+use iommu::StreamId;
+use kernel::class::{Disk, Stray};
+use kernel::demo::{self, Bytes, Failure, Proof, Screenshot, Verdict};
+use kernel::disk::TableKind;
+use kernel::println;
+
+/// Address bits of an edu that was not told otherwise.
+const EDU_BITS: u32 = 28;
+
+/// Who watches the screen.
+pub trait Operator: Screenshot {
+    /// Does something at the end of the job with how it went.
+    fn end(&self, ok: bool);
+}
+
+/// The devices of the main job.
+struct Devices {
+    disk: Option<BlockDisk>,
+    screen: Option<GpuScreen>,
+    edu: Option<EduStray>,
+}
+
+/// Runs the main job and prints the report. Returns the exit status.
+pub fn main_job(hardware: &Hardware, options: &Options, operator: &impl Operator) -> u32 {
+    let started = Instant::now();
+    for smmu in hardware.smmus() {
+        println!("smmu      {}", smmu.features());
+    }
+    let ok = match run(hardware, options, operator) {
+        Ok(held) => held,
+        Err(sentence) => {
+            println!("error: {sentence}");
+            false
+        }
+    };
+    println!("time      {:.3} s in the kernel, {:.3} s of it the job", seconds(Instant::now().as_nanos()), {
+        started.elapsed().as_secs_f64()
+    });
+    operator.end(ok);
+    u32::from(!ok)
+}
+
+fn seconds(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
+}
+
+/// Everything between the first device and the last; the devices are off the bus when it returns.
+fn run(hardware: &Hardware, options: &Options, operator: &impl Operator) -> Result<bool, String> {
+    let mut devices = Devices { disk: None, screen: None, edu: None };
+    let result = with_devices(hardware, options, operator, &mut devices);
+    // Before the devices go, and with them what they have counted.
+    let made = dma::live().total_mappings;
+    let mut stopped = true;
+    let ends =
+        [devices.disk.map(BlockDisk::stop), devices.screen.map(GpuScreen::stop), devices.edu.map(EduStray::stop)];
+    for end in ends.into_iter().flatten() {
+        if let Err(error) = end {
+            println!("error: {error}");
+            stopped = false;
+        }
+    }
+    let clean = close(made);
+    result.map(|held| held && stopped && clean)
+}
+
+fn with_devices(
+    hardware: &Hardware,
+    options: &Options,
+    operator: &impl Operator,
+    devices: &mut Devices,
+) -> Result<bool, String> {
+    start(hardware, options, devices).map_err(|error| error.to_string())?;
+    let disk = devices.disk.as_ref().ok_or("the machine has no disk: add one with --disk or -device virtio-blk-pci")?;
+    let screen = devices.screen.as_ref().ok_or("the machine has no screen: add one with -device virtio-gpu-pci")?;
+    picture(disk, screen, options, operator).map_err(|failure| failure.to_string())?;
+    let faults = hardware.faults();
+    let mut held = faults.total() == 0;
+    println!("faults    {} in the job", faults.total());
+    for noted in faults.iter() {
+        println!("  {} ({} records)", noted.fault, noted.count);
+    }
+    let edu = devices.edu.as_ref().map(|edu| (edu as &dyn Stray, edu.master().streams()));
+    let screen = (screen as &dyn Stray, screen.master().streams());
+    // The disk last: a disk that strayed is broken.
+    let disk = (disk as &dyn Stray, disk.master().streams());
+    for (stray, streams) in edu.into_iter().chain([screen, disk]) {
+        held &= fence(hardware, stray, streams)?;
+    }
+    Ok(held)
+}
+
+/// Starts every device that there is a driver for; of each kind the first.
+fn start(hardware: &Hardware, options: &Options, devices: &mut Devices) -> Result<(), Error> {
+    for (host, function) in hardware.functions() {
+        let Some(kind) = kind(function) else { continue };
+        let limits = if kind == "edu" { Limits::address_bits(EDU_BITS) } else { Limits::NONE };
+        let taken = match kind {
+            "virtio-blk" => devices.disk.is_some(),
+            "virtio-gpu" => devices.screen.is_some(),
+            _ => devices.edu.is_some(),
+        };
+        if taken {
+            continue;
+        }
+        let master = hardware.attach(host, function, kind, limits, options.allow_unprotected)?;
+        describe(hardware, &master);
+        match kind {
+            "virtio-blk" => devices.disk = Some(BlockDisk::start(master)?),
+            "virtio-gpu" => devices.screen = Some(GpuScreen::start(master)?),
+            _ => devices.edu = Some(EduStray::start(master)?),
+        }
+    }
+    Ok(())
+}
+
+fn describe(hardware: &Hardware, master: &Master) {
+    let name = master.device().name();
+    let Some(domain) = master.group().and_then(|group| group.domain()) else {
+        println!("WARNING   {name} is NOT ISOLATED: it can reach all memory");
+        return;
+    };
+    struct Space<'a>(&'a iommu::domain::Domain);
+    impl core::fmt::Display for Space<'_> {
+        fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+            self.0.space().describe(f)
+        }
+    }
+    let streams: String = master.streams().iter().map(|stream| format!(" {stream}")).collect();
+    let of = if hardware.smmus().len() > 1 {
+        master.group().map(|group| format!(" of {}", group.iommu().name())).unwrap_or_default()
+    } else {
+        String::new()
+    };
+    println!("device    {name:<20} stream{streams}{of}, {} domain, {}", domain.kind(), Space(&domain));
+}
+
+/// Disk to screen.
+fn picture(disk: &BlockDisk, screen: &GpuScreen, options: &Options, operator: &impl Operator) -> Result<(), Failure> {
+    let began = Instant::now();
+    let source = demo::find(disk, screen, &options.picture)?;
+    let megabytes = disk.blocks() * u64::from(disk.block_size()) / 1_000_000;
+    let table = match source.located.table {
+        TableKind::Gpt => format!("GPT, partition {}", source.located.partition),
+        TableKind::Mbr => format!("MBR, partition {}", source.located.partition),
+        _ => String::from("not divided"),
+    };
+    let fat = format!("{:?}", source.located.fat).to_uppercase();
+    println!("disk      {megabytes} MB, {table}, {fat}");
+    println!(
+        "picture   {}: {}, {} x {}, {} extents",
+        source.path,
+        source.picture.name(),
+        source.picture.width(),
+        source.picture.height(),
+        source.located.file.extents.len()
+    );
+    let outcome = demo::show(disk, screen, &source, operator)?;
+    println!(
+        "screen    {} x {} of {} x {}, from {} pages in {} runs, {} device address",
+        source.picture.width(),
+        source.picture.height(),
+        source.screen.0,
+        source.screen.1,
+        outcome.from_disk.div_ceil(iommu::PAGE_SIZE),
+        outcome.runs,
+        outcome.segments
+    );
+    println!(
+        "by DMA    {} bytes disk -> memory in {} transfers, {} bytes memory -> screen, {} bytes of metadata",
+        Bytes(outcome.from_disk),
+        outcome.transfers,
+        Bytes(outcome.to_screen),
+        Bytes(source.metadata)
+    );
+    println!("by CPU    {} bytes of the picture copied", Bytes(outcome.copied));
+    log::debug!("disk to screen in {:?}", began.elapsed());
+    Ok(())
+}
+
+/// One proof of the fence.
+fn fence(hardware: &Hardware, stray: &dyn Stray, streams: &[StreamId]) -> Result<bool, String> {
+    if !stray.device().is_isolated() {
+        println!("WARNING   {}: there is no fence to prove", stray.device().name());
+        return Ok(true);
+    }
+    let Proof { device, target, verdict } =
+        demo::prove(stray, streams, hardware.faults()).map_err(|failure| failure.to_string())?;
+    match &verdict {
+        Verdict::Stopped { fault, explanation } => {
+            println!("fence     {device} sent to {target}: stopped, {fault}; memory unchanged");
+            log::debug!("fence     {explanation}");
+        }
+        Verdict::NotReported => println!("fence     {device} sent to {target}: memory unchanged, but NO REPORT of it"),
+        Verdict::Breached => println!("fence     {device} sent to {target}: BREACHED, the memory has changed"),
+        Verdict::NotTried(why) => println!("fence     {device} could not be sent to {target}: {why}"),
+    }
+    Ok(verdict.held())
+}
+
+/// What is left when all devices are off the bus.
+fn close(made: u64) -> bool {
+    let live = dma::live();
+    let quarantine = dma::quarantine::report();
+    println!(
+        "mappings  {} live at the end of {} made, {} pages in quarantine",
+        live.live_mappings, made, quarantine.pages
+    );
+    live.live_mappings == 0 && quarantine.pages == 0
+}

@@ -1,0 +1,254 @@
+//! From a PCI function to a bus master that can be let loose.
+//!
+//! A function gets a group (with all others that share its requester ID), the group a default DMA domain, the domain its
+//! reserved regions and the MSI doorbell. Only then is there a [`Master`], and only a [`Master`] lets a function master the bus.
+
+use crate::interrupts;
+use crate::messages::Messages;
+use crate::{COHERENT, Error};
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use dma::{BusWindow, Device, DeviceConfig, DirectConfig, Limits};
+use iommu::contract::Iommu;
+use iommu::domain::{Domain, DomainKind, ReservedKind};
+use iommu::group::{AttachmentState, Group};
+use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, StreamId};
+use kernel::machine::{DmaRange, PcieHost, WindowKind};
+use pci::{Attached, Function, RequesterId};
+
+/// A PCI function with its place in an address space.
+pub struct Master {
+    function: Arc<Function>,
+    device: Device,
+    group: Option<Arc<Group>>,
+    covered: Vec<RequesterId>,
+    messages: Arc<Messages>,
+}
+
+impl Master {
+    /// The function.
+    pub fn function(&self) -> &Arc<Function> {
+        &self.function
+    }
+
+    /// The DMA-API's handle.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Its group; none without an IOMMU.
+    pub fn group(&self) -> Option<&Arc<Group>> {
+        self.group.as_ref()
+    }
+
+    /// The StreamIDs of its transactions.
+    pub fn streams(&self) -> &[StreamId] {
+        self.group.as_ref().map_or(&[], |group| group.streams())
+    }
+
+    /// Who gives it interrupts by message.
+    pub fn messages(&self) -> Arc<dyn pci::MsiController> {
+        self.messages.clone()
+    }
+
+    /// Lets the function master the bus.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Pci`].
+    pub fn release(&self) -> Result<(), Error> {
+        self.function.enable_bus_master(self).map_err(|error| self.pci(error))
+    }
+
+    /// Takes the function off the bus, and blocks its group.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Pci`], [`Error::Dma`].
+    pub fn arrest(&self) -> Result<(), Error> {
+        self.function.disable_bus_master().map_err(|error| self.pci(error))?;
+        self.device.shut_down().map_err(|error| Error::Dma { name: self.device.name().to_string(), error })
+    }
+
+    fn pci(&self, error: pci::PciError) -> Error {
+        Error::Pci { name: self.device.name().to_string(), error }
+    }
+}
+
+// SAFETY:
+// - `covered` are the requester IDs whose streams are in the master's group, which is attached to an address space before the
+//   master is made (or the command line has allowed this device to go untranslated);
+// - a group is never let out of the IOMMU's hands: it changes between address spaces and being blocked.
+unsafe impl Attached for Master {
+    fn covers(&self, requester: RequesterId) -> bool {
+        self.covered.contains(&requester)
+    }
+}
+
+/// A group that exists already, by the requester ID that its functions share.
+pub(crate) struct Known {
+    pub host: usize,
+    pub requester: RequesterId,
+    pub group: Arc<Group>,
+    /// Its default domain, kept for the time when no function of the group is in use.
+    pub domain: Arc<Domain>,
+}
+
+/// What is needed to attach a function.
+pub(crate) struct Context<'a> {
+    pub host_index: usize,
+    pub host: &'a PcieHost,
+    pub iommus: &'a [Arc<dyn Iommu>],
+    pub messages: &'a Arc<Messages>,
+    pub allow_unprotected: bool,
+    pub known: &'a mut Vec<Known>,
+}
+
+impl Context<'_> {
+    /// Makes the master of `function`.
+    pub fn attach(&mut self, function: &Arc<Function>, name: &str, limits: Limits) -> Result<Master, Error> {
+        let mut covered = Vec::new();
+        covered.extend(function.requester_ids());
+        let streams = self.streams(function, name)?;
+        let (device, group) = match streams {
+            Some((smmu, streams)) => {
+                let iommu = self.iommus.get(smmu).ok_or(Error::Missing("SMMU"))?;
+                let group = self.group(iommu, function.requester_id(), streams, name)?;
+                let config = DeviceConfig {
+                    name,
+                    group: group.clone(),
+                    limits,
+                    coherent: self.host.dma_coherent,
+                    memory: &COHERENT,
+                };
+                // SAFETY:
+                // - the group holds the streams of every requester ID of the function, by the host's `iommu-map`, and is
+                //   attached;
+                // - the host's `dma-coherent` says that its devices snoop.
+                let device = unsafe { Device::new(config) };
+                (device, Some(group))
+            }
+            None if self.allow_unprotected => (self.unprotected(name, limits), None),
+            None => return Err(Error::NotIsolated(String::from(name))),
+        };
+        let device = device.map_err(|error| Error::Dma { name: String::from(name), error })?;
+        Ok(Master { function: function.clone(), device, group, covered, messages: self.messages.clone() })
+    }
+
+    /// The SMMU and the streams of a function. None if no SMMU translates for it.
+    fn streams(&self, function: &Function, name: &str) -> Result<Option<(usize, Vec<StreamId>)>, Error> {
+        let mut found: Option<(usize, Vec<StreamId>)> = None;
+        let mut untranslated = false;
+        for requester in function.requester_ids() {
+            match (self.host.stream_of(requester.get()), &mut found) {
+                (None, _) => untranslated = true,
+                (Some((smmu, stream)), None) => found = Some((smmu.0, Vec::from([stream]))),
+                (Some((smmu, stream)), Some((first, streams))) if smmu.0 == *first => {
+                    if !streams.contains(&stream) {
+                        streams.push(stream);
+                    }
+                }
+                _ => return Err(Error::NotIsolated(String::from(name))),
+            }
+        }
+        match found {
+            Some(_) if untranslated => Err(Error::NotIsolated(String::from(name))),
+            found => Ok(found),
+        }
+    }
+
+    fn unprotected(&self, name: &str, limits: Limits) -> Result<Device, dma::Error> {
+        let mut windows = Vec::new();
+        match &self.host.dma_ranges {
+            None => windows.push(BusWindow::identity()),
+            Some(ranges) => windows.extend(ranges.iter().map(|range| BusWindow { memory: range.cpu, bus: range.dma })),
+        }
+        let config =
+            DirectConfig { name, windows: &windows, limits, coherent: self.host.dma_coherent, memory: &COHERENT };
+        // SAFETY: whoever started the kernel has said that its devices may run unprotected, and is answerable for them; the
+        // windows and the coherence are the device tree's.
+        unsafe { Device::direct(config) }
+    }
+
+    /// The group of a requester ID, attached to its default domain.
+    fn group(
+        &mut self,
+        iommu: &Arc<dyn Iommu>,
+        requester: RequesterId,
+        streams: Vec<StreamId>,
+        name: &str,
+    ) -> Result<Arc<Group>, Error> {
+        let mine = |known: &&Known| known.host == self.host_index && known.requester == requester;
+        let attach = |error| Error::Attach { name: String::from(name), error };
+        if let Some(known) = self.known.iter().find(mine) {
+            if known.group.current() == AttachmentState::Blocked {
+                known.group.attach_default(known.domain.clone()).map_err(attach)?;
+            }
+            return Ok(known.group.clone());
+        }
+        let domain = Arc::new(self.domain(iommu, name)?);
+        let group = Arc::new(Group::new(iommu.clone(), streams));
+        self.known.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
+        self.known.push(Known { host: self.host_index, requester, group: group.clone(), domain: domain.clone() });
+        group.attach_default(domain).map_err(attach)?;
+        Ok(group)
+    }
+
+    /// A default domain: the doorbell, and nothing else.
+    fn domain(&self, iommu: &Arc<dyn Iommu>, name: &str) -> Result<Domain, Error> {
+        let space = |error| Error::Space { name: String::from(name), error };
+        let hardware = iommu.create().map_err(|error| Error::Attach { name: String::from(name), error })?;
+        let aperture = hardware.aperture();
+        let window = hull(self.host.dma_ranges.as_deref()).unwrap_or(aperture.range);
+        let domain = Domain::new(DomainKind::Dma, hardware, window).map_err(space)?;
+        for hole in holes(self.host.dma_ranges.as_deref().unwrap_or(&[])) {
+            domain.reserve(hole, ReservedKind::Hole).map_err(space)?;
+        }
+        for window in &self.host.windows {
+            let bus = IovaRange::new(Iova::new(window.pci), window.cpu.len());
+            let Some(bus) = bus.filter(|bus| window.kind != WindowKind::Io && aperture.range.overlaps(*bus)) else {
+                continue;
+            };
+            domain.reserve(bus, ReservedKind::PciWindow).map_err(space)?;
+        }
+        if let Some(doorbell) = interrupts::doorbell() {
+            let page = aperture.page_size().max(PAGE_SIZE);
+            let phys = doorbell.align_down(page);
+            let iova = IovaRange::new(Iova::new(phys.get()), page).unwrap_or_default();
+            domain.reserve(iova, ReservedKind::MsiDoorbell).map_err(space)?;
+            let run = PhysRange::new(phys, page).unwrap_or_default();
+            // SAFETY: the page holds the ITS's doorbell register and no memory; what a device can do there is to raise the
+            // interrupts that were allocated to it, since the ITS knows it by its DeviceID.
+            unsafe { domain.space().map(iova, &[run], Prot::WRITE | Prot::READ | Prot::MMIO) }
+                .map_err(|error| Error::Doorbell { name: String::from(name), error })?;
+        }
+        Ok(domain)
+    }
+}
+
+/// From the lowest to the highest address that the bus carries.
+fn hull(ranges: Option<&[DmaRange]>) -> Option<IovaRange> {
+    let ranges = ranges?;
+    let start = ranges.iter().map(|range| range.dma).min()?;
+    let end = ranges.iter().filter_map(|range| range.dma.checked_add(range.cpu.len())).max()?;
+    IovaRange::between(start, end)
+}
+
+/// What the bus does not carry, between the addresses that it does.
+fn holes(ranges: &[DmaRange]) -> Vec<IovaRange> {
+    let mut sorted: Vec<(Iova, Iova)> =
+        ranges.iter().filter_map(|range| Some((range.dma, range.dma.checked_add(range.cpu.len())?))).collect();
+    sorted.sort_unstable();
+    let mut holes = Vec::new();
+    let mut reached: Option<Iova> = None;
+    for (start, end) in sorted {
+        if let Some(hole) = reached.and_then(|reached| IovaRange::between(reached, start)) {
+            if !hole.is_empty() {
+                holes.push(hole);
+            }
+        }
+        reached = reached.max(Some(end));
+    }
+    holes
+}

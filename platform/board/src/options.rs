@@ -1,0 +1,39 @@
+//! What the command line says.
+
+use crate::Error;
+use alloc::string::{String, ToString};
+use kernel::cmdline::CommandLine;
+use kernel::demo::DEFAULT_PICTURE;
+
+/// The options of the main job.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The picture's path on the disk.
+    pub picture: String,
+    /// Wait for the operator while the picture is on the screen.
+    pub wait: bool,
+    /// Run devices that no IOMMU translates for.
+    pub allow_unprotected: bool,
+}
+
+/// Keys that something in the image reads.
+const KNOWN: &[&str] = &["picture", "screen.wait", "iommu.off", "exit", "log"];
+
+impl Options {
+    /// Reads the command line.
+    ///
+    /// # Errors
+    ///
+    /// Values that cannot be understood, by key. Unknown keys are a warning.
+    pub fn parse(line: &str) -> Result<Self, Error> {
+        let line = CommandLine::parse(line)?;
+        for key in line.unknown(KNOWN) {
+            log::warn!("command line: unknown key \"{key}\"");
+        }
+        Ok(Self {
+            picture: line.text("picture").unwrap_or(DEFAULT_PICTURE).to_string(),
+            wait: line.flag("screen.wait")?,
+            allow_unprotected: line.choice("iommu.off", &["forbid", "allow"])? == Some(1),
+        })
+    }
+}

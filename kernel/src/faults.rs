@@ -23,7 +23,9 @@ pub struct Noted {
     /// How many records were alike: same stream, page, access and reason.
     pub count: u64,
     /// When the first came.
-    pub at: Instant,
+    pub first: Instant,
+    /// When the latest came.
+    pub latest: Instant,
 }
 
 #[derive(Debug)]
@@ -71,16 +73,18 @@ impl FaultLog {
         (0..KEPT).map_while(|index| self.get(index))
     }
 
-    /// Sleeps until there is a fault of `stream` that is not older than `since`, and returns the first such.
-    ///
-    /// # Errors
-    ///
-    /// `None` when `deadline` passes first.
-    pub fn wait_for(&self, stream: &[StreamId], since: Instant, deadline: Deadline) -> Option<Noted> {
+    /// Forgets the kept faults, so that what is kept from now on is new. The counts go on.
+    pub fn forget(&self) {
+        self.state.lock().noted = [None; KEPT];
+    }
+
+    /// Sleeps until there is a fault of one of `streams` of which a record came at `since` or later; `None` when `deadline` passes
+    /// first.
+    pub fn wait_for(&self, streams: &[StreamId], since: Instant, deadline: Deadline) -> Option<Noted> {
         let mut found = None;
         // Out of time or not: what was found last is the answer.
         let _ = wait_until(deadline, || {
-            found = self.iter().find(|noted| stream.contains(&noted.fault.stream) && noted.at >= since);
+            found = self.iter().find(|noted| streams.contains(&noted.fault.stream) && noted.latest >= since);
             found.is_some()
         });
         found
@@ -101,11 +105,12 @@ impl FaultSink for FaultLog {
             match place {
                 Some(noted) if alike(&noted.fault, fault) => {
                     noted.count += 1;
+                    noted.latest = at;
                     return;
                 }
                 Some(_) => {}
                 None => {
-                    *place = Some(Noted { fault: *fault, count: 1, at });
+                    *place = Some(Noted { fault: *fault, count: 1, first: at, latest: at });
                     return;
                 }
             }
@@ -138,6 +143,9 @@ mod tests {
         let first = log.get(0).unwrap();
         assert_eq!((first.fault.iova, first.count, log.total()), (Some(Iova::new(0x5000)), 1024, 1024));
         assert!(log.get(1).is_none());
+        log.forget();
+        log.fault(&fault(8, 0x5040));
+        assert_eq!(log.get(0).unwrap().fault.iova, Some(Iova::new(0x5040)));
     }
 
     #[test]

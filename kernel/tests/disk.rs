@@ -54,7 +54,7 @@ impl SectorRead for Disk {
 const LONG: &str = "Pictures/Über lange Namen/a picture with structure in it.bmp";
 
 fn picture() -> Vec<u8> {
-    (0..70_001u32).map(|byte| (byte * 31 >> 3) as u8).collect()
+    (0..70_001u32).map(|byte| ((byte * 31) >> 3) as u8).collect()
 }
 
 /// A FAT filesystem with a fragmented picture deep down, an empty file and a second copy in the root.

@@ -236,6 +236,10 @@ fn references_to_nowhere_or_to_the_wrong_kind_are_named() {
     assert_eq!(what, PropertyFault::WrongKind { phandle: 0x8004, wanted: "an SMMUv3" });
     let (node, property, what) = fault(|tree| _ = tree.at("/timer").set("phandle", cells(&[0x8003])));
     assert_eq!((property, what), ("phandle", PropertyFault::Phandle(0x8003)), "{node}");
+    for reserved in [0, u32::MAX] {
+        let (node, _, what) = fault(|tree| _ = tree.at("/timer").set("phandle", cells(&[reserved])));
+        assert_eq!((node.as_str(), what), ("/timer", PropertyFault::Phandle(reserved)));
+    }
     let (node, property, what) = fault(|tree| _ = tree.at("/chosen").set("stdout-path", "/nothing\0"));
     assert_eq!((node.as_str(), property, what), ("/chosen", "stdout-path", PropertyFault::Path));
 }
@@ -408,6 +412,69 @@ fn chosen_is_read_and_checked() {
         tree.at("/chosen").set("linux,initrd-start", cells(&[9])).set("linux,initrd-end", cells(&[8]));
     };
     assert_eq!(fault(backwards).1, "linux,initrd-end");
+}
+
+/// Wraps a structure block, written by hand, in a tree whose strings block is `name`.
+fn by_hand(structs: &[u32]) -> Result<Machine, Error> {
+    let (structs, strings) = (cells(structs), b"name\0\0\0\0");
+    let at = 56 + structs.len() as u32;
+    let header = [0xd00d_feed, at + 8, 56, at, 40, 17, 16, 0, 8, structs.len() as u32];
+    Machine::from_fdt(&[cells(&header), vec![0; 16], structs, strings.to_vec()].concat())
+}
+
+#[test]
+fn a_broken_structure_names_the_node_that_was_open() {
+    use fdt::{BEGIN_NODE, END, END_NODE, NOP, PROP};
+    let a = u32::from_be_bytes(*b"a\0\0\0");
+    let fault = |structs: &[u32]| match by_hand(structs) {
+        Err(Error::Structure { node, fault }) => (node, fault),
+        other => panic!("{other:?}"),
+    };
+    let (root, in_a) = (String::from("/"), String::from("/a"));
+    assert_eq!(by_hand(&[BEGIN_NODE, 0, END_NODE, END]), Err(Error::NoMemory));
+    assert_eq!(by_hand(&[NOP, BEGIN_NODE, 0, NOP, PROP, 0, 0, NOP, END_NODE, NOP, END]), Err(Error::NoMemory));
+    let after_child = [BEGIN_NODE, 0, BEGIN_NODE, a, END_NODE, PROP, 0, 0, END_NODE, END];
+    assert_eq!(fault(&after_child), (root.clone(), StructureFault::Misplaced { token: PROP, offset: 20 }));
+    for length in [5, u32::MAX] {
+        let too_long = [BEGIN_NODE, 0, BEGIN_NODE, a, PROP, length, 0, 0];
+        assert_eq!(fault(&too_long), (in_a.clone(), StructureFault::Truncated(28)));
+    }
+    assert_eq!(fault(&[BEGIN_NODE, 0, BEGIN_NODE, a]), (in_a.clone(), StructureFault::Truncated(16)));
+    assert_eq!(fault(&[BEGIN_NODE, 0, PROP, 0, 7]).1, StructureFault::PropertyName(7));
+    assert_eq!(fault(&[BEGIN_NODE, 0, PROP, 0, 99]).1, StructureFault::PropertyName(99));
+    assert_eq!(fault(&[BEGIN_NODE, 0, 7]), (root.clone(), StructureFault::Token { token: 7, offset: 8 }));
+    let two_roots = [BEGIN_NODE, 0, END_NODE, BEGIN_NODE, 0, END_NODE, END];
+    assert_eq!(fault(&two_roots), (root.clone(), StructureFault::Misplaced { token: BEGIN_NODE, offset: 12 }));
+    let behind = [BEGIN_NODE, 0, END_NODE, END, NOP];
+    assert_eq!(fault(&behind), (root.clone(), StructureFault::Misplaced { token: END, offset: 12 }));
+    assert_eq!(fault(&[BEGIN_NODE, 0, END]), (root, StructureFault::Misplaced { token: END, offset: 8 }));
+}
+
+#[test]
+fn a_header_that_lies_says_which_field() {
+    let with = |field: usize, value: u32| {
+        let mut dtb = QEMU_10.to_vec();
+        set_word(&mut dtb, 4 * field, value);
+        match Machine::from_fdt(&dtb) {
+            Err(Error::Header(fault)) => fault,
+            other => panic!("{other:?}"),
+        }
+    };
+    let available = QEMU_10.len();
+    assert_eq!(with(0, 1), HeaderFault::Magic(1));
+    assert_eq!(with(1, u32::MAX), HeaderFault::TotalSize { claimed: u32::MAX, available });
+    assert_eq!(with(1, 39), HeaderFault::TotalSize { claimed: 39, available });
+    assert!(matches!(with(2, u32::MAX - 3), HeaderFault::Block { block: "structure", .. }));
+    assert!(matches!(with(9, u32::MAX - 3), HeaderFault::Block { block: "structure", .. }));
+    assert!(matches!(with(8, u32::MAX), HeaderFault::Block { block: "strings", .. }));
+    assert_eq!(with(3, 64), HeaderFault::Overlap("structure", "strings"));
+    assert!(matches!(with(4, 44), HeaderFault::Block { block: "memory reservation", .. }));
+    assert_eq!(with(4, 64), HeaderFault::Overlap("memory reservation", "structure"));
+    assert_eq!(with(5, 16), HeaderFault::Version { version: 16, compatible: 16 });
+    assert_eq!(with(6, 18), HeaderFault::Version { version: 17, compatible: 18 });
+    // A reservation of two bytes at the end of the address space.
+    let tree = write(&parse(QEMU_10), &[(u64::MAX, 2)]);
+    assert_eq!(Machine::from_fdt(&tree), Err(Error::Header(HeaderFault::Reservation(40))));
 }
 
 #[test]

@@ -190,6 +190,37 @@ fn what_is_no_picture_or_not_supported_says_so() {
     assert_eq!(recognise(&interlaced), Err(Error::Interlaced));
 }
 
+/// Puts a chunk's data in place of what the first chunk of this kind has.
+fn replace_chunk(file: &[u8], kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+    let at = file.windows(4).position(|window| window == kind).unwrap();
+    let length = u32::from_be_bytes(file[at - 4..at].try_into().unwrap()) as usize;
+    let mut changed = file[..at - 4].to_vec();
+    changed.extend((data.len() as u32).to_be_bytes());
+    changed.extend(kind);
+    changed.extend(data);
+    changed.extend(&file[at + 4 + length..]);
+    repair(&mut changed);
+    changed
+}
+
+/// Caught: rows that the compressed data does not have, shown as they were allocated.
+#[test]
+fn a_png_with_too_little_or_too_much_in_it_is_refused() {
+    let file = encode(colours(2, 2), ImageFormat::Png);
+    // Stored, not compressed: filter and two pixels for each row.
+    let with_rows = |rows: usize| {
+        let data: Vec<u8> = (0..rows).flat_map(|row| [0, 1, 2, 3, 4, 5, row as u8]).collect();
+        let mut zlib = vec![0x78, 0x01, 1, data.len() as u8, 0, !(data.len() as u8), 0xff];
+        zlib.extend(&data);
+        let (a, b) = data.iter().fold((1u32, 0u32), |(a, b), &byte| (a + u32::from(byte), a + u32::from(byte) + b));
+        zlib.extend((b << 16 | a).to_be_bytes());
+        decode(&replace_chunk(&file, b"IDAT", &zlib))
+    };
+    assert_eq!(with_rows(2), Ok(vec![3, 2, 1, 255, 0, 5, 4, 255, 3, 2, 1, 255, 1, 5, 4, 255]));
+    assert_eq!(with_rows(1), Err(Error::DamagedPng("too little compressed data")));
+    assert_eq!(with_rows(3), Err(Error::DamagedPng("too much compressed data")));
+}
+
 /// Makes the checksums of a PNG's chunks right.
 fn repair(file: &mut [u8]) {
     let mut at = 8;

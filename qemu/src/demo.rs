@@ -57,7 +57,11 @@ pub fn run(options: &DemoOptions) -> Result<Verdict> {
     };
     let machine = machine(options, disk, window);
     progress.step(&format!("booting under QEMU {}", emulator.version));
-    let session = Session::start(&emulator, &machine, &firmware.image, Duration::from_secs(options.timeout), true)?;
+    // With arguments of the user's, QEMU may be asked to say something. Otherwise its words are of interest only when
+    // something fails: in a run that succeeds they are about what the kernel provokes to show that it is stopped.
+    let live = !options.qemu_arguments.is_empty();
+    let timeout = Duration::from_secs(options.timeout);
+    let session = Session::start(&emulator, &machine, &firmware.image, timeout, live)?;
     Watch { options, firmware: &firmware, progress, symbols: None, backtrace: Backtrace::default(), shown: false }
         .watch(session)
 }
@@ -155,6 +159,10 @@ impl Watch<'_> {
         }
         self.progress.clear();
         let end = session.finish()?;
+        let live = !self.options.qemu_arguments.is_empty();
+        if !live && (out_of_time || !end.status.success()) {
+            eprint!("{}", end.words);
+        }
         if out_of_time {
             eprintln!(
                 "error: the kernel did not end within {} s; give it more with --timeout SECONDS",
@@ -224,7 +232,6 @@ impl Watch<'_> {
                 eprintln!("error: the machine went off before the kernel gave its verdict");
                 Ok(Verdict::Failure)
             }
-            // Its words were passed on as they came.
             (Some(_), None) if !self.shown && !words.is_empty() => bail!("QEMU refused to start; see its words above"),
             (Some(_), _) => Ok(Verdict::Failure),
             (None, _) => bail!("QEMU itself died ({}); see its words above, if any", end.status),

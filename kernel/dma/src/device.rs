@@ -3,8 +3,7 @@
 //! # Locking
 //!
 //! None on the way of a mapping but those of the group, the address allocator and the page table below, which are taken one
-//! after the other. The list of all devices is behind an [`IrqMutex`] that is taken when a device is made and for reports;
-//! the heap's lock comes after it.
+//! after the other.
 
 #![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
 
@@ -17,16 +16,14 @@ use crate::pages::round_up;
 use crate::record::{Records, Slot};
 use crate::scoped::{self, Scoped};
 use crate::site::Site;
+use crate::stats::{self, DeviceStats};
+use crate::translated::Translated;
 use crate::{Buffer, Direction, Error, Ladder, Limits, Mapped, PageSet, Pages, Rejected};
-use alloc::sync::{Arc, Weak};
-use alloc::vec::Vec;
-use base::IrqMutex;
+use alloc::sync::Arc;
 use core::fmt;
 use core::panic::Location;
 use core::sync::atomic::Ordering;
-use iommu::contract::AddressSpace;
-use iommu::domain::Domain;
-use iommu::group::{AttachmentState, Group};
+use iommu::group::Group;
 use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, RevokeError};
 
 /// What a device behind an IOMMU is made of.
@@ -75,19 +72,6 @@ enum Backend {
     Direct(Windows),
 }
 
-/// The way through an IOMMU.
-struct Translated {
-    group: Arc<Group>,
-    domain: Arc<Domain>,
-    space: Arc<dyn AddressSpace>,
-    /// The smallest and the largest leaf of the space, in bytes.
-    page_size: u64,
-    largest_leaf: u64,
-}
-
-/// The records of all devices, for [`live`].
-static DEVICES: IrqMutex<Vec<Weak<Records>>> = IrqMutex::new(Vec::new());
-
 impl Device {
     /// Makes the device of a group that is attached to its default DMA domain. The device keeps to that domain: what is mapped
     /// while the group is elsewhere would not be reached, and is refused.
@@ -105,15 +89,7 @@ impl Device {
     pub unsafe fn new(config: DeviceConfig<'_>) -> Result<Self, Error> {
         config.limits.check()?;
         let name = Arc::from(config.name);
-        let domain = match config.group.domain() {
-            Some(domain) => domain,
-            None => return Err(not_attached(config.group.current(), &name)),
-        };
-        let space = domain.space().clone();
-        let aperture = space.aperture();
-        let largest_leaf = 1 << (63 - aperture.page_sizes.max(PAGE_SIZE).leading_zeros());
-        let page_size = aperture.page_size().max(PAGE_SIZE);
-        let backend = Backend::Translated(Translated { group: config.group, domain, space, page_size, largest_leaf });
+        let backend = Backend::Translated(Translated::new(config.group, &name)?);
         Self::register(name, config.limits, config.coherent, config.memory, backend)
     }
 
@@ -143,11 +119,7 @@ impl Device {
         backend: Backend,
     ) -> Result<Self, Error> {
         let records = Arc::new(Records::new()?);
-        let mut devices = DEVICES.lock();
-        devices.retain(|records| records.strong_count() != 0);
-        devices.try_reserve(1)?;
-        devices.push(Arc::downgrade(&records));
-        drop(devices);
+        stats::register(&records)?;
         Ok(Self(Arc::new(Inner { name, limits, coherent, memory, backend, records })))
     }
 
@@ -184,7 +156,7 @@ impl Device {
     /// The smallest unit that can be lent to it, in bytes: buffers are multiples of this.
     pub fn page_size(&self) -> u64 {
         match &self.0.backend {
-            Backend::Translated(translated) => translated.page_size,
+            Backend::Translated(translated) => translated.page_size(),
             Backend::Direct(_) => PAGE_SIZE,
         }
     }
@@ -226,7 +198,7 @@ impl Device {
         let page_size = self.page_size();
         let bytes = round_up(bytes)?.checked_next_multiple_of(page_size).ok_or(Error::BadSize(bytes))?;
         let below = match &self.0.backend {
-            Backend::Translated(translated) => translated.space.aperture().output_max,
+            Backend::Translated(translated) => translated.space().aperture().output_max,
             Backend::Direct(windows) => windows.reach(&self.0.limits),
         };
         Ok(PageRequest { bytes, align: page_size, below })
@@ -282,7 +254,7 @@ impl Device {
     /// Says what the records know of a DMA address: for fault reports. Neither allocates nor waits.
     pub fn explain(&self, iova: Iova) -> Explanation<'_> {
         let translation = match &self.0.backend {
-            Backend::Translated(translated) => translated.space.translate(iova),
+            Backend::Translated(translated) => translated.space().translate(iova),
             Backend::Direct(_) => None,
         };
         Explanation::new(&self.0.name, &self.0.records, translation, iova)
@@ -300,7 +272,7 @@ impl Device {
     /// [`Error::Attach`]. A device without an IOMMU cannot be blocked; that is no error.
     pub fn shut_down(&self) -> Result<(), Error> {
         match &self.0.backend {
-            Backend::Translated(translated) => Ok(translated.group.block()?),
+            Backend::Translated(translated) => Ok(translated.group().block()?),
             Backend::Direct(_) => Ok(()),
         }
     }
@@ -317,7 +289,7 @@ impl Device {
         let (segments, range) = match &self.0.backend {
             Backend::Translated(translated) => {
                 // SAFETY: the caller's promise is what `map` asks for.
-                let range = unsafe { translated.map(runs, len, prot, &self.0) }?;
+                let range = unsafe { translated.map(runs, len, prot, &self.0.limits, &self.0.name) }?;
                 (Segments::One(Segment { iova: range.start(), len }), range)
             }
             Backend::Direct(windows) => {
@@ -328,61 +300,6 @@ impl Device {
         };
         let slot = self.0.records.begin(range, prot, site);
         Ok(Loan { device: self.clone(), segments, range, slot, site })
-    }
-}
-
-impl Translated {
-    /// Maps `runs` at one contiguous range.
-    ///
-    /// # Safety
-    ///
-    /// As [`AddressSpace::map`].
-    #[inline]
-    unsafe fn map(&self, runs: &[PhysRange], len: u64, prot: Prot, device: &Inner) -> Result<IovaRange, Error> {
-        // A change of attachment right after this look is harmless: the mapping is then made in an address space that the
-        // device is not attached to.
-        let state = self.group.current();
-        if state != AttachmentState::Default {
-            return Err(not_attached(state, &device.name));
-        }
-        let align = self.align(runs, len, &device.limits);
-        let range = self.domain.iova().allocate(len, align, Iova::new(device.limits.address_mask))?;
-        // SAFETY: the caller's promise.
-        match unsafe { self.space.map(range, runs, prot) } {
-            Ok(()) => Ok(range),
-            Err(error) => {
-                self.release(range);
-                Err(error.into())
-            }
-        }
-    }
-
-    /// The alignment of a DMA address for `runs`: what the device demands, and what lets leaves be large.
-    #[inline]
-    fn align(&self, runs: &[PhysRange], len: u64, limits: &Limits) -> u64 {
-        let mut align = self.page_size.max(limits.min_align);
-        if len > self.page_size {
-            let longest = runs.iter().map(|run| run.len()).max().unwrap_or(0).max(1);
-            align = align.max((1 << longest.ilog2()).min(self.largest_leaf));
-            if let Some(boundary) = limits.boundary {
-                // What is not longer than the boundary does not cross it.
-                align = align.max(len.checked_next_power_of_two().unwrap_or(boundary).min(boundary));
-            }
-        }
-        align
-    }
-
-    fn release(&self, range: IovaRange) {
-        if let Err(error) = self.domain.iova().free(range) {
-            log::error!("dma: address range {range} is lost: {error}");
-        }
-    }
-}
-
-fn not_attached(state: AttachmentState, name: &Arc<str>) -> Error {
-    match state {
-        AttachmentState::Owned => Error::OwnedDomain(name.clone()),
-        _ => Error::NotAttached { device: name.clone(), state },
     }
 }
 
@@ -421,7 +338,7 @@ impl Loan {
     pub(crate) fn end(self, site: Site) -> Result<(), (RevokeError, Self)> {
         let inner = &self.device.0;
         if let Backend::Translated(translated) = &inner.backend {
-            if let Err(cause) = translated.space.revoke(&[self.range]) {
+            if let Err(cause) = translated.space().revoke(&[self.range]) {
                 let counters = &inner.records.counters;
                 counters.quarantined.fetch_add(self.range.len() / PAGE_SIZE, Ordering::Relaxed);
                 counters.quarantined_bytes.fetch_add(self.range.len(), Ordering::Relaxed);
@@ -435,60 +352,4 @@ impl Loan {
         }
         Ok(())
     }
-}
-
-/// What is lent to a device, and what was.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DeviceStats {
-    /// Mappings at this moment, those in quarantine among them.
-    pub live_mappings: u64,
-    /// Bytes in them.
-    pub live_bytes: u64,
-    /// Mappings ever made.
-    pub total_mappings: u64,
-    /// Bytes in them.
-    pub total_bytes: u64,
-    /// Pages whose revocation failed.
-    pub quarantined_pages: u64,
-    /// Mappings for which there was no place in the records that [`Device::explain`] reads.
-    pub unrecorded: u64,
-}
-
-impl DeviceStats {
-    fn of(records: &Records) -> Self {
-        let counters = &records.counters;
-        // The ended first: a mapping that comes and goes in between then counts as live rather than as less than nothing.
-        let ended = counters.ended.load(Ordering::Acquire);
-        let ended_bytes = counters.ended_bytes.load(Ordering::Acquire);
-        let (total_mappings, total_bytes) =
-            (counters.mappings.load(Ordering::Relaxed), counters.bytes.load(Ordering::Relaxed));
-        Self {
-            live_mappings: total_mappings.saturating_sub(ended),
-            live_bytes: total_bytes.saturating_sub(ended_bytes),
-            total_mappings,
-            total_bytes,
-            quarantined_pages: counters.quarantined.load(Ordering::Relaxed),
-            unrecorded: counters.unrecorded.load(Ordering::Relaxed),
-        }
-    }
-}
-
-impl core::ops::AddAssign for DeviceStats {
-    fn add_assign(&mut self, other: Self) {
-        self.live_mappings += other.live_mappings;
-        self.live_bytes += other.live_bytes;
-        self.total_mappings += other.total_mappings;
-        self.total_bytes += other.total_bytes;
-        self.quarantined_pages += other.quarantined_pages;
-        self.unrecorded += other.unrecorded;
-    }
-}
-
-/// The sum over all devices that exist, or of which a mapping does.
-pub fn live() -> DeviceStats {
-    let mut sum = DeviceStats::default();
-    for records in DEVICES.lock().iter().filter_map(Weak::upgrade) {
-        sum += DeviceStats::of(&records);
-    }
-    sum
 }

@@ -87,8 +87,8 @@ pub(crate) struct Counters {
 
 /// The records of one device.
 pub(crate) struct Records {
-    live: Box<[Live]>,
-    ended: Box<[Ended]>,
+    live: Box<[Live; LIVE]>,
+    ended: Box<[Ended; ENDED]>,
     pub counters: Counters,
 }
 
@@ -110,7 +110,10 @@ impl Records {
             mapped_at: AtomicSite::new(),
             unmapped_at: AtomicSite::new(),
         });
-        Ok(Self { live: live.into_boxed_slice(), ended: ended.into_boxed_slice(), counters: Counters::default() })
+        // Both have the length that was asked for.
+        let live = live.into_boxed_slice().try_into().map_err(|_| Error::OutOfMemory)?;
+        let ended = ended.into_boxed_slice().try_into().map_err(|_| Error::OutOfMemory)?;
+        Ok(Self { live, ended, counters: Counters::default() })
     }
 
     /// Takes note of a mapping that has been made.

@@ -39,6 +39,14 @@ pub trait TableMemory: Send + Sync {
     /// Makes earlier stores to `words` visible to the hardware walker: cleans them to memory where the walker is not coherent,
     /// and in every case orders them before later stores and register writes ([`base::barrier::publish`]).
     fn publish(&self, words: &[AtomicU64]);
+
+    /// Makes what the hardware has written to `words` visible to later loads. Memory that the CPU caches and the hardware writes
+    /// without snooping must drop its cached copy here (the CPU never stores to such words); for all other memory the barrier is
+    /// enough, as it stands.
+    fn observe(&self, words: &[AtomicU64]) {
+        let _ = words;
+        base::barrier::device_read();
+    }
 }
 
 /// Owned memory that hardware walks. Dereferences to its 64-bit words; freed when dropped.
@@ -66,6 +74,13 @@ impl TableBlock {
     #[inline]
     pub fn publish(&self, from: usize, to: usize) {
         self.memory.publish(self.words.get(from..to).unwrap_or(self.words));
+    }
+
+    /// Makes what the hardware has written to the words `from..to` visible to later loads (see [`TableMemory::observe`]). A
+    /// range that is not inside the block observes all of it.
+    #[inline]
+    pub fn observe(&self, from: usize, to: usize) {
+        self.memory.observe(self.words.get(from..to).unwrap_or(self.words));
     }
 
     /// The memory it came from.

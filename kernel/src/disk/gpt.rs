@@ -138,5 +138,6 @@ fn header(sector: &mut [u8], lba: u64, sectors: u64) -> Result<GptHeader, GptFau
 }
 
 fn checksum(bytes: &[u8]) -> u32 {
-    crc::Crc::<u32>::new(&Crc32::ALGORITHM).checksum(bytes)
+    static CHECKSUM: crc::Crc<u32> = crc::Crc::<u32>::new(&Crc32::ALGORITHM);
+    CHECKSUM.checksum(bytes)
 }

@@ -7,6 +7,7 @@ use alloc::boxed::Box;
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 
+static CHECKSUM: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
 const SIGNATURE: &[u8; 8] = b"\x89PNG\r\n\x1a\n";
 /// Signature, and the first chunk: length, type, 13 bytes, checksum.
 const HEADER: u64 = 8 + 8 + 13 + 4;
@@ -177,15 +178,18 @@ fn inflate(header: &Header, file: &[u8], to: &mut [u8]) -> Result<Palette, Error
     Ok(palette)
 }
 
-/// Takes a chunk off the front: its type, its data, and what follows.
-fn chunk(file: &[u8]) -> Result<(&[u8; 4], &[u8], &[u8]), Error> {
+/// A chunk's type, its data, and what follows it.
+type Chunk<'a> = (&'a [u8; 4], &'a [u8], &'a [u8]);
+
+/// Takes a chunk off the front.
+fn chunk(file: &[u8]) -> Result<Chunk<'_>, Error> {
     let missing = |needed: u64| Error::Truncated { missing: needed.saturating_sub(file.len() as u64).max(1) };
     let (length, body) = file.split_first_chunk::<4>().ok_or(missing(12))?;
     let length = u32::from_be_bytes(*length);
     let needed = u64::from(length) + 12;
     let (covered, tail) = body.split_at_checked(length as usize + 4).ok_or(missing(needed))?;
     let (sum, tail) = tail.split_first_chunk::<4>().ok_or(missing(needed))?;
-    if crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC).checksum(covered) != u32::from_be_bytes(*sum) {
+    if CHECKSUM.checksum(covered) != u32::from_be_bytes(*sum) {
         return Err(Error::DamagedPng("bad checksum of a chunk"));
     }
     let (kind, data) = covered.split_first_chunk::<4>().ok_or(missing(needed))?;

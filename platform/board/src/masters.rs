@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use dma::{BusWindow, Device, DeviceConfig, DirectConfig, Limits};
 use iommu::contract::Iommu;
 use iommu::domain::{Domain, DomainKind, ReservedKind};
-use iommu::group::Group;
+use iommu::group::{AttachmentState, Group};
 use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, StreamId};
 use kernel::machine::{DmaRange, PcieHost, WindowKind};
 use pci::{Attached, Function, RequesterId};
@@ -91,6 +91,8 @@ pub(crate) struct Known {
     pub host: usize,
     pub requester: RequesterId,
     pub group: Arc<Group>,
+    /// Its default domain, kept for the time when no function of the group is in use.
+    pub domain: Arc<Domain>,
 }
 
 /// What is needed to attach a function.
@@ -178,15 +180,18 @@ impl Context<'_> {
         name: &str,
     ) -> Result<Arc<Group>, Error> {
         let mine = |known: &&Known| known.host == self.host_index && known.requester == requester;
+        let attach = |error| Error::Attach { name: String::from(name), error };
         if let Some(known) = self.known.iter().find(mine) {
+            if known.group.current() == AttachmentState::Blocked {
+                known.group.attach_default(known.domain.clone()).map_err(attach)?;
+            }
             return Ok(known.group.clone());
         }
-        let attach = |error| Error::Attach { name: String::from(name), error };
-        let domain = self.domain(iommu, name)?;
+        let domain = Arc::new(self.domain(iommu, name)?);
         let group = Arc::new(Group::new(iommu.clone(), streams));
-        group.attach_default(Arc::new(domain)).map_err(attach)?;
         self.known.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
-        self.known.push(Known { host: self.host_index, requester, group: group.clone() });
+        self.known.push(Known { host: self.host_index, requester, group: group.clone(), domain: domain.clone() });
+        group.attach_default(domain).map_err(attach)?;
         Ok(group)
     }
 

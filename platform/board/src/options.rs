@@ -17,7 +17,7 @@ pub struct Options {
 }
 
 /// Keys that something in the image reads.
-const KNOWN: &[&str] = &["picture", "screen.wait", "iommu.off", "exit", "log", "ktest"];
+const KNOWN: &[&str] = &["picture", "screen.wait", "iommu.off", "exit", "log"];
 
 impl Options {
     /// Reads the command line.

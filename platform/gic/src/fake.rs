@@ -126,7 +126,8 @@ impl ItsState {
         }
     }
 
-    fn run(&mut self) {
+    /// Runs what is in the queue.
+    pub fn run(&mut self) {
         if self.quirks.mute {
             return;
         }
@@ -143,6 +144,12 @@ impl ItsState {
             read = (read + 32) % size;
         }
         self.regs.insert(0x90, read);
+    }
+
+    /// Forgets a stall, as hardware should not.
+    pub fn recover(&mut self) {
+        self.quirks.stall_at = None;
+        *self.regs.get_mut(&0x90).unwrap() &= !1;
     }
 
     /// Plays a device's message. Returns the collection and LPI that it becomes, if it does.

@@ -165,18 +165,22 @@ fn an_its_that_does_not_answer_is_a_timeout_and_its_numbers_are_not_used_again()
     let timed_out = GicError::TimedOut("the ITS did not consume its commands");
     let live = machine.memory.live.load(Ordering::SeqCst);
     assert_eq!(machine.gic.free_msi(msi), Err(timed_out));
+    assert_eq!(machine.gic.allocate_msi(DEVICE, 1, index()), Err(timed_out));
     assert_eq!(machine.gic.allocate_msi(DEVICE + 1, 1, index()), Err(timed_out));
     assert!(machine.memory.live.load(Ordering::SeqCst) > live, "a table the ITS may have taken is not freed");
     machine.its.0.lock().unwrap().quirks.mute = false;
     let next = one(&machine, DEVICE);
-    assert!(next.data() == 1 && next.lpi() != lpi, "{next:?}");
+    assert!(next.data() == 2 && next.lpi() != lpi, "{next:?}");
+    let events = machine.its.0.lock().unwrap().events.clone();
+    assert_eq!(events.len(), 2, "the late command has mapped the event that was given up: {events:?}");
+    assert_eq!(events.values().filter(|(lpi, _)| *lpi == next.lpi()).count(), 1);
 }
 
 #[test]
 fn an_its_that_stalls_is_dead() {
     let machine = Machine::new(Quirks { stall_at: Some(0x0a), ..Default::default() });
     assert_eq!(machine.gic.allocate_msi(DEVICE, 1, index()), Err(GicError::Dead));
-    machine.its.0.lock().unwrap().quirks.stall_at = None;
+    machine.its.0.lock().unwrap().recover();
     assert_eq!(machine.gic.allocate_msi(DEVICE, 1, index()), Err(GicError::Dead));
 }
 

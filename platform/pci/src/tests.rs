@@ -479,8 +479,22 @@ fn bus() -> impl Strategy<Value = Vec<FakeFunction>> {
     })
 }
 
-/// A claimed range of bus addresses: I/O or memory, first and last.
-type Claim = (bool, u64, u64);
+/// What a range of bus addresses is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum For {
+    Io,
+    Memory,
+    Prefetchable,
+}
+
+/// A claimed range of bus addresses: what for, first and last.
+type Claim = (For, u64, u64);
+
+/// Whether one range may lie inside another: memory that can be prefetched may be where other memory is.
+fn reaches(outer: &Claim, inner: &Claim) -> bool {
+    let kind = outer.0 == inner.0 || (outer.0, inner.0) == (For::Memory, For::Prefetchable);
+    kind && outer.1 <= inner.1 && inner.2 <= outer.2
+}
 
 /// Reads a bridge's windows from its registers: I/O, memory, prefetchable memory.
 fn bridge_windows(bridge: &FakeFunction) -> Vec<Claim> {
@@ -491,9 +505,9 @@ fn bridge_windows(bridge: &FakeFunction) -> Vec<Claim> {
     let limit = r(0x22, Width::Half) >> 4 << 20 | 0xf_ffff;
     let prefetch_base = r(0x24, Width::Half) >> 4 << 20 | r(0x28, Width::Word) << 32;
     let prefetch_limit = r(0x26, Width::Half) >> 4 << 20 | r(0x2c, Width::Word) << 32 | 0xf_ffff;
-    let mut windows = vec![(true, io_base, io_limit), (false, base, limit)];
+    let mut windows = vec![(For::Io, io_base, io_limit), (For::Memory, base, limit)];
     if r(0x24, Width::Half) & 0xf == 1 {
-        windows.push((false, prefetch_base, prefetch_limit));
+        windows.push((For::Prefetchable, prefetch_base, prefetch_limit));
     }
     windows.retain(|(_, base, limit)| base <= limit);
     windows
@@ -514,7 +528,12 @@ fn check_bus(host: &Host, bus: u8, functions: &[FakeFunction], outer: &[Claim]) 
             let address = high << 32 | low & if io { !3 } else { !0xf };
             prop_assert_eq!(address % bar.size, 0, "BAR {} of {} aligned", bar.index, found.bdf());
             prop_assert_eq!(Some(address), bar.bus);
-            claims.push((io, address, address + (bar.size - 1)));
+            let purpose = match bar.kind {
+                BarKind::Io => For::Io,
+                BarKind::Memory { prefetchable: false, .. } => For::Memory,
+                BarKind::Memory { prefetchable: true, .. } => For::Prefetchable,
+            };
+            claims.push((purpose, address, address + (bar.size - 1)));
         }
         if function.register(0xe, Width::Byte) & 0x7f == 1 {
             let secondary = function.register(0x19, Width::Byte) as u8;
@@ -523,11 +542,19 @@ fn check_bus(host: &Host, bus: u8, functions: &[FakeFunction], outer: &[Claim]) 
             claims.extend(windows);
         }
     }
-    for (index, (io, base, limit)) in claims.iter().enumerate() {
-        let inside = outer.iter().any(|(kind, first, last)| kind == io && first <= base && limit <= last);
-        prop_assert!(inside, "bus {}: {:#x}..={:#x} is reached from above: {:x?}", bus, base, limit, outer);
-        for (other_io, other_base, other_limit) in &claims[..index] {
-            let apart = io != other_io || limit < other_base || other_limit < base;
+    for (index, claim) in claims.iter().enumerate() {
+        let (purpose, base, limit) = claim;
+        prop_assert!(
+            outer.iter().any(|outer| reaches(outer, claim)),
+            "bus {}: {:#x}..={:#x} is reached from above: {:x?}",
+            bus,
+            base,
+            limit,
+            outer
+        );
+        for (other, other_base, other_limit) in &claims[..index] {
+            let io = (*purpose == For::Io, *other == For::Io);
+            let apart = io.0 != io.1 || limit < other_base || other_limit < base;
             prop_assert!(apart, "bus {}: {:#x}..={:#x} is claimed twice", bus, base, limit);
         }
     }
@@ -542,10 +569,15 @@ proptest! {
         let (host, space) = enumerate(root);
         let outer: Vec<_> = windows()
             .iter()
-            .map(|window| (window.kind == WindowKind::Io, window.bus, window.bus + (window.len - 1)))
+            .map(|window| {
+                let purpose = if window.kind == WindowKind::Io { For::Io } else { For::Memory };
+                (purpose, window.bus, window.bus + (window.len - 1))
+            })
             .collect();
         check_bus(&host, 0, &space.snapshot(), &outer)?;
         for function in host.functions() {
+            let check = function.check();
+            prop_assert!(matches!(check, Ok(()) | Err(PciError::NoSpace { .. })), "{:?}: {:?}", function, check);
             prop_assert!(function.bars().all(|bar| function.check().is_err() || !bar.is_memory() || bar.phys.is_some()));
         }
     }

@@ -116,9 +116,9 @@ impl EventQueue {
             return 0;
         }
         let count = (waiting as usize).min(CHUNK);
-        base::barrier::device_read();
         for (i, record) in (0..).zip(records.iter_mut().take(count)) {
             let word = self.size.slot(self.size.advance(*cons, i)) * WORDS;
+            self.block.observe(word, word + WORDS);
             for (place, cell) in record.iter_mut().zip(self.block.iter().skip(word)) {
                 *place = cell.load(Ordering::Relaxed);
             }

@@ -49,9 +49,9 @@ impl Screenshot for Watcher {
     fn ready(&self, width: u32, height: u32) {
         println!("##screen {width} {height}");
         if let (true, Some(console)) = (self.wait, self.console) {
-            let mut line = [0; 16];
-            // Nobody answered for a day: go on.
-            let _ = console.read_line(&mut line, Deadline::after_millis(LOOK_MILLIS));
+            // The answer is a line, of which only the end matters. If nobody answers for a day: go on.
+            let deadline = Deadline::after_millis(LOOK_MILLIS);
+            while console.read(deadline).is_ok_and(|byte| !matches!(byte, b'\n' | b'\r')) {}
         }
     }
 }

@@ -23,7 +23,11 @@ struct Knobs {
     maps_until_failure: AtomicU64,
     maps: AtomicU64,
     revocations: AtomicU64,
+    on_revoke: IrqMutex<Option<OnRevoke>>,
 }
+
+/// What a test does while a revocation has begun and is not complete.
+type OnRevoke = Arc<dyn Fn(IovaRange) + Send + Sync>;
 
 /// An IOMMU for tests.
 pub struct FakeIommu {
@@ -48,6 +52,7 @@ impl FakeIommu {
                 maps_until_failure: AtomicU64::new(u64::MAX),
                 maps: AtomicU64::new(0),
                 revocations: AtomicU64::new(0),
+                on_revoke: IrqMutex::new(None),
             }),
             streams: IrqMutex::default(),
             faults: IrqMutex::default(),
@@ -63,6 +68,11 @@ impl FakeIommu {
     /// Lets the next `maps` mappings succeed and the one after them fail for lack of memory, once.
     pub fn fail_map_after(&self, maps: u64) {
         self.knobs.maps_until_failure.store(maps, Ordering::SeqCst);
+    }
+
+    /// Calls `f` with each range that is being revoked, before its revocation has any effect.
+    pub fn on_revoke(&self, f: impl Fn(IovaRange) + Send + Sync + 'static) {
+        *self.knobs.on_revoke.lock() = Some(Arc::new(f));
     }
 
     /// Mappings made.
@@ -230,6 +240,10 @@ unsafe impl AddressSpace for FakeSpace {
     }
 
     fn revoke(&self, ranges: &[IovaRange]) -> Result<(), RevokeError> {
+        let on_revoke = self.knobs.on_revoke.lock().clone();
+        if let Some(f) = on_revoke {
+            ranges.iter().for_each(|range| f(*range));
+        }
         let wedged = self.knobs.wedged.load(Ordering::SeqCst);
         let mut missing = None;
         let mut state = self.state.lock();

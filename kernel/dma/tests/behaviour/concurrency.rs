@@ -4,7 +4,7 @@ use dma::fakes::FakeSystem;
 use dma::{Bidirectional, FromDevice, Ladder, PageSet, SharedBuffer, ToDevice};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Caught: `Loan::end` that gives the address back before it revokes (two threads then have it at once).
+/// Caught: `Held::end` without `Loan::end`.
 #[test]
 fn threads_that_share_a_device_do_not_get_into_each_others_memory() {
     let system = FakeSystem::new();

@@ -1,8 +1,11 @@
 //! R2, R3: a device reaches memory from `map` until a successful revocation, and nobody else has it meanwhile.
 
 use dma::fakes::FakeSystem;
-use dma::{Bidirectional, Error, FromDevice, Ladder, Lent, PageSet, Pages, ToDevice, quarantine};
-use iommu::{FaultReason, RevokeError};
+use dma::{
+    Bidirectional, BusWindow, Device, DirectConfig, Error, FromDevice, Ladder, Lent, Limits, PageSet, Pages, Stray,
+    ToDevice, quarantine, slice,
+};
+use iommu::{FaultReason, Iova, RevokeError};
 use std::sync::Arc;
 
 /// Caught: `Held::take_back` returning the memory without `Loan::end` (the late write then reaches the pages).
@@ -83,6 +86,24 @@ fn a_revocation_that_fails_puts_the_pages_into_quarantine() {
     }
 }
 
+/// Caught: `Loan::end` that gives the address range back before it has revoked it.
+#[test]
+fn an_address_is_given_out_again_only_after_its_revocation_is_complete() {
+    let system = FakeSystem::new();
+    let blk = system.device("blk").unwrap();
+    let allocator = blk.domain.clone();
+    system.iommu.on_revoke(move |range| {
+        let limit = Iova::new(u64::MAX);
+        let next = allocator.iova().allocate(range.len(), range.len(), limit).unwrap();
+        assert!(!next.overlaps(range), "{next} was given out while {range} was being revoked");
+        allocator.iova().free(next).unwrap();
+    });
+    for pages in [1, 2, 4, 1024] {
+        let mapped = blk.device.map::<FromDevice, _>(blk.device.pages(pages * 4096).unwrap()).unwrap();
+        mapped.unmap().unwrap();
+    }
+}
+
 #[test]
 fn dropping_a_mapping_whose_revocation_fails_puts_the_pages_into_quarantine_too() {
     let system = FakeSystem::new();
@@ -143,9 +164,9 @@ fn a_mapping_outlives_every_handle_of_its_device_harmlessly() {
 /// Caught: `Device::map` without the look at the group's state.
 #[test]
 fn while_a_driver_owns_the_address_space_the_dma_api_refuses_and_gives_the_buffer_back() {
+    use iommu::IovaRange;
     use iommu::contract::Iommu;
     use iommu::domain::{Domain, DomainKind};
-    use iommu::{Iova, IovaRange};
     let system = FakeSystem::new();
     let gpu = system.device("gpu").unwrap();
     let kept = gpu.device.map::<FromDevice, _>(gpu.device.pages(4096).unwrap()).unwrap();
@@ -177,6 +198,23 @@ fn a_loan_to_one_device_is_refused_by_another() {
     let error = gpu.device.check_loan(&mapped).unwrap_err();
     assert_eq!(error.to_string(), "memory was lent to blk, not to gpu");
     assert_eq!(gpu.master.read(mapped.iova(), &mut [0]).unwrap_err().reason, FaultReason::NotMapped);
+}
+
+#[test]
+fn a_stray_loan_leads_nowhere_and_exists_only_behind_an_iommu() {
+    let system = FakeSystem::new();
+    let blk = system.device("blk").unwrap();
+    let stray = Stray::new(&blk.device, Iova::new(0x7000_0000), 512).unwrap();
+    blk.device.check_loan(&stray).unwrap();
+    let segment = slice(&stray, 0, 512).unwrap().next().unwrap();
+    assert_eq!(blk.master.write(segment.iova, b"x").unwrap_err().reason, FaultReason::NotMapped);
+    assert_eq!(Stray::new(&blk.device, Iova::new(0), 0).unwrap_err(), Error::BadSize(0));
+    assert!(Stray::new(&blk.device, Iova::new(u64::MAX), 2).is_err());
+    let (windows, limits) = (&[BusWindow::identity()], Limits::NONE);
+    let config = DirectConfig { name: "legacy", windows, limits, coherent: true, memory: system.memory };
+    // SAFETY: there is no bus master at all.
+    let direct = unsafe { Device::direct(config) }.unwrap();
+    assert!(matches!(Stray::new(&direct, Iova::new(0x7000_0000), 512), Err(Error::NotIsolated(_))));
 }
 
 #[test]

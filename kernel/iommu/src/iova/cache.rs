@@ -17,8 +17,7 @@ impl IovaAllocator {
     #[inline]
     pub(super) fn allocate_small(&self, class: u8, pages: u8, limit: u64) -> Option<u64> {
         let core = cpu::index();
-        let current = self.cores.get(core)?.0.get(usize::from(class))?;
-        let number = current.load(Relaxed) as usize;
+        let number = self.cores.get(core)?.0.get(usize::from(class))?.load(Relaxed) as usize;
         if let Some(chunk) = self.chunk(number) {
             let mut chunk = chunk.lock();
             if chunk.class == Some(class) && chunk.owner == core as u32 {
@@ -31,15 +30,20 @@ impl IovaAllocator {
                 chunk.owner = NOBODY;
             }
         }
-        let number = self.refill(core as u32, class, limit)?;
-        current.store(number as u32, Relaxed);
+        self.refill(core as u32, class, pages, limit)
+    }
+
+    /// Gives `core` another chunk, and allocates from it.
+    #[cold]
+    fn refill(&self, core: u32, class: u8, pages: u8, limit: u64) -> Option<u64> {
+        let number = self.next_chunk(core, class, limit)?;
+        self.cores.get(core as usize)?.0.get(usize::from(class))?.store(number as u32, Relaxed);
         let page = self.chunk(number)?.lock().take(pages)?;
         Some(self.chunk_start(number) + page)
     }
 
     /// Finds another chunk of `class` for `core`, all of it before `limit`: one that another core has left, else a new one.
-    #[cold]
-    fn refill(&self, core: u32, class: u8, limit: u64) -> Option<usize> {
+    fn next_chunk(&self, core: u32, class: u8, limit: u64) -> Option<usize> {
         for (index, word) in self.listed.get(usize::from(class))?.iter().enumerate() {
             loop {
                 let bits = word.load(Relaxed);

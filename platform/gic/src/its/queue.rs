@@ -138,3 +138,26 @@ impl State {
         Ok(self.taken)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{FakeIts, FakeMemory};
+    use alloc::boxed::Box;
+
+    #[test]
+    fn a_full_queue_takes_no_more_and_loses_nothing() {
+        let its = FakeIts::default();
+        let memory: &'static FakeMemory = Box::leak(Box::default());
+        let queue = CommandQueue::new(&its, memory).unwrap();
+        its.0.lock().unwrap().quirks.mute = true;
+        let put = (0..3_000).filter(|number| queue.try_put(&its, Command::invall(*number))).count();
+        assert_eq!(put as u64, SLOTS - 1);
+        its.0.lock().unwrap().quirks.mute = false;
+        its.0.lock().unwrap().run();
+        queue.run(&its, &[Command::invall(9_999)]).unwrap();
+        let seen = its.0.lock().unwrap().log.iter().map(|command| command[2]).collect::<alloc::vec::Vec<_>>();
+        let expected = (0..SLOTS - 1).chain([9_999]).collect::<alloc::vec::Vec<_>>();
+        assert_eq!(seen, expected);
+    }
+}

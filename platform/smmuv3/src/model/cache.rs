@@ -109,6 +109,11 @@ pub enum Invalidation {
 }
 
 impl Caches {
+    /// Whether nothing is cached.
+    pub fn is_empty(&self) -> bool {
+        self.l1.is_empty() && self.ste.is_empty() && self.cd.is_empty() && self.tlb.is_empty() && self.walks.is_empty()
+    }
+
     /// Carries out an invalidation, to the least extent that the architecture demands.
     pub fn invalidate(&mut self, what: Invalidation) {
         match what {

@@ -1,4 +1,4 @@
-//! Memory whose contents the SMMU sees only once they have been published.
+//! Memory whose contents the SMMU sees only once they have been published, and the driver only once it has observed them.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -37,8 +37,19 @@ struct State {
     live: usize,
 }
 
+impl State {
+    /// Runs `f` on what the SMMU sees and what the processor sees of `words`.
+    fn each(&mut self, words: &[AtomicU64], f: impl Fn(&mut u64, &AtomicU64)) {
+        let at = words.as_ptr().addr();
+        let Some((&base, &phys)) = self.by_words.range(..=at).next_back() else { return };
+        let Some(block) = self.blocks.get_mut(&phys) else { return };
+        for (seen, cell) in block.seen.iter_mut().skip((at - base) / 8).zip(words) {
+            f(seen, cell);
+        }
+    }
+}
+
 struct Block {
-    words: &'static [AtomicU64],
     /// What the SMMU sees.
     seen: Vec<u64>,
     freed: bool,
@@ -100,7 +111,7 @@ impl ModelMemory {
         if block.freed { Err(BadRead::Freed) } else { Ok(words.to_vec()) }
     }
 
-    /// Writes as the SMMU does, seen by the processor at once.
+    /// Writes as the SMMU does: the processor sees it once it has observed it.
     ///
     /// # Errors
     ///
@@ -112,11 +123,7 @@ impl ModelMemory {
         if block.freed {
             return Err(BadRead::Freed);
         }
-        let (Some(seen), Some(cell)) = (block.seen.get_mut(word), block.words.get(word)) else {
-            return Err(BadRead::Nowhere);
-        };
-        *seen = value;
-        cell.store(value, SeqCst);
+        *block.seen.get_mut(word).ok_or(BadRead::Nowhere)? = value;
         Ok(())
     }
 }
@@ -136,7 +143,7 @@ impl TableMemory for ModelMemory {
         let words: Vec<AtomicU64> = (0..bytes / 8).map(|_| AtomicU64::new(0)).collect();
         let words: &'static [AtomicU64] = Box::leak(words.into_boxed_slice());
         state.by_words.insert(words.as_ptr().addr(), phys);
-        state.blocks.insert(phys, Block { words, seen: alloc::vec![0; words.len()], freed: false });
+        state.blocks.insert(phys, Block { seen: alloc::vec![0; words.len()], freed: false });
         state.live += 1;
         drop(state);
         Ok(TableBlock::new(PhysAddr::new(phys), words, self))
@@ -153,15 +160,13 @@ impl TableMemory for ModelMemory {
     fn publish(&self, words: &[AtomicU64]) {
         base::barrier::publish();
         let mut state = self.state.lock();
-        if state.forget || words.is_empty() {
-            return;
+        if !state.forget {
+            state.each(words, |seen, cell| *seen = cell.load(SeqCst));
         }
-        let at = words.as_ptr().addr();
-        let Some((&base, &phys)) = state.by_words.range(..=at).next_back() else { return };
-        let Some(block) = state.blocks.get_mut(&phys) else { return };
-        let first = (at - base) / 8;
-        for (seen, cell) in block.seen.iter_mut().skip(first).zip(words) {
-            *seen = cell.load(SeqCst);
-        }
+    }
+
+    fn observe(&self, words: &[AtomicU64]) {
+        base::barrier::device_read();
+        self.state.lock().each(words, |seen, cell| cell.store(*seen, SeqCst));
     }
 }

@@ -204,6 +204,9 @@ impl Model {
         }
         if rising & Cr0::SMMUEN.bits() != 0 {
             self.check_stream_table(state);
+            if !state.caches.is_empty() {
+                state.violation("translation switched on with something cached from before".into());
+            }
         }
         state.regs.cr0 = value;
         if state.behaviour.acknowledges {

@@ -115,6 +115,22 @@ fn a_vacant_chunk_that_no_core_uses_goes_back_to_the_tree() {
     assert!(iova.shared.lock().chunks <= 1, "only the one in use stays");
 }
 
+/// Red when `retire` did not look again, under the tree's lock, whether the chunk is still vacant and nobody's.
+#[test]
+fn a_chunk_that_was_taken_up_again_in_the_meantime_does_not_go_back() {
+    let iova = IovaAllocator::new(range(0, 1 << 32), PAGE).unwrap();
+    let live: Vec<_> = (0..CHUNK + 1).map(|_| iova.allocate(PAGE, PAGE, TOP).unwrap()).collect();
+    // The first chunk has been left and has slots in use; the second is this core's, and vacant.
+    iova.free(live[CHUNK as usize]).unwrap();
+    for range in &live[..CHUNK as usize - 1] {
+        iova.free(*range).unwrap();
+    }
+    (0..2).for_each(|number| iova.retire(number));
+    assert_eq!(iova.shared.lock().chunks, 2);
+    iova.free(live[CHUNK as usize - 1]).unwrap();
+    assert_eq!(iova.shared.lock().chunks, 1);
+}
+
 #[test]
 fn a_core_takes_up_a_chunk_that_another_has_left() {
     let iova = IovaAllocator::new(range(0, 1 << 32), PAGE).unwrap();
@@ -127,7 +143,7 @@ fn a_core_takes_up_a_chunk_that_another_has_left() {
     assert_eq!((chunks, iova.shared.lock().chunks), (2, 2));
 }
 
-/// Red when a chunk was given back without a second look at whether it is still vacant.
+/// Red when a chunk was dissolved without the slots in use.
 #[test]
 fn cores_that_allocate_and_free_at_once_never_share_a_page() {
     const THREADS: u64 = 4;

@@ -124,8 +124,8 @@ impl Checker {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Red with: caches that are not dissolved before an allocation fails; a slot that is freed without a look at how much of
-    /// it is in use; a chunk given back while a slot of it is live.
+    /// Red with: caches that are not dissolved before an allocation fails, or dissolved without the slots in use; a slot that
+    /// is freed without a look at how much of it is in use; free ranges that are not merged; a guard or a limit forgotten.
     #[test]
     fn ranges_are_disjoint_aligned_and_refused_only_when_nothing_fits(
         end in prop_oneof![2..40_u64, 600..3000_u64],

@@ -204,7 +204,7 @@ proptest! {
     }
 }
 
-/// Red with: claims that are not given up; leaves written before all entries are claimed.
+/// Red with: claims that are not given up; claims that hardware takes for leaves.
 #[test]
 fn every_failing_allocation_leaves_nothing_mapped_and_nothing_leaked() {
     let runs = [phys(0x20_0000, 0x60_0000), phys(0x4000_0000, 0x1000), phys(0x9000_0000, 0x100_0000)];

@@ -6,6 +6,7 @@
 //! attached.
 
 use super::super::Consumption;
+use super::super::device::Stopped;
 use super::*;
 use crate::spec::command::opcode;
 use iommu::AttachError;
@@ -185,6 +186,7 @@ fn a_change_that_the_smmu_does_not_take_blocks_the_stream_and_frees_nothing() {
     let rig = rig_with(Traits::NESTED, hasty());
     let (old, new) = (rig.attached(8), rig.space());
     map(&old, iova(0x1000, PAGE), ram(0, PAGE), RW).unwrap();
+    map(&new, iova(0x1000, PAGE), ram(PAGE, PAGE), RW).unwrap();
     assert_eq!(rig.reads(8, 0x1000), Some(RAM));
     let live = rig.memory.live();
     rig.model.behave(|b| b.consumption = Consumption::Stuck);
@@ -200,6 +202,47 @@ fn a_change_that_the_smmu_does_not_take_blocks_the_stream_and_frees_nothing() {
     let fresh = rig.attached(8);
     map(&fresh, iova(0x1000, PAGE), ram(PAGE, PAGE), RW).unwrap();
     assert_eq!(rig.reads(8, 0x1000), Some(RAM + PAGE));
+    rig.model.assert_clean();
+}
+
+#[test]
+fn after_a_refused_invalidation_the_old_space_stays_in_memory_and_blocking_is_not_taken_for_done() {
+    let rig = rig(Traits::NESTED);
+    let (old, new) = (rig.attached(8), rig.space());
+    map(&old, iova(0x1000, PAGE), ram(0, PAGE), RW).unwrap();
+    assert_eq!(rig.reads(8, 0x1000), Some(RAM));
+    rig.model.behave(|b| b.refuse = Some(opcode::CFGI_STE as u8));
+    assert_eq!(rig.smmu.attach(id(8), &new), Err(AttachError::Dead));
+    drop((old, new));
+    // The SMMU walks on through what it has cached, and finds no freed table.
+    assert_eq!(rig.reads(8, 0x1000), Some(RAM));
+    assert_eq!(rig.reads(8, 0x5000), None);
+    // The STE in memory aborts already, but the SMMU has not been told.
+    rig.smmu.block(id(8)).unwrap();
+    assert_eq!(rig.reads(8, 0x1000), None);
+    rig.model.assert_clean();
+}
+
+#[test]
+fn a_space_whose_last_invalidation_fails_is_not_freed() {
+    let rig = rig_with(Traits::NESTED, hasty());
+    let space = rig.attached(8);
+    map(&space, iova(0x1000, PAGE), ram(0, PAGE), RW).unwrap();
+    rig.smmu.block(id(8)).unwrap();
+    let live = rig.memory.live();
+    rig.model.behave(|b| b.consumption = Consumption::Stuck);
+    drop(space);
+    assert_eq!(rig.memory.live(), live);
+    assert_eq!(rig.smmu.statistics().leaked_spaces, 1);
+}
+
+#[test]
+fn a_neighbour_of_an_attached_stream_is_blocked_without_an_event() {
+    let rig = rig(Traits::NESTED);
+    let _space = rig.attached(8);
+    for neighbour in [0, 9, 255] {
+        assert_eq!(rig.model.device_read(id(neighbour), Iova::new(0x1000), 4), Err(Stopped::Silently));
+    }
     rig.model.assert_clean();
 }
 

@@ -1,0 +1,108 @@
+//! The way of a device's memory through an IOMMU: one contiguous range of addresses in the device's default domain, whatever
+//! the memory looks like.
+
+#![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
+
+use crate::{Error, Limits};
+use alloc::sync::Arc;
+use iommu::contract::AddressSpace;
+use iommu::domain::Domain;
+use iommu::group::{AttachmentState, Group};
+use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot};
+
+/// The way through an IOMMU.
+pub(crate) struct Translated {
+    group: Arc<Group>,
+    domain: Arc<Domain>,
+    space: Arc<dyn AddressSpace>,
+    /// The smallest and the largest leaf of the space, in bytes.
+    page_size: u64,
+    largest_leaf: u64,
+}
+
+impl Translated {
+    /// The way of a group that is attached to its default DMA domain.
+    pub(crate) fn new(group: Arc<Group>, device: &Arc<str>) -> Result<Self, Error> {
+        let Some(domain) = group.domain() else { return Err(not_attached(group.current(), device)) };
+        let space = domain.space().clone();
+        let aperture = space.aperture();
+        let largest_leaf = 1 << (63 - aperture.page_sizes.max(PAGE_SIZE).leading_zeros());
+        let page_size = aperture.page_size().max(PAGE_SIZE);
+        Ok(Self { group, domain, space, page_size, largest_leaf })
+    }
+
+    pub(crate) fn group(&self) -> &Group {
+        &self.group
+    }
+
+    #[inline]
+    pub(crate) fn space(&self) -> &dyn AddressSpace {
+        &*self.space
+    }
+
+    pub(crate) fn page_size(&self) -> u64 {
+        self.page_size
+    }
+
+    /// Maps `runs` at one contiguous range.
+    ///
+    /// # Safety
+    ///
+    /// As [`AddressSpace::map`].
+    #[inline]
+    pub(crate) unsafe fn map(
+        &self,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        limits: &Limits,
+        device: &Arc<str>,
+    ) -> Result<IovaRange, Error> {
+        // A change of attachment right after this look is harmless: the mapping is then made in an address space that the
+        // device is not attached to.
+        let state = self.group.current();
+        if state != AttachmentState::Default {
+            return Err(not_attached(state, device));
+        }
+        let align = self.align(runs, len, limits);
+        let range = self.domain.iova().allocate(len, align, Iova::new(limits.address_mask))?;
+        // SAFETY: the caller's promise.
+        match unsafe { self.space.map(range, runs, prot) } {
+            Ok(()) => Ok(range),
+            Err(error) => {
+                self.release(range);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The alignment of a DMA address for `runs`: what the device demands, and what lets leaves be large.
+    #[inline]
+    fn align(&self, runs: &[PhysRange], len: u64, limits: &Limits) -> u64 {
+        let mut align = self.page_size.max(limits.min_align);
+        if len > self.page_size {
+            let longest = runs.iter().map(|run| run.len()).max().unwrap_or(0).max(1);
+            align = align.max((1 << longest.ilog2()).min(self.largest_leaf));
+            if let Some(boundary) = limits.boundary {
+                // What is not longer than the boundary does not cross it.
+                align = align.max(len.checked_next_power_of_two().unwrap_or(boundary).min(boundary));
+            }
+        }
+        align
+    }
+
+    /// Gives an address range back, after its revocation.
+    #[inline]
+    pub(crate) fn release(&self, range: IovaRange) {
+        if let Err(error) = self.domain.iova().free(range) {
+            log::error!("dma: address range {range} is lost: {error}");
+        }
+    }
+}
+
+fn not_attached(state: AttachmentState, name: &Arc<str>) -> Error {
+    match state {
+        AttachmentState::Owned => Error::OwnedDomain(name.clone()),
+        _ => Error::NotAttached { device: name.clone(), state },
+    }
+}

@@ -1,0 +1,26 @@
+//! The tests, by what they are about.
+
+mod boot;
+mod disk;
+mod fence;
+mod interrupts;
+mod machine;
+mod memory;
+mod pcie;
+mod screen;
+mod smp;
+
+use alloc::vec::Vec;
+
+/// Bytes that differ from their neighbours, and between seeds.
+fn pattern(seed: u32, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as u8
+        })
+        .collect()
+}

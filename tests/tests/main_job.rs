@@ -1,0 +1,332 @@
+//! The main job, end to end: a picture on a disk becomes a picture on a screen, under every machine that is promised, and
+//! whatever is wrong ends with one clear sentence.
+//!
+//! The screen is read back through QEMU and compared pixel by pixel; that the devices' accesses were translated is read
+//! from QEMU's own trace.
+
+use image::RgbImage;
+use qemu::disk::volume::{self, Bend, Entry, Fat};
+use qemu::disk::{self, table};
+use qemu::firmware::{self, Firmware};
+use qemu::machine::{Disk, Machine};
+use qemu::picture::{self, Rows};
+use qemu::progress::Progress;
+use qemu::session::{Event, Session};
+use qemu::trace::Trace;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+use tempfile::TempDir;
+use tests::runner::{self, Ran};
+
+/// StreamIDs on the root bus: slot 2 is the disk, slot 3 the display, slot 1 edu.
+const DISK_STREAM: &str = "sid=0x10 ";
+const DISPLAY_STREAM: &str = "sid=0x18 ";
+
+fn run(arguments: &[&str]) -> Ran {
+    runner::run(arguments).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The picture on the default disk.
+fn original() -> RgbImage {
+    picture::draw(disk::PICTURE_SIZE.0, disk::PICTURE_SIZE.1)
+}
+
+/// Runs with these arguments and a screenshot, and compares it with `expected`.
+fn shows(arguments: &[&str], expected: &RgbImage) -> Ran {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("screen.png");
+    let file_name = file.to_str().unwrap();
+    let ran = run(&[&["--screenshot", file_name], arguments].concat());
+    assert_eq!(ran.code, Some(0), "{arguments:?}: {ran:#?}");
+    let screen = image::open(&file).unwrap().to_rgb8();
+    assert_eq!(screen.dimensions(), expected.dimensions(), "{arguments:?}");
+    let wrong = screen.pixels().zip(expected.pixels()).filter(|(shown, wanted)| shown != wanted).count();
+    assert_eq!(wrong, 0, "{arguments:?}: {wrong} pixels differ");
+    ran
+}
+
+/// Asserts that a run failed as bad input must: exit 1, one sentence, no panic.
+fn fails_with_one_sentence(ran: &Ran, about: &str) {
+    assert_eq!(ran.code, Some(1), "{ran:#?}");
+    assert!(!ran.stdout.contains("panic"), "{ran:#?}");
+    let errors: Vec<&str> = ran.stdout.lines().filter(|line| line.contains("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{ran:#?}");
+    assert!(errors[0].to_lowercase().contains(about), "{:?} is not about {about:?}", errors[0]);
+}
+
+/// Saves a disk in a directory of its own and returns both.
+fn saved(bytes: &[u8]) -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("disk.img");
+    disk::save(bytes, &file).unwrap();
+    (directory, file)
+}
+
+fn fails_on_disk(bytes: &[u8], about: &str) {
+    let (_keep, file) = saved(bytes);
+    fails_with_one_sentence(&run(&["--disk", file.to_str().unwrap()]), about);
+}
+
+/// A volume with these files.
+fn volume_of(files: &[Entry]) -> Vec<u8> {
+    volume::build(Fat::Fat32, 40 << 20, files).unwrap()
+}
+
+#[test]
+fn the_picture_on_the_disk_is_the_picture_on_the_screen() {
+    let ran = shows(&[], &original());
+    assert!(ran.stderr.contains("QEMU start to end: "), "{ran:#?}");
+    assert!(ran.stderr.contains("screenshot: "), "{ran:#?}");
+    assert!(!ran.stdout.contains("##"), "{ran:#?}");
+}
+
+/// Returns the line of the kernel's report that begins with these words.
+fn report<'a>(ran: &'a Ran, words: &str) -> &'a str {
+    ran.stdout.lines().find(|line| line.starts_with(words)).unwrap_or_else(|| panic!("no {words:?} in {ran:#?}"))
+}
+
+#[test]
+fn every_coding_of_the_picture_shows_the_same_and_only_32_bits_need_no_copy() {
+    for (path, copied) in
+        [(disk::PICTURE, false), (disk::PICTURE_BOTTOM_UP, false), (disk::PICTURE_24, true), (disk::PICTURE_PNG, true)]
+    {
+        let ran = shows(&["--picture", path], &original());
+        assert_eq!(report(&ran, "by CPU").contains(" 0 bytes"), !copied, "{path}: {ran:#?}");
+    }
+}
+
+#[test]
+fn the_fence_is_proven_and_nothing_is_left_behind() {
+    let ran = run(&[]);
+    assert_eq!(ran.code, Some(0), "{ran:#?}");
+    for (device, stream) in [("edu", "stream 0x8 "), ("virtio-blk", "stream 0x10 "), ("virtio-gpu", "stream 0x18 ")] {
+        let stopped = ran.stdout.lines().any(|line| {
+            line.starts_with("fence")
+                && line.contains(device)
+                && line.contains("stopped")
+                && line.contains(stream)
+                && line.contains("memory unchanged")
+        });
+        assert!(stopped, "{device} was not shown to be stopped: {ran:#?}");
+    }
+    assert!(report(&ran, "mappings").contains(" 0 live"), "{ran:#?}");
+    assert!(report(&ran, "faults").contains(" 0 in the job"), "{ran:#?}");
+}
+
+#[test]
+fn every_access_of_disk_and_display_is_translated() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("trace");
+    let request = format!("smmuv3_*={}", file.display());
+    let ran = run(&["--trace", &request]);
+    assert_eq!(ran.code, Some(0), "{ran:#?}");
+    let trace = Trace::read(&file, "smmuv3_").unwrap();
+    let counts: Vec<_> = trace.iter().collect();
+    assert!(trace.of("smmuv3_translate_success") > 0, "{counts:?}");
+    for untranslated in ["smmuv3_translate_bypass", "smmuv3_translate_disable"] {
+        assert_eq!(trace.of(untranslated), 0, "{counts:?}");
+    }
+    let text = std::fs::read_to_string(&file).unwrap();
+    for stream in [DISK_STREAM, DISPLAY_STREAM] {
+        let translated = text.lines().any(|line| line.contains("smmuv3_translate_success") && line.contains(stream));
+        assert!(translated, "no access of {stream} was translated: {counts:?}");
+    }
+}
+
+#[test]
+fn disks_of_every_layout_are_read() {
+    let files = disk::default_files().unwrap();
+    let volume = volume_of(&files);
+    let mut without_primary = table::gpt(&volume, false).unwrap();
+    table::damage(&mut without_primary, table::Damage::PrimaryHeader);
+    let mut without_entries = table::gpt(&volume, false).unwrap();
+    table::damage(&mut without_entries, table::Damage::PrimaryEntries);
+    for (layout, bytes) in [
+        ("a second partition", table::gpt(&volume, true).unwrap()),
+        ("a damaged primary header", without_primary),
+        ("damaged primary entries", without_entries),
+        ("an MBR", table::mbr(&volume).unwrap()),
+        ("FAT16", volume::build(Fat::Fat16, 32 << 20, &files).unwrap()),
+        ("no partition table", volume),
+    ] {
+        let (_keep, file) = saved(&bytes);
+        eprintln!("{layout}");
+        shows(&["--disk", file.to_str().unwrap()], &original());
+    }
+}
+
+#[test]
+fn a_qcow2_disk_is_read() {
+    let (directory, raw) = saved(&disk::default_disk().unwrap());
+    let qcow2 = directory.path().join("disk.qcow2");
+    if disk::to_qcow2(&raw, &qcow2).unwrap().is_some() {
+        shows(&["--disk", qcow2.to_str().unwrap()], &original());
+    }
+}
+
+#[test]
+fn pictures_of_odd_sizes_are_shown_whole() {
+    for (width, height) in [(17, 19), (333, 251), (1024, 768)] {
+        let drawn = picture::draw(width, height);
+        for (name, file) in [
+            ("top down", picture::bmp32(&drawn, Rows::TopDown).unwrap()),
+            ("24 bit", picture::bmp24(&drawn).unwrap()),
+            ("png", picture::png(&drawn).unwrap()),
+        ] {
+            eprintln!("{width} by {height}, {name}");
+            let (_keep, disk) = saved(&volume_of(&[Entry::new("/a picture", file)]));
+            shows(&["--disk", disk.to_str().unwrap(), "--picture", "/a picture"], &drawn);
+        }
+    }
+}
+
+#[test]
+fn a_picture_that_the_display_refuses_is_a_failure_with_a_sentence() {
+    // QEMU shows nothing below 16 by 16.
+    let tiny = picture::bmp32(&picture::draw(1, 1), Rows::TopDown).unwrap();
+    let (_keep, disk) = saved(&volume_of(&[Entry::new("/tiny.bmp", tiny)]));
+    fails_with_one_sentence(&run(&["--disk", disk.to_str().unwrap(), "--picture", "/tiny.bmp"]), "screen");
+}
+
+#[test]
+fn one_to_eight_cores_do() {
+    for cores in ["1", "2", "3", "4", "8"] {
+        shows(&["--smp", cores], &original());
+    }
+}
+
+#[test]
+fn little_and_much_memory_do() {
+    for size in ["128M", "1G", "4G", "16G"] {
+        shows(&["--memory", size], &original());
+    }
+}
+
+#[test]
+fn the_promised_processors_do() {
+    for processor in ["cortex-a57", "cortex-a72", "neoverse-n1", "max"] {
+        if processor == "neoverse-n1" && !has_processor(processor) {
+            continue;
+        }
+        shows(&["--cpu", processor], &original());
+    }
+}
+
+/// Returns whether this QEMU has a processor model.
+fn has_processor(name: &str) -> bool {
+    let emulator = tests::emulator().unwrap_or_else(|error| panic!("{error}"));
+    let output = std::process::Command::new(emulator.program).args(["-M", "virt", "-cpu", "help"]).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).split_whitespace().any(|word| word == name)
+}
+
+#[test]
+fn entered_at_el2_and_with_counted_instructions_it_does() {
+    shows(&["--", "-machine", "virtualization=on"], &original());
+    shows(&["--icount", "--timeout", "300"], &original());
+}
+
+#[test]
+fn a_missing_picture_is_named() {
+    fails_with_one_sentence(&run(&["--picture", "/no such picture.bmp"]), "no such picture.bmp");
+}
+
+#[test]
+fn an_empty_disk_is_said_to_be_empty() {
+    fails_on_disk(&[], "disk");
+    fails_on_disk(&vec![0; 8 << 20], "blank");
+}
+
+#[test]
+fn damaged_disks_are_said_to_be_damaged() {
+    let files = disk::default_files().unwrap();
+    let volume = volume_of(&files);
+    let mut headers = table::gpt(&volume, false).unwrap();
+    table::damage(&mut headers, table::Damage::BothHeaders);
+    fails_on_disk(&headers, "gpt");
+    let mut bare = volume.clone();
+    volume::damage(&mut bare);
+    fails_on_disk(&table::gpt(&bare, false).unwrap(), "fat");
+    let content = &files.iter().find(|entry| entry.path == disk::PICTURE).unwrap().content;
+    let first = volume::first_cluster(&volume, content).unwrap();
+    for bend in [Bend::End, Bend::Ring, Bend::Outside] {
+        let mut bent = volume.clone();
+        volume::bend_chain(&mut bent, first, 40, bend).unwrap();
+        fails_on_disk(&table::gpt(&bent, false).unwrap(), "cluster");
+    }
+}
+
+#[test]
+fn broken_and_oversized_pictures_are_refused() {
+    let drawn = picture::draw(320, 200);
+    let whole = picture::bmp32(&drawn, Rows::TopDown).unwrap();
+    let huge = RgbImage::new(5000, 40);
+    for (file, about) in [
+        (whole[..whole.len() / 2].to_vec(), "truncated"),
+        (whole[..20].to_vec(), "truncated"),
+        (picture::bmp32(&huge, Rows::TopDown).unwrap(), "5000"),
+        (b"this is no picture at all".to_vec(), "picture"),
+        (Vec::new(), "picture"),
+    ] {
+        let (_keep, disk) = saved(&volume_of(&[Entry::new("/p.bmp", file)]));
+        fails_with_one_sentence(&run(&["--disk", disk.to_str().unwrap(), "--picture", "/p.bmp"]), about);
+    }
+}
+
+/// The kernel's image.
+fn kernel() -> &'static Firmware {
+    static BUILT: OnceLock<Firmware> = OnceLock::new();
+    BUILT.get_or_init(|| firmware::build("virt", "sluice", &mut Progress::silent()).unwrap())
+}
+
+/// Runs the kernel on a machine that the command line cannot describe.
+fn run_on(machine: &Machine) -> Ran {
+    let emulator = tests::emulator().unwrap_or_else(|error| panic!("{error}"));
+    let mut session = Session::start(&emulator, machine, &kernel().image, Duration::from_secs(60), false).unwrap();
+    let mut stdout = String::new();
+    while let Event::Line(line) = session.next_event() {
+        stdout += &line;
+        stdout.push('\n');
+    }
+    session.kill();
+    let end = session.finish().unwrap();
+    Ran { code: end.status.code(), stdout, stderr: end.words }
+}
+
+fn default_disk() -> Disk {
+    Disk::open(&disk::cached(kernel(), &mut Progress::silent()).unwrap()).unwrap()
+}
+
+#[test]
+fn without_a_disk_it_says_so() {
+    fails_with_one_sentence(&run_on(&Machine::default()), "disk");
+}
+
+#[test]
+fn without_a_display_it_says_so() {
+    let machine = Machine { gpu: false, disk: Some(default_disk()), ..Machine::default() };
+    fails_with_one_sentence(&run_on(&machine), "no screen");
+}
+
+#[test]
+fn without_an_smmu_it_refuses_unless_told_otherwise() {
+    let mut machine = Machine { smmu: false, disk: Some(default_disk()), ..Machine::default() };
+    fails_with_one_sentence(&run_on(&machine), "smmu");
+    machine.command_line.push("iommu.off=allow".into());
+    let ran = run_on(&machine);
+    assert_eq!(ran.code, Some(0), "{ran:#?}");
+    assert!(ran.stdout.to_lowercase().contains("not isolated"), "{ran:#?}");
+}
+
+#[test]
+fn an_unreadable_command_line_is_a_failure_with_a_sentence() {
+    fails_with_one_sentence(&run(&["--append", "picture=\"/unclosed"]), "quote");
+}
+
+#[test]
+fn the_disk_is_never_written_to() {
+    let (_keep, file) = saved(&disk::default_disk().unwrap());
+    let before = std::fs::read(&file).unwrap();
+    assert_eq!(run(&["--disk", file.to_str().unwrap()]).code, Some(0));
+    assert!(std::fs::read(Path::new(&file)).unwrap() == before);
+}

@@ -96,17 +96,35 @@ pub mod __private {
 #[cfg(not(target_os = "none"))]
 #[allow(missing_docs)]
 pub mod __private {
-    use core::sync::atomic::{AtomicUsize, Ordering, fence};
+    use core::sync::atomic::{AtomicU64, Ordering, fence};
     use core::time::Duration;
     use std::sync::OnceLock;
     use std::time::Instant;
 
+    /// One bit for each index that a living thread has.
+    static TAKEN: AtomicU64 = AtomicU64::new(0);
+
+    /// A thread's index, given back when the thread ends.
+    struct Index(usize);
+
+    impl Index {
+        /// Takes the lowest free index. A waiting core is known by its index, so two threads with the same one may miss each
+        /// other's wake-ups until their deadlines: that happens only among more than [`crate::cpu::MAX_CPUS`] threads at once.
+        fn take() -> Self {
+            let lowest = |taken: u64| Some(taken | taken.wrapping_add(1));
+            let taken = TAKEN.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lowest).unwrap_or(u64::MAX);
+            Self(taken.trailing_ones() as usize % crate::cpu::MAX_CPUS)
+        }
+    }
+
+    impl Drop for Index {
+        fn drop(&mut self) {
+            TAKEN.fetch_and(!(1 << self.0), Ordering::SeqCst);
+        }
+    }
+
     std::thread_local! {
-        static INDEX: usize = {
-            static NEXT: AtomicUsize = AtomicUsize::new(0);
-            // More threads than cores share an index: on a host an index only spreads load, nothing relies on it for safety.
-            NEXT.fetch_add(1, Ordering::Relaxed) % crate::cpu::MAX_CPUS
-        };
+        static INDEX: Index = Index::take();
     }
 
     pub fn irq_save() -> usize {
@@ -114,7 +132,8 @@ pub mod __private {
     }
     pub fn irq_restore(_state: usize) {}
     pub fn cpu_index() -> usize {
-        INDEX.with(|index| *index)
+        // While a thread ends, it may be without one.
+        INDEX.try_with(|index| index.0).unwrap_or(0)
     }
     pub fn now() -> u64 {
         static START: OnceLock<Instant> = OnceLock::new();

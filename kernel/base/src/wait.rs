@@ -149,4 +149,24 @@ mod tests {
         assert_eq!(block_on(Deadline::after_millis(5_000), future), Ok(7));
         thread.join().unwrap();
     }
+
+    #[test]
+    fn threads_that_live_at_the_same_time_do_not_share_an_index_however_many_have_come_and_gone() {
+        for _ in 0..cpu::MAX_CPUS {
+            std::thread::spawn(cpu::index).join().unwrap();
+        }
+        let barrier = std::sync::Barrier::new(8);
+        std::thread::scope(|scope| {
+            let threads = [(); 8].map(|()| {
+                scope.spawn(|| {
+                    let index = cpu::index();
+                    barrier.wait();
+                    index
+                })
+            });
+            let mut indices = threads.map(|thread| thread.join().unwrap());
+            indices.sort_unstable();
+            assert!(indices.windows(2).all(|pair| pair[0] != pair[1]), "{indices:?}");
+        });
+    }
 }

@@ -4,6 +4,7 @@ use super::*;
 use crate::Misbehaviour;
 use crate::fakes::Behaviour;
 use crate::spec::feature;
+use core::future::Future;
 
 /// Has one request kept by the device, provokes `behaviour` with another, and checks that both end with the error, that loans
 /// stay where they are until the reset, and that nothing is left after it.
@@ -28,6 +29,7 @@ fn breaks(behaviour: Behaviour, what: impl Fn(&Error) -> bool) {
         let error = block.flush().map(drop).unwrap_err();
         assert!(what(&error), "{behaviour:?}: {error}");
         while rig.device.release(0) {}
+        assert!(block.flush().is_err());
         assert_eq!(Arc::strong_count(&kept), 2, "a broken queue takes nothing more from the device");
         block.shut_down(soon()).unwrap();
         take_back(kept);
@@ -174,5 +176,39 @@ fn scribbling_over_the_descriptors_confuses_nobody() {
             assert_eq!(take_back(loan)[..1024], expected(round, 1024));
         }
         rig.check();
+    }
+}
+
+#[test]
+fn who_sleeps_is_woken_when_the_device_fails() {
+    for behaviour in [Behaviour::NeedReset, Behaviour::WrongId(99), Behaviour::Jump(9)] {
+        let rig = Rig::new(64, |_| {});
+        let block = rig.start(16).unwrap();
+        rig.device.set_eager(false);
+        rig.device.plan(&[Behaviour::Keep, behaviour]);
+        let (first, second) = (block.flush().unwrap(), block.flush().unwrap());
+        let (polled, waits) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let sleepers = [first, second].map(|transfer| {
+                let polled = polled.clone();
+                scope.spawn(move || {
+                    let mut transfer = core::pin::pin!(transfer);
+                    let future = core::future::poll_fn(|context| {
+                        let result = transfer.as_mut().poll(context);
+                        polled.send(()).unwrap();
+                        result
+                    });
+                    base::block_on(soon(), future)
+                })
+            });
+            // Both have been found in flight and listen.
+            waits.recv().unwrap();
+            waits.recv().unwrap();
+            rig.device.run(2);
+            for sleeper in sleepers {
+                let result = sleeper.join().unwrap().expect("it was not woken");
+                assert!(matches!(result, Err(Error::NeedsReset | Error::DeviceMisbehaved { .. })), "{result:?}");
+            }
+        });
     }
 }

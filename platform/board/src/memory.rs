@@ -123,4 +123,13 @@ impl TableMemory for KernelMemory {
         }
         base::barrier::publish();
     }
+
+    fn observe(&self, words: &[AtomicU64]) {
+        if !self.coherent {
+            // The CPU never stores to words that hardware writes, so that cleaning writes nothing back over them.
+            // SAFETY: the words are mapped.
+            unsafe { cache::clean_invalidate(words.as_ptr().addr(), size_of_val(words)) };
+        }
+        base::barrier::device_read();
+    }
 }

@@ -1,11 +1,11 @@
 //! The main job: a picture on a disk becomes a picture on a screen, every byte moved by device DMA, and nothing else in memory
 //! reachable by either device.
 //!
-//! 1. [`source`] finds the file: partition table, filesystem, extents, and looks at its head. This is metadata, read through a
+//! 1. `source` finds the file: partition table, filesystem, extents, and looks at its head. This is metadata, read through a
 //!    window of one page that is lent to the disk.
 //! 2. [`show`] makes a shared buffer of scattered pages, lends it to disk and screen at once, has the disk fill it and the
 //!    screen show it. A 32-bit picture is shown from where the disk put it; others are decoded by the CPU into a second buffer.
-//! 3. [`fence`] has every device that can be made to stray do so, and looks whether it was stopped.
+//! 3. `fence` has every device that can be made to stray do so, and looks whether it was stopped.
 //! 4. The report, for people.
 //!
 //! Everything that can be wrong with disk, file or devices ends in a [`Failure`]: one sentence.

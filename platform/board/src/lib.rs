@@ -6,13 +6,13 @@
 //!
 //! # Order
 //!
-//! [`Hardware::bring_up`]: interrupts; then every SMMU, which blocks everything; then the PCIe hosts, whose devices cannot
-//! master the bus yet; a device gets an address space ([`Hardware::attach`]) before it gets bus mastering, and both before its
+//! `Hardware::bring_up`: interrupts; then every SMMU, which blocks everything; then the PCIe hosts, whose devices cannot
+//! master the bus yet; a device gets an address space (`Hardware::attach`) before it gets bus mastering, and both before its
 //! driver starts.
 //!
 //! # Locking
 //!
-//! The list of messages given to devices ([`messages`]) has a lock of its own, a leaf. Everything else is set up by the first
+//! The list of messages given to devices (`messages`) has a lock of its own, a leaf. Everything else is set up by the first
 //! core and not changed afterwards.
 
 #![no_std]

@@ -243,10 +243,10 @@ fn holes(ranges: &[DmaRange]) -> Vec<IovaRange> {
     let mut holes = Vec::new();
     let mut reached: Option<Iova> = None;
     for (start, end) in sorted {
-        if let Some(hole) = reached.and_then(|reached| IovaRange::between(reached, start)) {
-            if !hole.is_empty() {
-                holes.push(hole);
-            }
+        if let Some(hole) = reached.and_then(|reached| IovaRange::between(reached, start))
+            && !hole.is_empty()
+        {
+            holes.push(hole);
         }
         reached = reached.max(Some(end));
     }

@@ -55,8 +55,9 @@ ktest! {
         let shown = Arc::new(buffer.attach::<ToDevice>(screen.device())?);
         expect!(buffer.cpu_access::<CpuReads>().is_err());
         block_on(soon(), disk.block().read(0, &filled, 0..64 << 10)?)??;
-        let rows = [0..64 << 10];
-        let frame = Frame { width: 128, height: 128, order: PixelOrder::Bgrx, loan: &shown, rows: &rows };
+        let rows = 0..64 << 10;
+        let rows = core::slice::from_ref(&rows);
+        let frame = Frame { width: 128, height: 128, order: PixelOrder::Bgrx, loan: &shown, rows };
         let picture = screen.show(&frame, soon())?;
         screen.hide(picture, soon())?;
         Arc::try_unwrap(shown).map_err(|_| board::Error::Missing("last owner of a loan"))?.detach()?;

@@ -20,6 +20,7 @@
 //! to wait (none of this driver's do).
 
 use crate::Error;
+use crate::bugs::{Bug, seeded};
 use crate::counters::Counters;
 use crate::registers::Registers;
 use crate::spec::command::{self, Command, SIZE};
@@ -137,6 +138,7 @@ impl CommandQueue {
             self.look(registers, counters, &mut state);
             state.check_alive()?;
             let used = u32::try_from(state.produced - state.consumed).unwrap_or(u32::MAX);
+            let used = if seeded(Bug::QueueOverfilled) { 0 } else { used };
             let room = self.size.entries().saturating_sub(used) as usize;
             let (now, later) = rest.split_at(room.min(rest.len()));
             if !now.is_empty() {
@@ -164,6 +166,9 @@ impl CommandQueue {
     /// Writes commands for which there is room, and shows them to the SMMU.
     fn write(&self, registers: &impl Registers, state: &mut State, commands: &[[u64; command::WORDS]]) {
         let first = self.slot(state.produced);
+        if seeded(Bug::ProdBeforeCommands) {
+            registers.write32(reg::CMDQ_PROD, self.index(state.produced + commands.len() as u64));
+        }
         for words in commands {
             let word = self.slot(state.produced) * command::WORDS;
             self.store(word, *words);
@@ -172,7 +177,9 @@ impl CommandQueue {
         // The slots may wrap around the end of the queue; the barrier in the last publication covers both runs.
         let count = commands.len();
         let before_wrap = count.min(self.size.entries() as usize - first);
-        self.block.publish(first * command::WORDS, (first + before_wrap) * command::WORDS);
+        if !seeded(Bug::CommandNotPublished) {
+            self.block.publish(first * command::WORDS, (first + before_wrap) * command::WORDS);
+        }
         if count > before_wrap {
             self.block.publish(0, (count - before_wrap) * command::WORDS);
         }
@@ -189,7 +196,7 @@ impl CommandQueue {
     fn index(&self, position: u64) -> u32 {
         #[allow(clippy::cast_possible_truncation)] // The mask is meant: position and wrap bit.
         let low = position as u32;
-        low & self.size.mask()
+        low & (self.size.mask() >> u32::from(seeded(Bug::WrapDropped)))
     }
 
     fn slot(&self, position: u64) -> usize {
@@ -242,8 +249,12 @@ impl CommandQueue {
             }
             state.refusals += 1;
             let word = self.slot(state.consumed) * command::WORDS;
-            self.store(word, Command::Sync.encode());
-            self.block.publish(word, word + command::WORDS);
+            if !seeded(Bug::ErrorAckedWithoutRepair) {
+                self.store(word, Command::Sync.encode());
+            }
+            if !seeded(Bug::RepairNotPublished) {
+                self.block.publish(word, word + command::WORDS);
+            }
         }
         registers.write32(reg::GERRORN, registers.read32(reg::GERRORN) ^ Gerror::CMDQ_ERR.bits());
     }
@@ -371,8 +382,13 @@ impl<R: Registers> Batch<'_, R> {
     ///
     /// [`Error::QueueFull`], [`Error::SyncTimedOut`], [`Error::Dead`], [`Error::CommandRefused`].
     pub fn complete(mut self) -> Result<(), Error> {
-        self.push(Command::Sync)?;
+        if !seeded(Bug::NoSync) {
+            self.push(Command::Sync)?;
+        }
         self.flush()?;
+        if seeded(Bug::SyncNotAwaited) {
+            return Ok(());
+        }
         let span = self.span.unwrap_or_default();
         self.queue.wait(self.registers, self.counters, span, Deadline::after(self.queue.timeout))
     }

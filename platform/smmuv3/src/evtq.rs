@@ -13,6 +13,7 @@
 //! may take locks of its own. Called from the interrupt handler: no allocation, no waiting.
 
 use crate::Error;
+use crate::bugs::{Bug, seeded};
 use crate::counters::Counters;
 use crate::registers::Registers;
 use crate::spec::event::{Event, EventKind, SIZE, WORDS};
@@ -118,7 +119,9 @@ impl EventQueue {
         let count = (waiting as usize).min(CHUNK);
         for (i, record) in (0..).zip(records.iter_mut().take(count)) {
             let word = self.size.slot(self.size.advance(*cons, i)) * WORDS;
-            self.block.observe(word, word + WORDS);
+            if !seeded(Bug::EventsNotObserved) {
+                self.block.observe(word, word + WORDS);
+            }
             for (place, cell) in record.iter_mut().zip(self.block.iter().skip(word)) {
                 *place = cell.load(Ordering::Relaxed);
             }
@@ -152,8 +155,11 @@ impl EventQueue {
         if (prod ^ *cons) & ovflg() != 0 {
             counters.event_overflows.add(1);
         }
-        *cons = (index & self.size.mask()) | (prod & ovflg());
-        registers.write32(reg::EVENTQ_CONS, *cons);
+        let overflow = if seeded(Bug::OverflowNotAcknowledged) { *cons } else { prod };
+        *cons = (index & self.size.mask()) | (overflow & ovflg());
+        if !seeded(Bug::EventsNotTakenOut) {
+            registers.write32(reg::EVENTQ_CONS, *cons);
+        }
     }
 }
 

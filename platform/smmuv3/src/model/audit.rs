@@ -56,7 +56,10 @@ impl fmt::Display for Finding {
                 write!(f, "a TLB conflict at {addr:#x}: {one:x?} and {other:x?}")
             }
             Self::SharedTag { tag, roots: (one, other) } => {
-                write!(f, "{tag:?} is used by the tables at {one:#x} and at {other:#x}, without an invalidation between")
+                write!(
+                    f,
+                    "{tag:?} is used by the tables at {one:#x} and at {other:#x}, without an invalidation between"
+                )
             }
             Self::NoBreak { level, addr, at, old, new } => write!(
                 f,
@@ -73,7 +76,9 @@ pub(super) fn freed(caches: &Caches, memory: &ModelMemory) -> Vec<String> {
     let mut found = Vec::new();
     let mut check = |what: &str, at: u64, leads: u64| {
         if memory.is_freed(leads) {
-            found.push(format!("memory at {leads:#x} was freed while {what} from {at:#x}, which leads there, is cached"));
+            found.push(format!(
+                "memory at {leads:#x} was freed while {what} from {at:#x}, which leads there, is cached"
+            ));
         }
     };
     for link in caches.walks.iter().filter(|link| !link.nested) {
@@ -82,7 +87,8 @@ pub(super) fn freed(caches: &Caches, memory: &ModelMemory) -> Vec<String> {
     for &(at, word) in caches.l1.values() {
         check("a level 1 stream table descriptor", at, ste::L1STD_L2PTR.address(word));
     }
-    let nested = |sid: u32| caches.ste.get(&sid).is_some_and(|held| ste::CONFIG.get(held.entry[0]) == ste::CONFIG_NESTED);
+    let nested =
+        |sid: u32| caches.ste.get(&sid).is_some_and(|held| ste::CONFIG.get(held.entry[0]) == ste::CONFIG_NESTED);
     for (_, &(at, word)) in caches.l1cd.iter().filter(|((sid, _), _)| !nested(*sid)) {
         check("a level 1 context descriptor", at, super::config::L1CD_L2PTR.address(word));
     }

@@ -66,7 +66,10 @@ pub fn ste(entry: &Entry, traits: &Traits) -> Result<(), &'static str> {
         let substreams = ste::S1CDMAX.get(entry[0]) != 0;
         let format = ste::S1FMT.get(entry[0]);
         must(!substreams || format != 3, "STE.S1Fmt is reserved")?;
-        must(!substreams || format == 0 || has(traits, idr0::CD2L), "STE.S1Fmt asks for two levels that are not there")?;
+        must(
+            !substreams || format == 0 || has(traits, idr0::CD2L),
+            "STE.S1Fmt asks for two levels that are not there",
+        )?;
         must(!substreams || ste::S1DSS.get(entry[1]) != 3, "STE.S1DSS is reserved")?;
         let bits = ste::S1CDMAX.get(entry[0]);
         let bytes = match format {

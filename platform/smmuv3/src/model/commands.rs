@@ -80,7 +80,10 @@ impl Model {
         // The same command again at which it stopped, and nothing was done about it.
         let again = state.stopped.take() == Some((at, w0, w1));
         if again {
-            state.violation(format!("the error of {} was acknowledged, and the command is still there", command::name(number)));
+            state.violation(format!(
+                "the error of {} was acknowledged, and the command is still there",
+                command::name(number)
+            ));
         }
         let refused = state.behaviour.refuse == Some(number);
         let done = if refused || again { Done::Illegal } else { self.execute(state, w0, w1) };
@@ -139,7 +142,8 @@ impl Model {
         let has = |feature: Field| feature.is_set(u64::from(self.traits.idr0));
         let asid = TlbTag { vmid, asid: Some(command::ASID.get(w0) as u16) };
         let number = command::OPCODE.get(w0);
-        let stage1 = matches!(number, opcode::CFGI_CD..=opcode::CFGI_CD_ALL | opcode::TLBI_NH_ALL..=opcode::TLBI_NH_VAA);
+        let stage1 =
+            matches!(number, opcode::CFGI_CD..=opcode::CFGI_CD_ALL | opcode::TLBI_NH_ALL..=opcode::TLBI_NH_VAA);
         let stage2 = matches!(number, opcode::TLBI_S12_VMALL | opcode::TLBI_S2_IPA);
         if stage1 && !has(idr0::S1P) || stage2 && !has(idr0::S2P) || number == opcode::ATC_INV && !has(idr0::ATS) {
             return Done::Illegal;

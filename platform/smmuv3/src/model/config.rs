@@ -261,11 +261,7 @@ impl Model {
 
 impl State {
     /// Walks through the caches, and notes what was noticed.
-    pub(super) fn walker<T>(
-        &mut self,
-        memory: &super::ModelMemory,
-        walk: impl FnOnce(&mut Walker<'_>) -> T,
-    ) -> T {
+    pub(super) fn walker<T>(&mut self, memory: &super::ModelMemory, walk: impl FnOnce(&mut Walker<'_>) -> T) -> T {
         let mut findings = core::mem::take(&mut self.findings);
         let rng = self.adversary.as_mut().map(|adversary| &mut adversary.rng);
         let result = walk(&mut Walker { memory, caches: &mut self.caches, findings: &mut findings, rng });

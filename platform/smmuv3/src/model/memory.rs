@@ -215,7 +215,9 @@ impl TableMemory for ModelMemory {
         let words: Vec<AtomicU64> = (0..bytes / 8).map(|_| AtomicU64::new(0)).collect();
         let words: &'static [AtomicU64] = Box::leak(words.into_boxed_slice());
         state.by_words.insert(words.as_ptr().addr(), phys);
-        state.blocks.insert(phys, Block { seen: alloc::vec![Word::default(); words.len()], cells: words, freed: false });
+        state
+            .blocks
+            .insert(phys, Block { seen: alloc::vec![Word::default(); words.len()], cells: words, freed: false });
         state.live += 1;
         drop(state);
         Ok(TableBlock::new(PhysAddr::new(phys), words, self))
@@ -259,5 +261,7 @@ fn lost(words: &[AtomicU64]) -> bool {
     let first = words.first().map_or(0, |cell| cell.load(SeqCst));
     let leaf = first & 1 << 10 != 0 && first & 1 << 54 != 0;
     let table = words.len() == 1 && first & 0xfff == 3 && first >> 48 == 0;
-    first & 1 == 1 && (leaf && seeded(Bug::LeafNotPublished) || table && seeded(Bug::LinkNotPublished))
+    leaf && seeded(Bug::LeafNotPublished)
+        || table && seeded(Bug::LinkNotPublished)
+        || first == 0 && seeded(Bug::ClearNotPublished)
 }

@@ -160,8 +160,7 @@ impl Regime {
         let size = if group && entry >> 52 & 1 == 1 { self.contiguous(level) * one } else { one };
         let (read, write) =
             if self.s2 { (entry >> 6 & 1 == 1, entry >> 7 & 1 == 1) } else { (true, entry >> 7 & 1 == 0) };
-        let attributes =
-            if self.s2 { (entry >> 2 & 0xf) as u8 } else { (self.mair >> (8 * (entry >> 2 & 7))) as u8 };
+        let attributes = if self.s2 { (entry >> 2 & 0xf) as u8 } else { (self.mair >> (8 * (entry >> 2 & 7))) as u8 };
         // One of a group alone: its own output address is the descriptor's.
         let phys = if size == one { address } else { address & !(size - 1) };
         let base = addr & !(size - 1);
@@ -317,7 +316,16 @@ impl Walker<'_> {
                     let base = addr & !((1 << shift) - 1);
                     let (tag, granule) = (regime.tag, regime.granule);
                     let nested = second.is_some();
-                    self.link(WalkEntry { tag, base, size: 1 << shift, level, granule, table: address, nested, source });
+                    self.link(WalkEntry {
+                        tag,
+                        base,
+                        size: 1 << shift,
+                        level,
+                        granule,
+                        table: address,
+                        nested,
+                        source,
+                    });
                     table = address;
                     level += 1;
                 }
@@ -488,14 +496,7 @@ struct Table {
 fn combine(first: &TlbEntry, second: &TlbEntry, addr: u64, ipa: u64) -> TlbEntry {
     let size = first.size.min(second.size);
     let (base, phys) = (addr & !(size - 1), second.phys + (ipa - second.base) - (addr & (size - 1)));
-    TlbEntry {
-        base,
-        size,
-        phys,
-        read: first.read && second.read,
-        write: first.write && second.write,
-        ..*first
-    }
+    TlbEntry { base, size, phys, read: first.read && second.read, write: first.write && second.write, ..*first }
 }
 
 /// log2 of the granule that TG0 and S2TG encode.

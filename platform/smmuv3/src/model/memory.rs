@@ -44,6 +44,8 @@ struct State {
     live: usize,
     /// Blocks that were ever freed.
     freed: usize,
+    /// What happens at the next publication.
+    meanwhile: Option<Box<dyn FnOnce() + Send>>,
     /// Who looks at this memory of its own accord.
     watchers: Vec<Weak<Model>>,
 }
@@ -87,6 +89,7 @@ impl ModelMemory {
             forget: false,
             live: 0,
             freed: 0,
+            meanwhile: None,
             watchers: Vec::new(),
         };
         Box::leak(Box::new(Self { state: IrqMutex::new(state) }))
@@ -146,6 +149,11 @@ impl ModelMemory {
         self.state.lock().freed
     }
 
+    /// Runs `f` once, right after the next publication: what another core, or a device, does at that moment.
+    pub fn meanwhile(&self, f: impl FnOnce() + Send + 'static) {
+        self.state.lock().meanwhile = Some(Box::new(f));
+    }
+
     /// From now on `model` looks at this memory whenever it changes.
     pub(super) fn watch(&self, model: Weak<Model>) {
         self.state.lock().watchers.push(model);
@@ -166,7 +174,13 @@ impl ModelMemory {
 
     /// Gives the models a moment in which something else may happen.
     fn disturb(&self) {
-        let watchers = self.state.lock().watchers.clone();
+        let (watchers, meanwhile) = {
+            let mut state = self.state.lock();
+            (state.watchers.clone(), state.meanwhile.take())
+        };
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
         watchers.iter().filter_map(Weak::upgrade).for_each(|model| model.disturb());
     }
 

@@ -7,6 +7,7 @@ mod events;
 mod queue;
 mod random;
 mod revoke;
+mod seeded;
 mod start;
 mod world;
 

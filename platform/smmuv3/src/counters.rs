@@ -50,6 +50,10 @@ counters! {
     refused_commands,
     /// Aborted reads of the command queue.
     command_fetch_aborts,
+    /// CMD_SYNCs that found a CMD_ATC_INV unanswered.
+    unanswered_atc_invalidations,
+    /// Times that the SMMU went into Service Failure Mode.
+    service_failures,
     /// Times that a queue index made no sense.
     bad_indexes,
     /// Event records read.
@@ -98,6 +102,8 @@ impl fmt::Display for Statistics {
             (self.sync_timeouts, "sync timeouts"),
             (self.refused_commands, "refused commands"),
             (self.command_fetch_aborts, "command fetch aborts"),
+            (self.unanswered_atc_invalidations, "unanswered ATC invalidations"),
+            (self.service_failures, "service failures"),
             (self.bad_indexes, "bad queue indexes"),
             (self.other_global_errors, "other global errors"),
             (self.leaked_spaces, "leaked address spaces"),

@@ -31,6 +31,7 @@ mod ids;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
 mod registers;
+mod ring;
 mod smmu;
 mod space;
 pub mod spec;
@@ -39,6 +40,7 @@ mod streams;
 mod strtab;
 mod tlbi;
 
+pub use cmdq::{CommandError, Completion};
 pub use counters::Statistics;
 pub use error::Error;
 pub use evtq::fault;

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)] // Implements the contract of `iommu::contract`; the reasons are with the implementation.
 
 use crate::Error;
-use crate::cmdq::{Batch, CommandQueue};
+use crate::cmdq::{Batch, CommandError, CommandQueue, Completion};
 use crate::counters::{Counters, Statistics};
 use crate::descriptors::{ste_abort, ste_bypass};
 use crate::evtq::EventQueue;
@@ -52,9 +52,6 @@ impl<R: Registers> Shared<R> {
 
     fn serve_errors(&self) {
         let active = self.commands.acknowledge(&self.registers, &self.counters);
-        if active.contains(Gerror::SFM_ERR) {
-            self.commands.fail();
-        }
         if active.contains(Gerror::EVENTQ_ABT_ERR) {
             self.counters.event_overflows.add(1);
             self.serve_events();
@@ -118,6 +115,16 @@ impl<R: Registers> Smmu<R> {
     /// Whether the SMMU takes no more commands: an invalidation is overdue, or it has failed.
     pub fn is_dead(&self) -> bool {
         self.shared.commands.is_dead(&self.shared.registers, &self.shared.counters)
+    }
+
+    /// The latest command at which the SMMU stopped, and why.
+    pub fn latest_command_error(&self) -> Option<CommandError> {
+        self.shared.commands.latest_error()
+    }
+
+    /// How the completion of commands is noticed.
+    pub fn completion(&self) -> Completion {
+        self.shared.commands.completion()
     }
 
     /// Does what both interrupt handlers do. For a kernel that polls, and for what a flood of events left behind (see

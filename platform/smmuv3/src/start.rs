@@ -4,7 +4,7 @@
 //! changed; when translation is switched on every stream aborts. At no moment after the first step does any transaction pass.
 
 use crate::Error;
-use crate::cmdq::CommandQueue;
+use crate::cmdq::{CommandQueue, Completion};
 use crate::counters::Counters;
 use crate::evtq::EventQueue;
 use crate::features::Features;
@@ -84,6 +84,7 @@ impl<R: Registers> Shared<R> {
             commands: CommandQueue::new(
                 config.cmdq_log2.min(u32::from(features.cmdq_log2)),
                 config.sync_timeout,
+                Completion::of(&features),
                 memory,
             )?,
             events: EventQueue::new(config.eventq_log2.min(u32::from(features.eventq_log2)), memory)?,

@@ -159,13 +159,13 @@ impl CommandQueue {
         }
     }
 
-    /// Serves an active GERROR.CMDQ_ERR, and acknowledges the other active errors, which it returns with it. For the interrupt
-    /// handler.
-    pub fn acknowledge(&self, registers: &impl Registers, counters: &Counters) -> Gerror {
+    /// Serves an active GERROR.CMDQ_ERR, and acknowledges the other active errors but `keep`. Returns all that are active. For the
+    /// interrupt handler.
+    pub fn acknowledge(&self, registers: &impl Registers, counters: &Counters, keep: Gerror) -> Gerror {
         let active = {
             let _writes = self.trouble.lock();
             let active = active_errors(registers);
-            let others = active.difference(Gerror::CMDQ_ERR);
+            let others = active.difference(Gerror::CMDQ_ERR | keep);
             if !others.is_empty() {
                 registers.write32(reg::GERRORN, registers.read32(reg::GERRORN) ^ others.bits());
             }

@@ -40,6 +40,10 @@ impl Registers for Mmio {
     fn write64(&self, offset: usize, value: u64) {
         Self::write64(self, offset, value);
     }
+    #[cfg(target_os = "none")]
+    fn wait_for_event(&self) {
+        arch::timer::wait_for_event();
+    }
     fn size(&self) -> usize {
         self.len()
     }

@@ -11,7 +11,8 @@
 //! # Locks
 //!
 //! All are [`base::IrqMutex`]es, none is held while waiting, and none is taken while another of this crate's is held:
-//! the command queue's, the event queue's, the table of streams', and the two identifier allocators'.
+//! what went wrong with the command queue, the event and PRI queues' read indexes, what is owed of page request answers,
+//! IRQ_CTRL, the table of streams, and the two identifier allocators. Issuing commands takes none (see `cmdq.rs`).
 
 #![no_std]
 #![deny(unsafe_code)]
@@ -29,9 +30,13 @@ mod error;
 mod evtq;
 mod features;
 mod ids;
+mod inbox;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
+mod priq;
 mod registers;
+mod ring;
+mod service;
 mod smmu;
 mod space;
 pub mod spec;
@@ -40,10 +45,12 @@ mod streams;
 mod strtab;
 mod tlbi;
 
+pub use cmdq::{CommandError, Completion};
 pub use counters::Statistics;
 pub use error::Error;
 pub use evtq::fault;
 pub use features::{Features, StallModel};
 pub use registers::Registers;
+pub use service::{Message, Messages};
 pub use smmu::Smmu;
 pub use start::Config;

@@ -196,7 +196,9 @@ impl ModelMemory {
         if block.freed {
             return Err(BadRead::Freed);
         }
-        block.seen.get_mut(word).ok_or(BadRead::Nowhere)?.value = value;
+        // Coherent memory has one order: what the processor stored before is overwritten, seen or not.
+        let clean = block.cells.get(word).map_or(0, |cell| cell.load(SeqCst));
+        *block.seen.get_mut(word).ok_or(BadRead::Nowhere)? = Word { value, clean };
         Ok(())
     }
 }

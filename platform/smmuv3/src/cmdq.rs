@@ -341,8 +341,14 @@ impl<R: Registers> Batch<'_, R> {
         counters.commands.add(1);
         match command {
             Command::Sync => counters.syncs.add(1),
-            Command::TlbiNhVa { .. } | Command::TlbiS2Ipa { .. } => counters.address_invalidations.add(1),
-            Command::CfgiSte { .. } | Command::CfgiSteRange { .. } | Command::CfgiAll | Command::CfgiCd { .. } => {
+            Command::TlbiNhVa { .. } | Command::TlbiS2Ipa { .. } | Command::AtcInv { .. } => {
+                counters.address_invalidations.add(1)
+            }
+            Command::CfgiSte { .. }
+            | Command::CfgiSteRange { .. }
+            | Command::CfgiAll
+            | Command::CfgiCd { .. }
+            | Command::CfgiCdAll { .. } => {
                 counters.config_invalidations.add(1);
             }
             Command::TlbiNhAsid { .. }

@@ -6,12 +6,16 @@
 //! - `model` (feature `model`): an SMMU in software, with registers, queues, caches and table walks, that caches all that the
 //!   architecture lets it cache and reports what the driver must not do.
 //!
+//! - [`Smmu::create_with`]: stage 1, stage 2 or both, granule and size by [`Request`]; [`Fleet`]: one space for several SMMUs;
+//!   [`Smmu::attach_substream`]: a space for a SubstreamID; [`Smmu::enable_ats`]: a device that caches translations.
+//!
 //! The driver reaches hardware only through [`Registers`] and [`iommu::contract::TableMemory`].
 //!
 //! # Locks
 //!
 //! All are [`base::IrqMutex`]es, none is held while waiting, and none is taken while another of this crate's is held:
-//! the command queue's, the event queue's, the table of streams', and the two identifier allocators'.
+//! the command queue's, the event queue's, the table of streams', the two identifier allocators', and each space's list of
+//! streams with ATS.
 
 #![no_std]
 #![deny(unsafe_code)]
@@ -20,17 +24,22 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod atc;
 mod cmdq;
+mod contexts;
 mod counters;
 mod descriptors;
 pub mod entry;
 mod error;
 mod evtq;
 mod features;
+mod fleet;
 mod ids;
+mod member;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
 mod registers;
+mod request;
 mod smmu;
 mod space;
 pub mod spec;
@@ -43,6 +52,8 @@ pub use counters::Statistics;
 pub use error::Error;
 pub use evtq::fault;
 pub use features::{Features, StallModel};
+pub use fleet::Fleet;
 pub use registers::Registers;
+pub use request::{Request, Translation};
 pub use smmu::Smmu;
 pub use start::Config;

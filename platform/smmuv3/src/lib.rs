@@ -25,6 +25,7 @@ extern crate alloc;
 extern crate std;
 
 mod atc;
+mod bugs;
 mod cmdq;
 mod contexts;
 mod counters;

@@ -74,6 +74,9 @@ pub enum AttachError {
     /// The IOMMU has no entry for this StreamID.
     #[error("StreamID {0} is beyond the stream table")]
     NoSuchStream(StreamId),
+    /// The IOMMU has no place for this SubstreamID under the stream, or nothing is attached to it.
+    #[error("there is no SubstreamID {0:#x}")]
+    NoSuchSubstream(u32),
     /// The address space belongs to another IOMMU or another format.
     #[error("the address space does not belong to this IOMMU")]
     ForeignSpace,

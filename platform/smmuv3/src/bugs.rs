@@ -80,6 +80,22 @@ bugs! {
     NoCfgiSte,
     /// CMD_CFGI_STE names the neighbouring stream.
     CfgiWrongStream,
+    /// A CD is changed without CMD_CFGI_CD.
+    NoCfgiCd,
+    /// CMD_CFGI_CD has Leaf set although the L1CD changed.
+    CfgiCdLeafOnly,
+    /// The link to a second level of CDs is not published.
+    L1CdNotPublished,
+    /// What is cached of both stages combined is not invalidated when stage 2 is unmapped.
+    NoTlbiAbove,
+    /// It is, but before the invalidation of stage 2 has completed.
+    NoSyncBetweenStages,
+    /// Revocation does not reach the devices' own caches.
+    NoAtcInvalidation,
+    /// Nor does taking a space away from a stream.
+    AtcKept,
+    /// Of several SMMUs only the first invalidates.
+    OtherSmmuForgotten,
     /// CMD_CFGI_STE has Leaf set although the L1STD changed.
     CfgiLeafOnly,
     /// The word that switches an STE over is stored before those that it needs.

@@ -3,7 +3,6 @@
 use crate::bugs::{Bug, seeded};
 use crate::entry::{Entry, WORDS};
 use crate::features::Features;
-use crate::space::tg0;
 use crate::spec::{cd, ste};
 use iommu::pgtable::{Geometry, Granule};
 
@@ -26,7 +25,8 @@ pub const fn ste_bypass(attr_types_ovr: bool) -> Entry {
 }
 
 /// An STE that translates by stage 1 through the single CD at `context`. VMID 0 and StreamWorld NS-EL1 (all zeroes), no ATS.
-/// `coherent` is IDR0.COHACC: how the CD is read.
+/// `coherent` is IDR0.COHACC: how the CD is read. S1DSS says nothing where there is one CD; it has the value that it gets with
+/// a table of them, so that a stream comes to substreams, and back, by the change of one word.
 pub const fn ste_stage1(context: u64, coherent: bool) -> Entry {
     let mut entry = [0; WORDS];
     entry[0] = ste::V.mask() | ste::CONFIG.put(ste::CONFIG_S1) | ste::S1CONTEXTPTR.address(context);
@@ -35,7 +35,7 @@ pub const fn ste_stage1(context: u64, coherent: bool) -> Entry {
         | ste::S1COR.put(cache)
         | ste::S1CSH.put(shareable)
         | ste::STRW.put(ste::STRW_NSEL1)
-        | ste::S1DSS.put(ste::S1DSS_TERMINATE);
+        | ste::S1DSS.put(ste::S1DSS_SSID0);
     entry
 }
 
@@ -63,6 +63,22 @@ pub fn ste_stage2(vmid: u16, geometry: &Geometry, root: u64, features: &Features
         | ste::S2R.mask();
     entry[3] = ste::S2TTB.address(root);
     entry
+}
+
+/// The STE of `stage1` with the stage 2 of `stage2` under it: what both have, and Config for both.
+pub fn ste_nested(stage1: &Entry, stage2: &Entry) -> Entry {
+    let mut entry: Entry = core::array::from_fn(|i| stage1[i] | stage2[i]);
+    entry[0] = ste::CONFIG.set(stage1[0], ste::CONFIG_NESTED);
+    entry
+}
+
+/// The encoding of a granule in CD.TG0 and STE.S2TG.
+pub const fn tg0(granule: Granule) -> u64 {
+    match granule {
+        Granule::K4 => cd::TG0_4K,
+        Granule::K16 => cd::TG0_16K,
+        Granule::K64 => cd::TG0_64K,
+    }
 }
 
 /// Cacheability and shareability of the SMMU's own accesses.
@@ -128,7 +144,7 @@ mod tests {
         assert_eq!(ste_bypass(true), [0x9, 1 << 44, 0, 0, 0, 0, 0, 0]);
         assert_eq!(ste_bypass(false), [0x9, 0, 0, 0, 0, 0, 0, 0]);
         // V, Config S1; CD fetches inner shareable, write-back.
-        assert_eq!(ste_stage1(0x4_1234_5640, true), [0x4_1234_564b, 0xd4, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(ste_stage1(0x4_1234_5640, true), [0x4_1234_564b, 0xd6, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::registers::Registers;
 use crate::spec::Field;
 use crate::spec::registers::{self as reg, idr0, idr1, idr3, idr5};
 use core::fmt;
+use iommu::pgtable::Granule;
 
 /// Whether faults can stall a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct Features {
     pub coherent: bool,
     /// Two-level stream tables.
     pub two_level: bool,
+    /// Two-level context descriptor tables.
+    pub two_level_cd: bool,
     /// Takes part in broadcast TLB maintenance.
     pub broadcast_tlb: bool,
     /// EL2 stream worlds.
@@ -96,6 +99,7 @@ impl Features {
             stage2: idr0::S2P.is_set(idr0),
             coherent: idr0::COHACC.is_set(idr0),
             two_level: idr0::ST_LEVEL.get(idr0) == 1,
+            two_level_cd: idr0::CD2L.is_set(idr0),
             broadcast_tlb: idr0::BTM.is_set(idr0),
             hyp: idr0::HYP.is_set(idr0),
             msi: idr0::MSI.is_set(idr0),
@@ -137,6 +141,15 @@ impl Features {
         unsupported(idr1::QUEUES_PRESET.is_set(idr1), "queues at preset addresses")?;
         unsupported(idr1::TABLES_PRESET.is_set(idr1), "a stream table at a preset address")?;
         unsupported(!self.granule_4k && !self.granule_16k && !self.granule_64k, "an SMMU without a granule")
+    }
+
+    /// Whether tables of that granule can be walked.
+    pub const fn has_granule(&self, granule: Granule) -> bool {
+        match granule {
+            Granule::K4 => self.granule_4k,
+            Granule::K16 => self.granule_16k,
+            Granule::K64 => self.granule_64k,
+        }
     }
 
     /// The encoding of `bits` of output address for CD.IPS, never beyond what the SMMU puts out: larger encodings are

@@ -5,23 +5,21 @@
 use crate::Error;
 use crate::cmdq::{Batch, CommandError, CommandQueue, Completion};
 use crate::counters::{Counters, Statistics};
-use crate::descriptors::{ste_abort, ste_bypass};
 use crate::evtq::EventQueue;
 use crate::features::Features;
 use crate::ids::Ids;
 use crate::priq::PriQueue;
 use crate::registers::Registers;
+use crate::request::Request;
 use crate::service::{Messages, Service};
 use crate::space::Space;
 use crate::start::Config;
-use crate::streams::{Streams, Treatment};
+use crate::streams::{Streams, Wish};
 use crate::strtab::StreamTable;
 use alloc::sync::Arc;
 use base::irq::Handler;
-use core::any::Any;
 use core::fmt;
 use iommu::contract::{AddressSpace, Iommu, TableMemory};
-use iommu::pgtable::Granule;
 use iommu::{AttachError, FaultSink, StreamId};
 
 /// What the handle, the address spaces and the interrupt handlers share.
@@ -31,7 +29,6 @@ pub(crate) struct Shared<R: Registers> {
     pub sink: Arc<dyn FaultSink>,
     pub config: Config,
     pub features: Features,
-    pub granule: Granule,
     pub table: StreamTable,
     pub commands: CommandQueue,
     pub events: EventQueue,
@@ -75,6 +72,73 @@ impl<R: Registers> Smmu<R> {
         config: Config,
     ) -> Result<Self, Error> {
         Ok(Self { shared: Shared::start(registers, memory, sink, config)? })
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared<R>> {
+        &self.shared
+    }
+
+    /// Makes an empty address space of a certain kind. [`Iommu::create`] is this with the default request.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError::Unsupported`] where the SMMU lacks what is asked for; [`AttachError::ForeignSpace`] for a parent of
+    /// another SMMU; [`AttachError::NoIdentifier`], [`AttachError::OutOfMemory`].
+    pub fn create_with(&self, request: &Request) -> Result<Arc<dyn AddressSpace>, AttachError> {
+        Ok(Arc::new(Space::new(&[&self.shared], request)?))
+    }
+
+    /// Gives the transactions of `stream` with SubstreamID `substream` (PCIe: PASID) the address space `space`, in place of what
+    /// they had, without a moment in between in which they are translated by neither.
+    ///
+    /// Transactions without SubstreamID keep what they have: an address space, nothing, or bypass.
+    /// [`Iommu::attach`] goes on changing only those, [`Iommu::block`] takes everything away. The stage 2 below, if any, is
+    /// common to all substreams of a stream.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError::Unsupported`] where the SMMU has no substreams, or for a space that is not of stage 1 over the same
+    /// parent as the others; [`AttachError::NoSuchSubstream`] for 0, which stands for none, and for what the table has no place
+    /// for; else as [`Iommu::attach`].
+    pub fn attach_substream(
+        &self,
+        stream: StreamId,
+        substream: u32,
+        space: &Arc<dyn AddressSpace>,
+    ) -> Result<(), AttachError> {
+        self.shared.change(stream, Wish::AttachSubstream(substream, space))
+    }
+
+    /// Takes the address space of a SubstreamID away: its accesses are stopped from here on.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError::NoSuchSubstream`] if it has none; else as [`Iommu::block`].
+    pub fn detach_substream(&self, stream: StreamId, substream: u32) -> Result<(), AttachError> {
+        self.shared.change(stream, Wish::DetachSubstream(substream))
+    }
+
+    /// Answers the translation requests (PCIe ATS) of `stream` from now on, whatever it is attached to, and includes the
+    /// device's translation cache in every invalidation. Call it before ATS is enabled in the device.
+    ///
+    /// A device that has ATS is trusted to give up translations when it is told to: what it sends as translated is not
+    /// translated again. That it says it did is waited for, in every revocation.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError::Unsupported`] where the SMMU has no ATS; else as [`Iommu::attach`].
+    pub fn enable_ats(&self, stream: StreamId) -> Result<(), AttachError> {
+        self.shared.change(stream, Wish::Ats(true))
+    }
+
+    /// Answers no more translation requests, lets no translated access pass, and empties the device's translation cache. Call
+    /// it after ATS was disabled in the device.
+    ///
+    /// # Errors
+    ///
+    /// As [`Iommu::block`].
+    pub fn disable_ats(&self, stream: StreamId) -> Result<(), AttachError> {
+        self.shared.change(stream, Wish::Ats(false))
     }
 
     /// What the SMMU can do.
@@ -168,29 +232,27 @@ impl<R: Registers> Smmu<R> {
 // - every STE aborts, or does not exist, until `attach` or `bypass` (see `strtab.rs`);
 // - `attach` and `block` return `Ok` only when an invalidation of the STE, and of the CD found through it, has completed after
 //   the last change. By 3.21.3 of the architecture all transactions that used the old ones are complete then;
-// - `attach` takes address spaces of this SMMU only, and the stream holds it as long as the STE may point at it.
+// - `attach` takes address spaces of this SMMU only, and the stream holds it as long as the STE may point at it;
+// - where the stream has ATS, the device's cache has been emptied of the old space after that.
 unsafe impl<R: Registers> Iommu for Smmu<R> {
     fn name(&self) -> &str {
         &self.shared.config.name
     }
 
     fn create(&self) -> Result<Arc<dyn AddressSpace>, AttachError> {
-        Ok(Arc::new(Space::new(Arc::clone(&self.shared))?))
+        self.create_with(&Request::default())
     }
 
     fn attach(&self, stream: StreamId, space: &Arc<dyn AddressSpace>) -> Result<(), AttachError> {
-        let any: &dyn Any = &**space;
-        let ours = any.downcast_ref::<Space<R>>().filter(|space| space.is_of(&self.shared));
-        let ours = ours.ok_or(AttachError::ForeignSpace)?;
-        self.shared.change(stream, &ours.ste(), Treatment::Translated(Arc::clone(space)))
+        self.shared.change(stream, Wish::Attach(space))
     }
 
     fn block(&self, stream: StreamId) -> Result<(), AttachError> {
-        self.shared.change(stream, &ste_abort(), Treatment::Blocked)
+        self.shared.change(stream, Wish::Block)
     }
 
     unsafe fn bypass(&self, stream: StreamId) -> Result<(), AttachError> {
-        self.shared.change(stream, &ste_bypass(self.shared.features.attr_types_ovr), Treatment::Bypass)
+        self.shared.change(stream, Wish::Bypass)
     }
 }
 

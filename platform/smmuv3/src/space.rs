@@ -1,94 +1,52 @@
-//! Device address spaces: a translation table with an ASID (or a VMID), and the contract of revocation.
+//! Device address spaces: translation tables with an identifier on each SMMU, and the contract of revocation.
 //!
 //! Stage 1 where the SMMU has it: a context descriptor of its own for each space, shared by all streams attached to it, never
-//! changed while the space lives. Stage 2 alone where that is all there is.
+//! changed while the space lives. Stage 2 alone where that is all there is, or by request; stage 1 over a stage 2 by request
+//! (see [`Translation`]).
 //!
 //! # How revocation keeps the contract
 //!
-//! [`AddressSpace::revoke`] clears the leaves and publishes that ([`PageTable::unmap`]), issues TLB invalidations that cover
-//! every range in full, tagged with this space's identifier, and returns `Ok` only when a CMD_SYNC behind them has been
-//! consumed and none of them was refused. By 3.21.1 of the architecture no transaction that used the old translations is then
-//! still under way, whichever stream sent it.
+//! [`AddressSpace::revoke`] clears the leaves and publishes that ([`PageTable::unmap`]), issues invalidations that cover every
+//! range in full on every SMMU that the space is known to (see `member.rs`), and returns `Ok` only when on each of them a
+//! CMD_SYNC behind them has been consumed and none of them was refused. By 3.21.1 of the architecture no transaction that used
+//! the old translations is then still under way, whichever stream sent it.
 //!
 //! - A range is invalidated even where nothing was mapped: an earlier revocation may have cleared the leaves and failed, or
 //!   another core may have cleared them and not yet got as far as invalidating.
+//! - If one SMMU fails, the others are invalidated all the same, and the revocation has failed.
 //! - After a failed revocation the next one invalidates the whole space: level hints that fit today's leaves need not fit what
 //!   the TLB still holds.
-//! - Tables are freed, and the identifier is, only after an invalidation of everything tagged with it. If that fails they
+//! - Tables are freed, and identifiers are, only after an invalidation of everything tagged with them. If that fails they
 //!   are kept for ever.
 
 #![allow(unsafe_code)] // Implements the contract of `iommu::contract`, as argued above.
 
 use crate::Error;
-use crate::bugs::{self, Bug, seeded};
-use crate::cmdq::Batch;
-use crate::descriptors::{CdFields, cd as context_descriptor, ste_stage1, ste_stage2};
-use crate::entry::Entry;
+use crate::bugs::{Bug, seeded};
+use crate::member::{Member, Tag};
 use crate::registers::Registers;
+use crate::request::{Request, Translation};
 use crate::smmu::Shared;
-use crate::spec::cd;
-use crate::spec::command::{Command, TlbiRange};
-use crate::tlbi::Split;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::any::Any;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
-use iommu::contract::{AddressSpace, Aperture, TableBlock};
-use iommu::pgtable::{Geometry, Granule, MAIR, PageTable, Stage, Unmapped};
+use iommu::contract::{AddressSpace, Aperture};
+use iommu::pgtable::{PageTable, Unmapped};
 use iommu::{AttachError, Iova, IovaRange, MapError, PhysAddr, PhysRange, Prot, RevokeError};
 
 /// Commands by address of one revocation beyond which everything of the space is invalidated instead. Walking a whole space
 /// anew costs less than so many commands.
 const COMMANDS_MAX: u64 = 128;
+/// Unmapped ranges whose level hints are remembered for a second SMMU and those after it.
+const HINTS: usize = 8;
 
-/// What the TLB entries of a space are tagged with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Tag {
-    Asid(u16),
-    Vmid(u16),
-}
-
-impl Tag {
-    const fn vmid(self) -> u16 {
-        match self {
-            Self::Asid(_) => 0,
-            Self::Vmid(vmid) => vmid,
-        }
-    }
-
-    fn invalidate_all(self) -> Command {
-        match self {
-            Self::Asid(asid) => Command::TlbiNhAsid { vmid: 0, asid },
-            Self::Vmid(vmid) => Command::TlbiS12Vmall { vmid },
-        }
-    }
-
-    fn invalidate(self, addr: u64, range: TlbiRange) -> Command {
-        // No table is ever freed under a living space, so leaf entries suffice.
-        match self {
-            Self::Asid(asid) => {
-                let asid = asid ^ u16::from(seeded(Bug::WrongAsid));
-                Command::TlbiNhVa { vmid: 0, asid, addr, range: bugs::hinted(range), leaf: true }
-            }
-            Self::Vmid(vmid) => {
-                let vmid = vmid ^ u16::from(seeded(Bug::WrongVmid));
-                Command::TlbiS2Ipa { vmid, addr, range: bugs::hinted(range), leaf: true }
-            }
-        }
-    }
-}
-
-/// What the SMMU walks: kept together so that it is freed together, or kept together for ever.
-struct Walked {
-    table: PageTable,
-    /// The context descriptor, for stage 1.
-    context: Option<TableBlock>,
-}
-
-/// One device address space of one SMMU.
+/// One device address space, of one SMMU or of several.
 pub(crate) struct Space<R: Registers> {
-    shared: Arc<Shared<R>>,
-    tag: Tag,
-    walked: Arc<Walked>,
+    /// At least one.
+    members: Vec<Member<R>>,
+    table: Arc<PageTable>,
     /// Revocations that failed.
     failures: AtomicU64,
     /// Of those, how many were followed by a complete invalidation.
@@ -96,118 +54,79 @@ pub(crate) struct Space<R: Registers> {
 }
 
 impl<R: Registers> Space<R> {
-    /// Makes an address space in which nothing is mapped.
+    /// Makes an address space in which nothing is mapped, for all of `smmus`.
     ///
     /// # Errors
     ///
-    /// [`AttachError::NoIdentifier`], [`AttachError::OutOfMemory`], [`AttachError::Unsupported`] for a shape that the tables do
-    /// not have.
-    pub fn new(shared: Arc<Shared<R>>) -> Result<Self, AttachError> {
-        let features = &shared.features;
-        let stage = if features.stage1 { Stage::One } else { Stage::Two };
-        let output = features.output_bits;
-        let input = shared.config.input_bits.min(features.input_bits);
-        let input = if stage == Stage::Two { input.min(output) } else { input };
-        let geometry = Geometry::new(shared.granule, stage, input, output)
-            .map_err(|_| AttachError::Unsupported("translation tables of this size"))?;
-        let table = PageTable::new(geometry, shared.memory)?;
-        let (tag, context) = match stage {
-            Stage::One => {
-                let context = shared.memory.allocate(cd::SIZE)?;
-                (Tag::Asid(shared.asids.allocate().ok_or(AttachError::NoIdentifier)?), Some(context))
-            }
-            Stage::Two => (Tag::Vmid(shared.vmids.allocate().ok_or(AttachError::NoIdentifier)?), None),
-        };
-        if let (Tag::Asid(asid), Some(context)) = (tag, &context) {
-            let words = context_descriptor(&CdFields {
-                asid,
-                ttb0: table.root().get(),
-                t0sz: geometry.tsz(),
-                tg0: tg0(geometry.granule()),
-                ips: features.ips(output),
-                mair: if seeded(Bug::MairWrong) { MAIR.rotate_left(8) } else { MAIR },
-                coherent: features.coherent,
-            });
-            for (cell, word) in context.iter().zip(words) {
-                cell.store(word, Ordering::Relaxed);
-            }
-            if !seeded(Bug::CdNotPublished) {
-                context.publish(0, cd::WORDS);
+    /// [`AttachError::NoIdentifier`], [`AttachError::OutOfMemory`]; [`AttachError::Unsupported`] for what one of the SMMUs does
+    /// not have; [`AttachError::ForeignSpace`] for a parent that is not a stage 2 of each.
+    pub fn new(smmus: &[&Arc<Shared<R>>], request: &Request) -> Result<Self, AttachError> {
+        let first = smmus.first().ok_or(AttachError::Unsupported("an address space of no SMMU"))?;
+        let stage = request.stage(&first.features)?;
+        for smmu in smmus {
+            if request.stage(&smmu.features)? != stage {
+                return Err(AttachError::Unsupported("the stage of the other SMMUs"));
             }
         }
-        let walked = Arc::new(Walked { table, context });
-        Ok(Self { shared, tag, walked, failures: AtomicU64::new(0), healed: AtomicU64::new(0) })
-    }
-
-    /// The STE of a stream that is attached to this space.
-    pub fn ste(&self) -> Entry {
-        let features = &self.shared.features;
-        let Walked { table, context } = &*self.walked;
-        match context {
-            Some(context) => ste_stage1(context.phys().get(), features.coherent),
-            None => ste_stage2(self.tag.vmid(), table.geometry(), table.root().get(), features),
-        }
-    }
-
-    /// Whether the space belongs to `shared`.
-    pub fn is_of(&self, shared: &Arc<Shared<R>>) -> bool {
-        Arc::ptr_eq(&self.shared, shared)
-    }
-
-    /// Adds the invalidations for one unmapped range to `batch`. `Ok(false)` if they are more than `budget`, of which is taken
-    /// what they cost; then everything must be invalidated instead.
-    fn invalidate(&self, batch: &mut Batch<'_, R>, unmapped: &Unmapped, budget: &mut u64) -> Result<bool, Error> {
-        // Where something was missing, an earlier revocation may have failed: the hints speak of what was found only.
-        let hints = unmapped.missing.is_none() || seeded(Bug::HintsAlways);
-        let granule = self.walked.table.geometry().granule();
-        let range = bugs::covered(unmapped.range, granule.size());
-        if seeded(Bug::NoTlbi) {
-            return Ok(true);
-        }
-        if self.shared.features.range_invalidation {
-            let ttl = if hints { unmapped.level.unwrap_or(0) } else { 0 };
-            for (addr, range) in Split::new(range, granule.shift(), ttl) {
-                if *budget == 0 {
-                    return Ok(false);
-                }
-                *budget -= 1;
-                batch.push(self.tag.invalidate(addr, range))?;
+        let mut parents = Vec::new();
+        parents.try_reserve_exact(smmus.len()).map_err(|_| AttachError::OutOfMemory)?;
+        let mut output = None;
+        if let Translation::Nested(space) = &request.translation {
+            for smmu in smmus {
+                let below = Self::member(space, smmu).ok_or(AttachError::ForeignSpace)?;
+                parents
+                    .push(Some(below.adopt(space).ok_or(AttachError::Unsupported("a parent that is not a stage 2"))?));
+                output = Some(below.intermediate_bits());
             }
         } else {
-            // Without ranges, one command for each leaf: any address in a block takes all of it out.
-            let step = if hints { unmapped.leaf_size } else { None }.unwrap_or(granule.size());
-            let count = range.len().div_ceil(step);
-            if count > *budget {
-                return Ok(false);
-            }
-            *budget -= count;
-            for i in 0..count {
-                batch.push(self.tag.invalidate(unmapped.range.start().get() + i * step, TlbiRange::SINGLE))?;
-            }
+            parents.resize_with(smmus.len(), || None);
         }
-        Ok(true)
+        let shapes = smmus.iter().map(|smmu| (&smmu.features, &smmu.config));
+        let geometry = request.geometry(shapes, stage, output)?;
+        // Memory that is made visible to an SMMU that does not snoop is visible to those that do.
+        let memory = smmus.iter().find(|smmu| !smmu.features.coherent).unwrap_or(first).memory;
+        let table = Arc::new(PageTable::new(geometry, memory)?);
+        let mut members = Vec::new();
+        members.try_reserve_exact(smmus.len()).map_err(|_| AttachError::OutOfMemory)?;
+        for (&smmu, parent) in smmus.iter().zip(parents) {
+            members.push(Member::new(Arc::clone(smmu), Arc::clone(&table), parent)?);
+        }
+        Ok(Self { members, table, failures: AtomicU64::new(0), healed: AtomicU64::new(0) })
     }
 
-    /// Clears all of `ranges`, then completes their invalidation. `Err` if that failed; else what [`AddressSpace::revoke`] has
-    /// to say.
+    /// What `shared` knows `space` as, if it does.
+    pub fn member<'a>(space: &'a Arc<dyn AddressSpace>, shared: &Shared<R>) -> Option<&'a Member<R>> {
+        let any: &dyn Any = &**space;
+        any.downcast_ref::<Self>()?.members.iter().find(|member| member.is_of(shared))
+    }
+
+    /// Clears all of `ranges`, then completes their invalidation everywhere. `Err` if that failed; else what
+    /// [`AddressSpace::revoke`] has to say.
     fn try_revoke(&self, ranges: &[IovaRange], everything: bool) -> Result<Result<(), RevokeError>, Error> {
-        let mut batch = self.shared.batch();
+        let Some((first, others)) = self.members.split_first() else { return Err(Error::Dead) };
+        let mut batch = first.shared().batch();
         let mut budget = COMMANDS_MAX;
         let mut broad = everything;
         let mut verdict = Ok(());
         let mut issued = Ok(());
+        let mut cleared = 0;
+        let mut hints: [Option<Unmapped>; HINTS] = [None; HINTS];
         for &range in ranges {
-            match self.walked.table.unmap(range) {
+            match self.table.unmap(range) {
                 Ok(unmapped) => {
                     if verdict.is_ok()
                         && let Some(missing) = unmapped.missing
                     {
                         verdict = Err(RevokeError::NotMapped(missing));
                     }
+                    if let Some(place) = hints.get_mut(cleared) {
+                        *place = Some(unmapped);
+                    }
+                    cleared += 1;
                     // Even where the SMMU takes no more commands the other ranges are cleared.
                     let forgotten = seeded(Bug::SecondRangeForgotten) && ranges.first() != Some(&range);
                     if !broad && issued.is_ok() && !forgotten {
-                        issued = self.invalidate(&mut batch, &unmapped, &mut budget).map(|within| broad = !within);
+                        issued = first.invalidate(&mut batch, &unmapped, &mut budget).map(|within| broad = !within);
                     }
                 }
                 Err(error) => {
@@ -217,26 +136,44 @@ impl<R: Registers> Space<R> {
                 }
             }
         }
-        issued?;
-        if broad && !seeded(Bug::NoBroadTlbi) {
-            // After the last leaf was cleared: what the TLB fetches from here on is the new state.
-            batch.push(self.tag.invalidate_all())?;
+        let ranges = ranges.get(..cleared).unwrap_or(ranges);
+        let mut result = issued.and_then(|()| first.complete(batch, ranges, broad));
+        for member in others.iter().take_while(|_| !seeded(Bug::OtherSmmuForgotten)) {
+            let hints = if everything { None } else { hints.get(..cleared) };
+            result = result.and(Self::invalidate_also(member, ranges, hints));
         }
-        batch.complete()?;
-        Ok(verdict)
+        result.map(|()| verdict)
+    }
+
+    /// Completes on one more SMMU the invalidation of what was cleared: by address if there are hints for each range.
+    fn invalidate_also(
+        member: &Member<R>,
+        ranges: &[IovaRange],
+        hints: Option<&[Option<Unmapped>]>,
+    ) -> Result<(), Error> {
+        let mut batch = member.shared().batch();
+        let mut budget = COMMANDS_MAX;
+        let mut broad = hints.is_none();
+        for unmapped in hints.unwrap_or_default().iter().flatten() {
+            if !broad {
+                broad = !member.invalidate(&mut batch, unmapped, &mut budget)?;
+            }
+        }
+        member.complete(batch, ranges, broad)
     }
 }
 
 // SAFETY: the contract of `iommu::contract`:
-// - `revoke` returns `Ok` (or `NotMapped`) only after `Batch::complete` did, as the module documentation argues;
-// - devices reach this space's table only, whose leaves are made by `PageTable::map` from what `map` was told, within `prot`.
+// - `revoke` returns `Ok` (or `NotMapped`) only after `Member::complete` did on each SMMU, as the module documentation argues;
+// - devices reach this space's table only, whose leaves are made by `PageTable::map` from what `map` was told, within `prot`
+//   (and for nested ones within what the `map` of the parent was told).
 unsafe impl<R: Registers> AddressSpace for Space<R> {
     fn aperture(&self) -> Aperture {
-        self.walked.table.geometry().aperture()
+        self.table.geometry().aperture()
     }
 
     unsafe fn map(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
-        self.walked.table.map(iova, runs, prot)
+        self.table.map(iova, runs, prot)
     }
 
     fn revoke(&self, ranges: &[IovaRange]) -> Result<(), RevokeError> {
@@ -256,7 +193,7 @@ unsafe impl<R: Registers> AddressSpace for Space<R> {
                 }
                 verdict
             }
-            Err(error) if bugs::forgiven(error) => Ok(()),
+            Err(error) if crate::bugs::forgiven(error) => Ok(()),
             Err(error) => {
                 self.failures.fetch_add(1, Ordering::AcqRel);
                 Err(error.into())
@@ -265,48 +202,17 @@ unsafe impl<R: Registers> AddressSpace for Space<R> {
     }
 
     fn translate(&self, iova: Iova) -> Option<(PhysAddr, Prot)> {
-        self.walked.table.translate(iova)
+        self.table.translate(iova)
     }
 
     fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.tag {
-            Tag::Asid(asid) => write!(f, "ASID {asid}")?,
-            Tag::Vmid(vmid) => write!(f, "VMID {vmid}")?,
-        }
-        write!(f, ", {}", self.walked.table.geometry())
-    }
-}
-
-impl<R: Registers> Drop for Space<R> {
-    fn drop(&mut self) {
-        if seeded(Bug::NoTlbiBeforeFree) {
-            return;
-        }
-        // No stream is attached: each holds its space until the SMMU has completed a change to another.
-        let mut batch = self.shared.batch();
-        let issued = if seeded(Bug::AsidReusedEarly) {
-            core::mem::forget(Arc::clone(&self.walked));
-            Ok(())
-        } else {
-            batch.push(self.tag.invalidate_all())
-        };
-        let result = issued.and_then(|()| batch.complete());
-        match (result, self.tag) {
-            (Ok(()), Tag::Asid(asid)) => self.shared.asids.free(asid),
-            (Ok(()), Tag::Vmid(vmid)) => self.shared.vmids.free(vmid),
-            (Err(_), _) => {
-                self.shared.counters.leaked_spaces.add(1);
-                core::mem::forget(Arc::clone(&self.walked));
+        for member in &self.members {
+            match member.tag() {
+                Tag::Asid { vmid: 0, asid } => write!(f, "ASID {asid}, ")?,
+                Tag::Asid { vmid, asid } => write!(f, "ASID {asid} under VMID {vmid}, ")?,
+                Tag::Vmid(vmid) => write!(f, "VMID {vmid}, ")?,
             }
         }
-    }
-}
-
-/// The encoding of a granule in CD.TG0 and STE.S2TG.
-pub(crate) const fn tg0(granule: Granule) -> u64 {
-    match granule {
-        Granule::K4 => cd::TG0_4K,
-        Granule::K16 => cd::TG0_16K,
-        Granule::K64 => cd::TG0_64K,
+        write!(f, "{}", self.table.geometry())
     }
 }

@@ -43,6 +43,8 @@ pub struct Config {
     pub granule: Option<Granule>,
     /// Bits of a device address; fewer can save a level of walk.
     pub input_bits: u8,
+    /// The most bits of SubstreamID for which there is a place in a table of context descriptors.
+    pub substream_bits: u8,
     /// How long commands may take.
     pub sync_timeout: Duration,
     /// How long a register may take to acknowledge a change.
@@ -63,6 +65,7 @@ impl Default for Config {
             stream_bits: 24,
             granule: None,
             input_bits: 48,
+            substream_bits: 16,
             sync_timeout: Duration::from_secs(1),
             acknowledge_timeout: Duration::from_secs(1),
             defer: None,
@@ -90,7 +93,6 @@ impl<R: Registers> Shared<R> {
         acknowledged(&registers, &config, reg::IRQ_CTRL, reg::IRQ_CTRLACK, 0, "IRQ_CTRL")?;
         let features = Features::read(&registers)?;
         let shared = Arc::new(Self {
-            granule: granule(&features, config.granule),
             table: StreamTable::new(&features, config.stream_bits, memory)?,
             commands: CommandQueue::new(
                 config.cmdq_log2.min(u32::from(features.cmdq_log2)),
@@ -166,7 +168,8 @@ impl<R: Registers> Shared<R> {
 
     /// Switches on: commands, then (with nothing cached of what was there before) events and interrupts, then translation.
     fn enable(&self) -> Result<(), Error> {
-        let mut on = Cr0::CMDQEN;
+        // Translated accesses of a device are let through only where its STE allows ATS.
+        let mut on = if self.features.ats { Cr0::CMDQEN | Cr0::ATSCHK } else { Cr0::CMDQEN };
         self.set_cr0(on)?;
         let mut batch = self.batch();
         if !seeded(Bug::NoBootInvalidation) {
@@ -245,14 +248,4 @@ fn acknowledged(
         }
         core::hint::spin_loop();
     }
-}
-
-fn granule(features: &Features, wanted: Option<Granule>) -> Granule {
-    let has = |granule: &Granule| match granule {
-        Granule::K4 => features.granule_4k,
-        Granule::K16 => features.granule_16k,
-        Granule::K64 => features.granule_64k,
-    };
-    let smallest = [Granule::K4, Granule::K16].into_iter().find(has).unwrap_or(Granule::K64);
-    wanted.filter(has).unwrap_or(smallest)
 }

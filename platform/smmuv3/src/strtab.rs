@@ -42,7 +42,7 @@ enum Layout {
     },
 }
 
-/// The STE of one stream.
+/// Where one entry is: the STE of a stream, or the CD of a substream.
 pub(crate) struct Slot<'a> {
     block: &'a TableBlock,
     word: usize,
@@ -156,8 +156,13 @@ impl StreamTable {
     }
 }
 
-impl Slot<'_> {
-    /// The STE as it is in memory.
+impl<'a> Slot<'a> {
+    /// The entry that begins at `word` of `block`.
+    pub fn new(block: &'a TableBlock, word: usize) -> Self {
+        Self { block, word }
+    }
+
+    /// The entry as it is in memory.
     pub fn read(&self) -> Entry {
         core::array::from_fn(|i| self.block.get(self.word + i).map_or(0, |cell| cell.load(Relaxed)))
     }

@@ -79,6 +79,11 @@ pub const TG0_64K: u64 = 1;
 /// `TG0`: 16 KiB.
 pub const TG0_16K: u64 = 2;
 
+/// Level-1 context descriptor: there is a second level.
+pub const L1CD_V: Field = Field::bit(0);
+/// Level-1 context descriptor: address of the second level.
+pub const L1CD_L2PTR: Field = Field::new(51, 12);
+
 const _: () = {
     assert!(SIZE == 64 && size_of::<Cd>() == SIZE);
     assert!(V.mask() == 1 << 31 && AA64.mask() == 1 << 41 && ASID.mask() == 0xffff << 48);

@@ -98,6 +98,16 @@ pub const CONFIG_S1: u64 = 0b101;
 pub const CONFIG_S2: u64 = 0b110;
 /// `CONFIG`: both stages translate.
 pub const CONFIG_NESTED: u64 = 0b111;
+/// `S1FMT`: one table of CDs.
+pub const S1FMT_LINEAR: u64 = 0;
+/// `S1FMT`: two levels, with second levels of 4 KiB (64 CDs).
+pub const S1FMT_4K: u64 = 1;
+/// `S1FMT`: two levels, with second levels of 64 KiB (1024 CDs).
+pub const S1FMT_64K: u64 = 2;
+/// `EATS`: translation requests are answered, with physical addresses.
+pub const EATS_FULL: u64 = 1;
+/// `EATS`: translation requests are answered with stage 1 only.
+pub const EATS_SPLIT: u64 = 2;
 /// `S1DSS`: transactions without SubstreamID are terminated.
 pub const S1DSS_TERMINATE: u64 = 0;
 /// `S1DSS`: transactions without SubstreamID bypass stage 1.

@@ -2,13 +2,17 @@
 //!
 //! Bugs that were put into the driver by hand and seen to turn a test red are listed at the head of each file.
 
+mod ats;
 mod attach;
 mod events;
+mod fleet;
 mod queue;
 mod random;
 mod revoke;
 mod seeded;
+mod spaces;
 mod start;
+mod substreams;
 mod world;
 
 use super::{Model, ModelMemory, Traits};
@@ -127,4 +131,24 @@ fn map(space: &Arc<dyn AddressSpace>, range: IovaRange, run: PhysRange, prot: Pr
 fn bypass(rig: &Rig, stream: u32) {
     // SAFETY: the model's devices access no memory.
     unsafe { rig.smmu.bypass(id(stream)) }.unwrap();
+}
+
+/// Everything there is: both stages, ATS, SubstreamIDs of eight bits in tables of two levels.
+const FULL: Traits =
+    Traits { idr0: Traits::NESTED.idr0 | 1 << 10 | 1 << 19, idr1: Traits::NESTED.idr1 | 8 << 6, ..Traits::NESTED };
+
+/// The same where the SMMU does not snoop.
+const FULL_NON_COHERENT: Traits = Traits { idr0: FULL.idr0 & !(1 << 4), ..FULL };
+
+impl Rig {
+    /// What a device reads, with a SubstreamID.
+    fn reads_as(&self, stream: u32, substream: u32, iova: u64) -> Option<u64> {
+        let (stream, substream, iova) = (id(stream), Some(substream), Iova::new(iova));
+        let access = super::device::Access { stream, substream, iova, len: 4, write: false };
+        self.model.access(&access).ok().map(|runs| runs[0].start().get())
+    }
+
+    fn asked(&self, request: &crate::Request) -> Arc<dyn AddressSpace> {
+        self.smmu.create_with(request).unwrap()
+    }
 }

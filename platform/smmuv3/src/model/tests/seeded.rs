@@ -6,10 +6,10 @@ use super::super::rng::Rng;
 use super::super::{Consumption, Overflow};
 use super::world::{STREAMS, Step, World, clean, said, same};
 use super::*;
-use crate::Registers;
 use crate::bugs::{self, Bug};
 use crate::spec::command::opcode;
 use crate::spec::registers as reg;
+use crate::{Fleet, Registers, Request, Translation};
 use alloc::format;
 use alloc::string::{String, ToString};
 use iommu::{AttachError, FaultReason, RevokeError};
@@ -33,6 +33,10 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "streams", seeds: 4, run: streams },
     Scenario { name: "spaces", seeds: 2, run: spaces },
     Scenario { name: "overlap", seeds: 2, run: overlap },
+    Scenario { name: "substreams", seeds: 8, run: substreams },
+    Scenario { name: "nested", seeds: 40, run: nested },
+    Scenario { name: "ATS", seeds: 4, run: ats },
+    Scenario { name: "fleet", seeds: 2, run: fleet },
     Scenario { name: "small queue", seeds: 4, run: small_queue },
     Scenario { name: "refusals", seeds: 4, run: refusals },
     Scenario { name: "stuck", seeds: 2, run: stuck },
@@ -214,6 +218,110 @@ fn overlap(seed: u64, config: Config) -> Outcome {
         clean(&rig.model)?;
     }
     Ok(())
+}
+
+/// CDs of several substreams, in tables of one and of two levels.
+fn substreams(seed: u64, config: Config) -> Outcome {
+    for (traits, numbers) in [(FULL, [1, 65, 255]), (Traits { idr0: FULL.idr0 & !(1 << 19), ..FULL }, [1, 2, 255])] {
+        let rig = hunted(traits, config.clone(), seed, &[8])?;
+        let _default = attached(&rig, 8)?;
+        for round in 0..3 {
+            for (number, page) in numbers.into_iter().zip(1..) {
+                let space = said(rig.smmu.create(), "create")?;
+                said(map(&space, iova(0x1000, PAGE), ram(page * PAGE, PAGE), RW), "map")?;
+                same(rig.reads_as(8, number, 0x1000), None, "a substream that is not attached")?;
+                said(rig.smmu.attach_substream(id(8), number, &space), "attach a substream")?;
+                same(rig.reads_as(8, number, 0x1000), Some(RAM + page * PAGE), "the substream's memory")?;
+                same(rig.reads(8, 0x1000), None, "the memory of no substream")?;
+                if round == 1 {
+                    let other = said(rig.smmu.create(), "create")?;
+                    said(map(&other, iova(0x1000, PAGE), ram(9 * PAGE, PAGE), RW), "map")?;
+                    said(rig.smmu.attach_substream(id(8), number, &other), "replace a substream's space")?;
+                    same(rig.reads_as(8, number, 0x1000), Some(RAM + 9 * PAGE), "the other memory")?;
+                }
+                said(rig.smmu.detach_substream(id(8), number), "detach")?;
+                same(rig.reads_as(8, number, 0x1000), None, "a substream that was detached")?;
+            }
+        }
+        clean(&rig.model)?;
+    }
+    Ok(())
+}
+
+/// A stage 2 with two stage 1s on top, of which it takes memory away.
+fn nested(seed: u64, config: Config) -> Outcome {
+    let rig = hunted(FULL, config, seed, &[8, 16])?;
+    let request = Request { translation: Translation::Stage2, input_bits: Some(40), ..Request::default() };
+    let parent = said(rig.smmu.create_with(&request), "create")?;
+    // The memory of the tables, to itself, and read-only.
+    let tables = said(PhysRange::new(PhysAddr::new(1 << 32), 1 << 32).ok_or("range"), "tables")?;
+    said(map(&parent, iova(1 << 32, 1 << 32), tables, Prot::READ), "map")?;
+    said(map(&parent, iova(0x4000_0000, 4 * PAGE), ram(0, 4 * PAGE), RW | Prot::PAGEWISE), "map")?;
+    let translation = Translation::Nested(Arc::clone(&parent));
+    for stream in [8, 16] {
+        let space =
+            said(rig.smmu.create_with(&Request { translation: translation.clone(), ..Request::default() }), "create")?;
+        said(rig.smmu.attach(id(stream), &space), "attach")?;
+        let intermediate = said(PhysRange::new(PhysAddr::new(0x4000_0000), 4 * PAGE).ok_or("range"), "range")?;
+        said(map(&space, iova(0x1000, 4 * PAGE), intermediate, RW), "map")?;
+    }
+    for page in 0..4 {
+        let at = 0x1000 + page * PAGE;
+        same((rig.reads(8, at), rig.reads(16, at)), (Some(RAM + page * PAGE), Some(RAM + page * PAGE)), "both")?;
+        said(parent.revoke(&[iova(0x4000_0000 + page * PAGE, PAGE)]), "revoke")?;
+        no_way(&rig, ram(page * PAGE, PAGE))?;
+        same((rig.reads(8, at), rig.reads(16, at)), (None, None), "what was revoked below")?;
+    }
+    clean(&rig.model)
+}
+
+/// Devices that keep translations for themselves.
+fn ats(seed: u64, config: Config) -> Outcome {
+    let rig = hunted(FULL, config, seed, &[8])?;
+    let (one, other) = (attached(&rig, 8)?, said(rig.smmu.create(), "create")?);
+    said(rig.smmu.enable_ats(id(8)), "ATS")?;
+    said(map(&one, iova(0x7000, 4 * PAGE), ram(0, 4 * PAGE), RW | Prot::PAGEWISE), "map")?;
+    for page in 0..4 {
+        same(rig.model.ats_request(id(8), None, Iova::new(0x7000 + page * PAGE)), true, "a translation request")?;
+    }
+    said(one.revoke(&[iova(0x7000, 3 * PAGE)]), "revoke")?;
+    no_way(&rig, ram(0, 3 * PAGE))?;
+    same((rig.reads(8, 0x7000), rig.reads(8, 0xa000)), (None, Some(RAM + 3 * PAGE)), "what is left")?;
+    said(rig.smmu.attach(id(8), &other), "replace")?;
+    same(rig.reads(8, 0xa000), None, "the old space")?;
+    drop(one);
+    no_way(&rig, ram(0, 4 * PAGE))?;
+    clean(&rig.model)
+}
+
+/// One space behind two SMMUs.
+fn fleet(seed: u64, config: Config) -> Outcome {
+    let memory = ModelMemory::new();
+    let mut rigs = Vec::new();
+    for stream in [8, 9] {
+        let model = Model::new(FULL, memory);
+        let (smmu, log) = start(memory, &model, config.clone());
+        model.adversary(seed, [stream]);
+        model.behave(|b| b.consumption = Consumption::Random);
+        rigs.push(Rig { memory, model, smmu: said(smmu, "start")?, log });
+    }
+    let fleet = Fleet::new(rigs.iter().map(|rig| rig.smmu.clone()));
+    let space = said(fleet.create(&Request::default()), "create")?;
+    for (rig, stream) in rigs.iter().zip([8, 9]) {
+        said(rig.smmu.attach(id(stream), &space), "attach")?;
+    }
+    for count in [1, 20, 300] {
+        let ranges: Vec<_> = (0..count).map(|n| iova(0x10_0000 + 2 * n * PAGE, PAGE)).collect();
+        for (n, &range) in (0..).zip(&ranges) {
+            said(map(&space, range, ram(n * PAGE, PAGE), RW), "map")?;
+            for (rig, stream) in rigs.iter().zip([8, 9]) {
+                same(rig.reads(stream, range.start().get()), Some(RAM + n * PAGE), "what was mapped")?;
+            }
+        }
+        said(space.revoke(&ranges), "revoke")?;
+        rigs.iter().try_for_each(|rig| no_way(rig, ram(0, count * PAGE)))?;
+    }
+    rigs.iter().try_for_each(|rig| clean(&rig.model))
 }
 
 /// A queue of eight commands that is full most of the time, and for a while.

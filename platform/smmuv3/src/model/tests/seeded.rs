@@ -251,6 +251,7 @@ fn substreams(seed: u64, config: Config) -> Outcome {
 /// A stage 2 with two stage 1s on top, of which it takes memory away.
 fn nested(seed: u64, config: Config) -> Outcome {
     let rig = hunted(FULL, config, seed, &[8, 16])?;
+    rig.model.behave(|b| b.acts = 16);
     let request = Request { translation: Translation::Stage2, input_bits: Some(40), ..Request::default() };
     let parent = said(rig.smmu.create_with(&request), "create")?;
     // The memory of the tables, to itself, and read-only.

@@ -1,23 +1,100 @@
-//! An SMMUv3 in software, for host tests.
+//! An SMMUv3 in software, for host tests of SMMUv3 drivers: this crate's, and any other.
 //!
 //! [`Model`] is what a driver sees of an SMMU: registers ([`Registers`]), a command queue that it consumes, an event queue that
 //! it fills, stream tables, CDs and translation tables that it walks in a [`ModelMemory`]. Devices are calls:
-//! [`Model::device_read`] and [`Model::device_write`].
+//! [`Model::device_read`], [`Model::device_write`], [`Model::access`] (with a SubstreamID), [`Model::ats_request`].
 //!
 //! # It is not kind
 //!
 //! - It sees memory only as last published, caches all that the architecture lets it cache (invalid STEs too), keeps it until
-//!   told otherwise, and takes out no more than it must (see [`cache`]).
+//!   told otherwise, and takes out no more than it must (see [`cache`]): translations, links of every level, combined
+//!   translations of both stages, STEs, CDs, L1STDs, L1CDs, and what devices hold by ATS.
 //! - Invalidations take effect when a CMD_SYNC behind them is consumed, no earlier.
 //! - With [`Model::eager`] it loads into its caches, before every register access, everything that the given streams can reach.
+//! - With [`Model::adversary`] it does, at every register access, device access, publication and freeing of memory, a few things
+//!   of its own accord, drawn from a seed: walks to mapped addresses and a little beyond them, from any cached link or from the
+//!   root; prefetches of STEs and CDs, word by word, the words of one entry at different times; contiguous groups cached as one
+//!   or page by page; commands consumed early or late ([`Consumption::Random`]); invalidations completed before their CMD_SYNC,
+//!   in any order; stores that it sees although they were not published yet.
 //! - It interrupts only when the event queue becomes non-empty.
-//! - It can be slow, stuck, without GBPA, refuse commands, abort their reading, and flood the event queue ([`Behaviour`]).
+//! - It can be slow, stuck, without GBPA, refuse commands, abort their reading, leave CMD_ATC_INV unanswered, acknowledge CR0
+//!   late, and flood the event queue ([`Behaviour`]).
 //!
-//! # It tells
+//! # What it checks
 //!
-//! What a driver must not do is collected in [`Model::violations`]: reserved fields, illegal STEs, CDs and commands, register
-//! writes at the wrong time, walks through freed memory. A test ends with [`Model::assert_clean`].
-//! [`Model::paths_to`] lists every way, cached or not, by which memory can be reached: what revocation must leave empty.
+//! What a driver must not do is collected in [`Model::violations`]. A test ends with [`Model::assert_clean`].
+//!
+//! - **Registers**: queue bases, STRTAB_BASE and CR1/CR2 while what they belong to is on; CR0 and IRQ_CTRL before the last change
+//!   was acknowledged; GBPA during an update; GERRORN for errors that are not active, or with the command that was refused still
+//!   in its place; indexes that pass each other; sizes and alignment of queues and tables; reserved bits; translation switched
+//!   on with anything cached from before.
+//! - **Commands**: kinds that the identification registers do not announce, reserved bits, reserved range encodings, addresses
+//!   that a level hint makes unpredictable, ASIDs, VMIDs and SubstreamIDs that are too wide.
+//! - **STEs, CDs, L1STDs, L1CDs**: every reserved or unsupported value (see [`check`]), sizes, alignment, memory types.
+//! - **Tables**: descriptors that change while cached without break-before-make, contiguous groups that are not of one piece,
+//!   cached translations that disagree (TLB conflicts), an ASID or VMID used for other tables without an invalidation, memory
+//!   that is freed while anything cached leads to it, or that is walked after it was freed (see [`audit`]).
+//!
+//! [`Model::paths_to`] lists every way, cached or not and of whatever stream, by which memory can be reached: what revocation
+//! must leave empty.
+//!
+//! # What it does not check
+//!
+//! - It is one SMMU programming interface: Non-secure, no Secure or Realm state, no ECMDQ, no VMS, no MPAM, no HTTU, no stall
+//!   (faults terminate), no LPA2 or 52-bit addresses, TTB0 only.
+//! - Barriers count as far as [`ModelMemory`] sees them: an unpublished store is lost, or seen early. Reordering of loads on the
+//!   processor is not modelled; `loom` is for that.
+//! - Of the memory attributes it checks that they exist and reports them ([`Model::memory_type`]); data is not moved, so what
+//!   a wrong attribute does to it is not seen.
+//! - Whether an event was *due* is for the test to say; the model writes the events of what it stopped.
+//! - Where the architecture leaves a choice to the implementation (the number of TLB entries, what else an invalidation takes out)
+//!   it makes the choice that is worst for the driver, not each choice.
+//!
+//! # Example
+//!
+//! A driver, in short: it blocks a device, and believes that to be enough.
+//!
+//! ```
+//! use core::sync::atomic::Ordering::Relaxed;
+//! use iommu::contract::TableMemory;
+//! use iommu::{Iova, StreamId};
+//! use smmuv3::Registers;
+//! use smmuv3::model::{Model, ModelMemory, Traits};
+//! use smmuv3::spec::command::Command;
+//! use smmuv3::spec::registers as reg;
+//! use smmuv3::spec::ste;
+//!
+//! let memory = ModelMemory::new();
+//! let smmu = Model::new(Traits::NESTED, memory);
+//! let (streams, queue) = (memory.allocate(64 * ste::SIZE)?, memory.allocate(128)?);
+//! smmu.write64(reg::STRTAB_BASE, streams.phys().get());
+//! smmu.write32(reg::STRTAB_BASE_CFG, 6); // A linear table of 2^6 streams.
+//! smmu.write64(reg::CMDQ_BASE, queue.phys().get() | 3); // 2^3 commands.
+//!
+//! // Stream 5 bypasses.
+//! streams[5 * ste::WORDS].store(ste::V.mask() | ste::CONFIG.put(ste::CONFIG_BYPASS), Relaxed);
+//! streams.publish(0, streams.len());
+//! smmu.write32(reg::CR0, 1 << 3); // CMDQEN
+//! smmu.write32(reg::CR0, 1 << 3 | 1); // and SMMUEN
+//! let reads = || smmu.device_read(StreamId::new(5), Iova::new(0x1000), 4).is_ok();
+//! assert!(reads());
+//!
+//! // It shall abort from now on. The SMMU has the old STE in its cache.
+//! streams[5 * ste::WORDS].store(ste::V.mask() | ste::CONFIG.put(ste::CONFIG_ABORT), Relaxed);
+//! streams.publish(5 * ste::WORDS, 6 * ste::WORDS);
+//! assert!(reads(), "the STE is stale");
+//!
+//! for (slot, command) in [Command::CfgiSte { sid: 5, leaf: true }, Command::Sync].into_iter().enumerate() {
+//!     let words = command.encode();
+//!     queue[2 * slot].store(words[0], Relaxed);
+//!     queue[2 * slot + 1].store(words[1], Relaxed);
+//! }
+//! queue.publish(0, 4);
+//! smmu.write32(reg::CMDQ_PROD, 2);
+//! assert!(!reads());
+//! smmu.assert_clean();
+//! # Ok::<(), iommu::OutOfMemory>(())
+//! ```
 
 mod adversary;
 pub mod audit;

@@ -374,6 +374,9 @@ impl Walker<'_> {
             }
             let addr = base + (index << shift);
             let source = Source { at, word, root: regime.root };
+            if keep {
+                self.compare(regime, source, level, addr);
+            }
             if let Kind::Table(address) = regime.decode(word, level) {
                 let (tag, granule) = (regime.tag, regime.granule);
                 if keep {

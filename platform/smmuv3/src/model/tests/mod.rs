@@ -9,6 +9,7 @@ mod fleet;
 mod queue;
 mod random;
 mod revoke;
+mod rules;
 mod seeded;
 mod spaces;
 mod start;

@@ -40,6 +40,7 @@ pub(crate) use batch::Batch;
 pub use trouble::CommandError;
 
 use crate::Error;
+use crate::bugs::{Bug, seeded};
 use crate::counters::Counters;
 use crate::features::Features;
 use crate::registers::Registers;
@@ -214,8 +215,14 @@ impl CommandQueue {
     ) -> Result<Range<u64>, crate::ring::Closed> {
         let wanted = (commands.len() + usize::from(sync)) as u64;
         cpu::without_interrupts(|| {
+            if seeded(Bug::QueueOverfilled) {
+                self.ring.reached(self.ring.published());
+            }
             let run = self.ring.claim(wanted)?;
             if !run.is_empty() {
+                if seeded(Bug::ProdBeforeCommands) {
+                    registers.write32(reg::CMDQ_PROD, self.ring.index(run.end));
+                }
                 let mut commands = commands.iter();
                 for position in run.clone() {
                     let words = commands.next().copied().unwrap_or_else(|| self.sync_at(position));
@@ -233,7 +240,8 @@ impl CommandQueue {
 
     #[inline]
     fn ring_bell(&self, registers: &impl Registers) {
-        self.ring.ring(|index| registers.write32(reg::CMDQ_PROD, index));
+        let wrap = if seeded(Bug::WrapDropped) { self.size.entries() } else { 0 };
+        self.ring.ring(|index| registers.write32(reg::CMDQ_PROD, index & !wrap));
     }
 
     /// The CMD_SYNC for a position.
@@ -270,7 +278,9 @@ impl CommandQueue {
         let first = self.ring.slot(run.start);
         let count = (run.end - run.start) as usize;
         let before_wrap = count.min(self.size.entries() as usize - first);
-        self.block.publish(first * command::WORDS, (first + before_wrap) * command::WORDS);
+        if !seeded(Bug::CommandNotPublished) {
+            self.block.publish(first * command::WORDS, (first + before_wrap) * command::WORDS);
+        }
         if count > before_wrap {
             self.block.publish(0, (count - before_wrap) * command::WORDS);
         }

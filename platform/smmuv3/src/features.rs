@@ -1,6 +1,7 @@
 //! What this SMMU can do, read from its identification registers.
 
 use crate::Error;
+use crate::bugs::{Bug, seeded};
 use crate::registers::Registers;
 use crate::spec::Field;
 use crate::spec::registers::{self as reg, idr0, idr1, idr3, idr5};
@@ -141,7 +142,7 @@ impl Features {
     /// The encoding of `bits` of output address for CD.IPS, never beyond what the SMMU puts out: larger encodings are
     /// reserved, and a processor's PARange may well be larger than the SMMU's.
     pub fn ips(&self, bits: u8) -> u64 {
-        let bits = bits.min(self.output_bits);
+        let bits = if seeded(Bug::IpsUnclamped) { 48 } else { bits.min(self.output_bits) };
         let fitting = reg::OAS_BITS.iter().take_while(|&&size| size <= bits).count();
         u64::try_from(fitting.saturating_sub(1)).unwrap_or(0)
     }

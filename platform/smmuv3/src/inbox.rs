@@ -6,6 +6,7 @@
 //! An [`IrqMutex`], a leaf, around taking records out and writing the read index. For handlers: no allocation, no waiting.
 
 use crate::Error;
+use crate::bugs::{Bug, seeded};
 use crate::counters::Counter;
 use crate::registers::Registers;
 use crate::spec::queue::QueueSize;
@@ -81,7 +82,9 @@ impl<const WORDS: usize> Inbox<WORDS> {
         let count = (waiting as usize).min(records.len());
         for (i, record) in (0..).zip(records.iter_mut().take(count)) {
             let word = self.size.slot(self.size.advance(*cons, i)) * WORDS;
-            self.block.observe(word, word + WORDS);
+            if !seeded(Bug::EventsNotObserved) {
+                self.block.observe(word, word + WORDS);
+            }
             for (place, cell) in record.iter_mut().zip(self.block.iter().skip(word)) {
                 *place = cell.load(Ordering::Relaxed);
             }
@@ -115,8 +118,11 @@ impl<const WORDS: usize> Inbox<WORDS> {
         if (prod ^ *cons) & ovflg() != 0 {
             tally.overflows.add(1);
         }
-        *cons = (index & self.size.mask()) | (prod & ovflg());
-        registers.write32(self.offsets.cons, *cons);
+        let overflow = if seeded(Bug::OverflowNotAcknowledged) { *cons } else { prod };
+        *cons = (index & self.size.mask()) | (overflow & ovflg());
+        if !seeded(Bug::EventsNotTakenOut) {
+            registers.write32(self.offsets.cons, *cons);
+        }
     }
 }
 

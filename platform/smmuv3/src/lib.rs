@@ -21,6 +21,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod bugs;
 mod cmdq;
 mod counters;
 mod descriptors;

@@ -20,6 +20,7 @@
 #![allow(unsafe_code)] // Implements the contract of `iommu::contract`, as argued above.
 
 use crate::Error;
+use crate::bugs::{self, Bug, seeded};
 use crate::cmdq::Batch;
 use crate::descriptors::{CdFields, cd as context_descriptor, ste_stage1, ste_stage2};
 use crate::entry::Entry;
@@ -64,8 +65,14 @@ impl Tag {
     fn invalidate(self, addr: u64, range: TlbiRange) -> Command {
         // No table is ever freed under a living space, so leaf entries suffice.
         match self {
-            Self::Asid(asid) => Command::TlbiNhVa { vmid: 0, asid, addr, range, leaf: true },
-            Self::Vmid(vmid) => Command::TlbiS2Ipa { vmid, addr, range, leaf: true },
+            Self::Asid(asid) => {
+                let asid = asid ^ u16::from(seeded(Bug::WrongAsid));
+                Command::TlbiNhVa { vmid: 0, asid, addr, range: bugs::hinted(range), leaf: true }
+            }
+            Self::Vmid(vmid) => {
+                let vmid = vmid ^ u16::from(seeded(Bug::WrongVmid));
+                Command::TlbiS2Ipa { vmid, addr, range: bugs::hinted(range), leaf: true }
+            }
         }
     }
 }
@@ -118,13 +125,15 @@ impl<R: Registers> Space<R> {
                 t0sz: geometry.tsz(),
                 tg0: tg0(geometry.granule()),
                 ips: features.ips(output),
-                mair: MAIR,
+                mair: if seeded(Bug::MairWrong) { MAIR.rotate_left(8) } else { MAIR },
                 coherent: features.coherent,
             });
             for (cell, word) in context.iter().zip(words) {
                 cell.store(word, Ordering::Relaxed);
             }
-            context.publish(0, cd::WORDS);
+            if !seeded(Bug::CdNotPublished) {
+                context.publish(0, cd::WORDS);
+            }
         }
         let walked = Arc::new(Walked { table, context });
         Ok(Self { shared, tag, walked, failures: AtomicU64::new(0), healed: AtomicU64::new(0) })
@@ -149,11 +158,15 @@ impl<R: Registers> Space<R> {
     /// what they cost; then everything must be invalidated instead.
     fn invalidate(&self, batch: &mut Batch<'_, R>, unmapped: &Unmapped, budget: &mut u64) -> Result<bool, Error> {
         // Where something was missing, an earlier revocation may have failed: the hints speak of what was found only.
-        let hints = unmapped.missing.is_none();
+        let hints = unmapped.missing.is_none() || seeded(Bug::HintsAlways);
         let granule = self.walked.table.geometry().granule();
+        let range = bugs::covered(unmapped.range, granule.size());
+        if seeded(Bug::NoTlbi) {
+            return Ok(true);
+        }
         if self.shared.features.range_invalidation {
             let ttl = if hints { unmapped.level.unwrap_or(0) } else { 0 };
-            for (addr, range) in Split::new(unmapped.range, granule.shift(), ttl) {
+            for (addr, range) in Split::new(range, granule.shift(), ttl) {
                 if *budget == 0 {
                     return Ok(false);
                 }
@@ -163,7 +176,7 @@ impl<R: Registers> Space<R> {
         } else {
             // Without ranges, one command for each leaf: any address in a block takes all of it out.
             let step = if hints { unmapped.leaf_size } else { None }.unwrap_or(granule.size());
-            let count = unmapped.range.len().div_ceil(step);
+            let count = range.len().div_ceil(step);
             if count > *budget {
                 return Ok(false);
             }
@@ -192,7 +205,8 @@ impl<R: Registers> Space<R> {
                         verdict = Err(RevokeError::NotMapped(missing));
                     }
                     // Even where the SMMU takes no more commands the other ranges are cleared.
-                    if !broad && issued.is_ok() {
+                    let forgotten = seeded(Bug::SecondRangeForgotten) && ranges.first() != Some(&range);
+                    if !broad && issued.is_ok() && !forgotten {
                         issued = self.invalidate(&mut batch, &unmapped, &mut budget).map(|within| broad = !within);
                     }
                 }
@@ -204,7 +218,7 @@ impl<R: Registers> Space<R> {
             }
         }
         issued?;
-        if broad {
+        if broad && !seeded(Bug::NoBroadTlbi) {
             // After the last leaf was cleared: what the TLB fetches from here on is the new state.
             batch.push(self.tag.invalidate_all())?;
         }
@@ -234,7 +248,7 @@ unsafe impl<R: Registers> AddressSpace for Space<R> {
             return Ok(());
         }
         let failures = self.failures.load(Ordering::Acquire);
-        let everything = failures != self.healed.load(Ordering::Acquire);
+        let everything = !seeded(Bug::FailureForgotten) && failures != self.healed.load(Ordering::Acquire);
         match self.try_revoke(ranges, everything) {
             Ok(verdict) => {
                 if everything {
@@ -242,6 +256,7 @@ unsafe impl<R: Registers> AddressSpace for Space<R> {
                 }
                 verdict
             }
+            Err(error) if bugs::forgiven(error) => Ok(()),
             Err(error) => {
                 self.failures.fetch_add(1, Ordering::AcqRel);
                 Err(error.into())
@@ -264,9 +279,18 @@ unsafe impl<R: Registers> AddressSpace for Space<R> {
 
 impl<R: Registers> Drop for Space<R> {
     fn drop(&mut self) {
+        if seeded(Bug::NoTlbiBeforeFree) {
+            return;
+        }
         // No stream is attached: each holds its space until the SMMU has completed a change to another.
         let mut batch = self.shared.batch();
-        let result = batch.push(self.tag.invalidate_all()).and_then(|()| batch.complete());
+        let issued = if seeded(Bug::AsidReusedEarly) {
+            core::mem::forget(Arc::clone(&self.walked));
+            Ok(())
+        } else {
+            batch.push(self.tag.invalidate_all())
+        };
+        let result = issued.and_then(|()| batch.complete());
         match (result, self.tag) {
             (Ok(()), Tag::Asid(asid)) => self.shared.asids.free(asid),
             (Ok(()), Tag::Vmid(vmid)) => self.shared.vmids.free(vmid),

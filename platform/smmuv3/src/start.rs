@@ -4,6 +4,7 @@
 //! changed; when translation is switched on every stream aborts. At no moment after the first step does any transaction pass.
 
 use crate::Error;
+use crate::bugs::{Bug, seeded};
 use crate::cmdq::{CommandQueue, Completion};
 use crate::counters::Counters;
 use crate::evtq::EventQueue;
@@ -168,12 +169,14 @@ impl<R: Registers> Shared<R> {
         let mut on = Cr0::CMDQEN;
         self.set_cr0(on)?;
         let mut batch = self.batch();
-        // Configuration before translations, or the TLB could be filled again through what is left of the former.
-        batch.push(Command::CfgiAll)?;
-        if self.features.hyp {
-            batch.push(Command::TlbiEl2All)?;
+        if !seeded(Bug::NoBootInvalidation) {
+            // Configuration before translations, or the TLB could be filled again through what is left of the former.
+            batch.push(Command::CfgiAll)?;
+            if self.features.hyp {
+                batch.push(Command::TlbiEl2All)?;
+            }
+            batch.push(Command::TlbiNsnhAll)?;
         }
-        batch.push(Command::TlbiNsnhAll)?;
         batch.complete()?;
         on |= Cr0::EVENTQEN;
         self.set_cr0(on)?;
@@ -213,6 +216,9 @@ fn shut_the_door(registers: &impl Registers, config: &Config) -> Result<bool, Er
         }
     };
     let value = updated(registers)?;
+    if seeded(Bug::DoorLeftOpen) {
+        return Ok(true);
+    }
     #[allow(clippy::cast_possible_truncation)] // A 32-bit register.
     registers.write32(reg::GBPA, (value | gbpa::ABORT.mask() | gbpa::UPDATE.mask()) as u32);
     Ok(gbpa::ABORT.is_set(updated(registers)?))
@@ -231,7 +237,7 @@ fn acknowledged(
     let deadline = Deadline::after(config.acknowledge_timeout);
     loop {
         let expired = deadline.has_passed();
-        if registers.read32(acknowledgement) == value {
+        if registers.read32(acknowledgement) == value || seeded(Bug::Cr0NotAwaited) {
             return Ok(());
         }
         if expired {

@@ -12,6 +12,7 @@
 //! both stay in memory for ever, because the SMMU may be walking either.
 
 use crate::Error;
+use crate::bugs::{Bug, seeded};
 use crate::entry::{Entry, Kind, Sink, update};
 use crate::registers::Registers;
 use crate::smmu::Shared;
@@ -96,6 +97,9 @@ impl<R: Registers> Shared<R> {
     pub fn change(&self, stream: StreamId, target: &Entry, treatment: Treatment) -> Result<(), AttachError> {
         let Some(slot) = self.table.slot(stream)? else { return Err(AttachError::NoSuchStream(stream)) };
         let stale = self.streams.begin(stream, Deadline::after(self.config.sync_timeout))?;
+        if seeded(Bug::SpaceFreedEarly) {
+            drop(self.streams.end(stream, Some(Treatment::Blocked), stale));
+        }
         let mut sink = SteSink { shared: self, slot: &slot, stream };
         let result = if stale { sink.sync() } else { Ok(()) };
         let result = result.and_then(|()| update(Kind::Ste, &slot.read(), target, &mut sink));
@@ -110,7 +114,7 @@ impl<R: Registers> Shared<R> {
                 if let Some(&word) = crate::descriptors::ste_abort().first() {
                     slot.store(0, word);
                 }
-                let old = self.streams.end(stream, Some(Treatment::Blocked), true);
+                let old = self.streams.end(stream, Some(Treatment::Blocked), !seeded(Bug::StaleForgotten));
                 self.leak(old);
                 self.leak(Some(treatment));
                 Err(error.into())
@@ -120,7 +124,9 @@ impl<R: Registers> Shared<R> {
 
     /// Keeps an address space for ever: the SMMU may still walk it.
     fn leak(&self, treatment: Option<Treatment>) {
-        if let Some(Treatment::Translated(space)) = treatment {
+        if let Some(Treatment::Translated(space)) = treatment
+            && !seeded(Bug::FailedSpaceFreed)
+        {
             self.counters.leaked_spaces.add(1);
             core::mem::forget(space);
         }
@@ -141,7 +147,10 @@ impl<R: Registers> Sink for SteSink<'_, R> {
     fn sync(&mut self) -> Result<(), Error> {
         let mut batch = self.shared.batch();
         // Leaf clear: the L1STD may be new, linked by this core or by one that has not got as far as this.
-        batch.push(Command::CfgiSte { sid: self.stream.get(), leaf: false })?;
+        let sid = self.stream.get() ^ u32::from(seeded(Bug::CfgiWrongStream));
+        if !seeded(Bug::NoCfgiSte) {
+            batch.push(Command::CfgiSte { sid, leaf: seeded(Bug::CfgiLeafOnly) })?;
+        }
         batch.complete()
     }
 }

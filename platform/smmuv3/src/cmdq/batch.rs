@@ -2,6 +2,7 @@
 
 use super::{CHUNK, CommandQueue, Span, Words};
 use crate::Error;
+use crate::bugs::{Bug, seeded};
 use crate::counters::Counters;
 use crate::registers::Registers;
 use crate::spec::command::{self, Command, opcode};
@@ -68,7 +69,8 @@ impl<'a, R: Registers> Batch<'a, R> {
     #[inline]
     fn flush(&mut self, last: bool) -> Result<(), Error> {
         let commands = self.commands.get(..self.len).unwrap_or_default();
-        let span = self.queue.submit(self.registers, self.counters, commands, last, last)?;
+        let sync = last && !seeded(Bug::NoSync);
+        let span = self.queue.submit(self.registers, self.counters, commands, sync, last)?;
         let first = *self.span.get_or_insert(span);
         self.span = Some(Span { end: span.end, ..first });
         self.len = 0;
@@ -84,6 +86,9 @@ impl<'a, R: Registers> Batch<'a, R> {
     pub fn complete(mut self) -> Result<(), Error> {
         self.count();
         self.flush(true)?;
+        if seeded(Bug::SyncNotAwaited) {
+            return Ok(());
+        }
         let span = self.span.unwrap_or_default();
         self.queue.wait(self.registers, self.counters, span, self.atc)
     }

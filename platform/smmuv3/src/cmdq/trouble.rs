@@ -2,6 +2,7 @@
 
 use super::{CommandQueue, Span, Words};
 use crate::Error;
+use crate::bugs::{Bug, seeded};
 use crate::counters::Counters;
 use crate::registers::Registers;
 use crate::spec::command::{self, Command};
@@ -231,8 +232,12 @@ impl CommandQueue {
             _ => {
                 counters.refused_commands.add(1);
                 trouble.refuse(self, Refusal { position, atc: false });
-                self.store(position, Command::Sync.encode());
-                self.publish(position..position + 1);
+                if !seeded(Bug::ErrorAckedWithoutRepair) {
+                    self.store(position, Command::Sync.encode());
+                }
+                if !seeded(Bug::RepairNotPublished) {
+                    self.publish(position..position + 1);
+                }
                 counters.refused_commands.get()
             }
         };

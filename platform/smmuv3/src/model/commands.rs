@@ -5,16 +5,54 @@ use super::{Model, State};
 use crate::spec::Field;
 use crate::spec::command::{self, TlbiRange, opcode};
 use crate::spec::registers::{
-    CERROR_ABT, CERROR_ILL, Cr0, Gerror, IrqCtrl, cmdq_cons, idr0, idr3, queue_base, strtab_base_cfg,
+    CERROR_ABT, CERROR_ATC_INV_SYNC, CERROR_ILL, Cr0, Gerror, IrqCtrl, cmdq_cons, idr0, idr1, idr3, queue_base,
+    strtab_base_cfg,
 };
 use alloc::format;
+
+/// Word 0 of CMD_ATC_INV and CMD_PREFETCH_*: there is a SubstreamID.
+const SSV: Field = Field::bit(11);
+/// Word 0 of CMD_ATC_INV: whatever the SubstreamID.
+const GLOBAL: Field = Field::bit(9);
+/// Word 1 of CMD_ATC_INV: log2 of the pages.
+const ATC_SIZE: Field = Field::new(5, 0);
+/// Word 0 of CMD_SYNC: the message's data.
+const MSI_DATA: Field = Field::new(63, 32);
+/// Word 1 of CMD_SYNC: the message's address.
+const MSI_ADDR: Field = Field::new(51, 2);
 
 /// What became of a command.
 enum Done {
     Nothing,
     Pending(Invalidation),
-    Sync,
+    Sync { message: Option<(u64, u32)> },
     Illegal,
+}
+
+/// The bits that a command may have set.
+fn defined(number: u64) -> [u64; 2] {
+    let sid = command::OPCODE.mask() | command::SID.mask();
+    let vmid = command::OPCODE.mask() | command::VMID.mask();
+    let range = command::NUM.mask() | command::SCALE.mask();
+    let by_address = command::LEAF.mask() | command::TTL.mask() | command::TG.mask() | command::ADDR.mask();
+    let ssid = command::SSID.mask() | SSV.mask();
+    match number {
+        opcode::CFGI_STE => [sid, command::LEAF.mask()],
+        opcode::CFGI_STE_RANGE => [sid, command::RANGE.mask()],
+        opcode::CFGI_CD => [sid | command::SSID.mask(), command::LEAF.mask()],
+        opcode::CFGI_CD_ALL => [sid, 0],
+        opcode::TLBI_NH_ALL | opcode::TLBI_S12_VMALL => [vmid, 0],
+        opcode::TLBI_NH_ASID => [vmid | command::ASID.mask(), 0],
+        opcode::TLBI_NH_VA => [vmid | command::ASID.mask() | range, by_address],
+        opcode::TLBI_NH_VAA | opcode::TLBI_S2_IPA => [vmid | range, by_address],
+        opcode::TLBI_EL2_ALL | opcode::TLBI_NSNH_ALL => [command::OPCODE.mask(), 0],
+        opcode::ATC_INV => [sid | ssid | GLOBAL.mask(), ATC_SIZE.mask() | command::ADDR.mask()],
+        opcode::SYNC => {
+            // CS, MSH, MSIATTR, MSIDATA; MSIADDR.
+            [command::OPCODE.mask() | 0x0fc0_3000 | MSI_DATA.mask(), MSI_ADDR.mask()]
+        }
+        _ => [u64::MAX; 2],
+    }
 }
 
 impl Model {
@@ -26,7 +64,6 @@ impl Model {
         if !state.regs.on(Cr0::CMDQEN) || stopped || size.is_empty(state.regs.cmdq_prod, cons) {
             return false;
         }
-        self.prefetch(state);
         let base = queue_base::ADDR.address(state.regs.cmdq_base);
         let at = base + size.slot(cons) as u64 * command::SIZE as u64;
         if state.behaviour.abort_fetches != 0 {
@@ -40,22 +77,52 @@ impl Model {
             return false;
         };
         let number = command::OPCODE.get(w0) as u8;
+        // The same command again at which it stopped, and nothing was done about it.
+        let again = state.stopped.take() == Some((at, w0, w1));
+        if again {
+            state.violation(format!(
+                "the error of {} was acknowledged, and the command is still there",
+                command::name(number)
+            ));
+        }
         let refused = state.behaviour.refuse == Some(number);
-        let done = if refused { Done::Illegal } else { self.execute(state, w0, w1) };
+        let done = if refused || again { Done::Illegal } else { self.execute(state, w0, w1) };
         match done {
             Done::Illegal => {
                 if refused {
                     state.behaviour.refuse = None;
-                } else {
+                } else if !again {
                     state.violation(format!("an illegal {}: {w0:#x} {w1:#x}", command::name(number)));
                 }
+                state.stopped = Some((at, w0, w1));
                 stop(state, CERROR_ILL);
                 return false;
             }
-            Done::Pending(invalidation) => state.pending.push(invalidation),
-            Done::Sync => {
+            Done::Pending(invalidation) => {
+                state.unsynced_atc |= matches!(invalidation, Invalidation::Atc { .. });
+                state.pending.push(invalidation);
+            }
+            Done::Sync { .. } if state.unsynced_atc && state.behaviour.atc_timeouts != 0 => {
+                // The devices did not answer in time. The other invalidations are complete.
+                state.behaviour.atc_timeouts -= 1;
+                state.unsynced_atc = false;
+                for invalidation in core::mem::take(&mut state.pending) {
+                    if !matches!(invalidation, Invalidation::Atc { .. }) {
+                        state.caches.invalidate(invalidation);
+                    }
+                }
+                stop(state, CERROR_ATC_INV_SYNC);
+                return false;
+            }
+            Done::Sync { message } => {
                 for invalidation in core::mem::take(&mut state.pending) {
                     state.caches.invalidate(invalidation);
+                }
+                state.unsynced_atc = false;
+                if let Some((to, data)) = message
+                    && self.memory.write32(to, data).is_err()
+                {
+                    raise(state, Gerror::MSI_CMDQ_ABT_ERR);
                 }
             }
             Done::Nothing => {}
@@ -75,13 +142,31 @@ impl Model {
         let has = |feature: Field| feature.is_set(u64::from(self.traits.idr0));
         let asid = TlbTag { vmid, asid: Some(command::ASID.get(w0) as u16) };
         let number = command::OPCODE.get(w0);
-        let stage1 = matches!(number, opcode::CFGI_CD..=opcode::CFGI_CD_ALL | opcode::TLBI_NH_ALL..=opcode::TLBI_NH_VA);
+        let stage1 =
+            matches!(number, opcode::CFGI_CD..=opcode::CFGI_CD_ALL | opcode::TLBI_NH_ALL..=opcode::TLBI_NH_VAA);
         let stage2 = matches!(number, opcode::TLBI_S12_VMALL | opcode::TLBI_S2_IPA);
-        if stage1 && !has(idr0::S1P) || stage2 && !has(idr0::S2P) {
+        if stage1 && !has(idr0::S1P) || stage2 && !has(idr0::S2P) || number == opcode::ATC_INV && !has(idr0::ATS) {
             return Done::Illegal;
         }
-        if stage1 && !has(idr0::S2P) && number >= opcode::TLBI_NH_ALL && vmid != 0 {
+        let [mask0, mask1] = defined(number);
+        if w0 & !mask0 != 0 || w1 & !mask1 != 0 {
+            state.violation(format!("reserved bits in a {}: {w0:#x} {w1:#x}", command::name(number as u8)));
+        }
+        let tlbi = stage2 || stage1 && number >= opcode::TLBI_NH_ALL;
+        if tlbi && !has(idr0::S2P) && vmid != 0 {
             state.violation("a VMID where there is no stage 2".into());
+        }
+        if tlbi && !has(idr0::VMID16) && vmid > 0xff {
+            state.violation("a VMID of 16 bits where there are 8".into());
+        }
+        let tags_asid = matches!(number, opcode::TLBI_NH_ASID | opcode::TLBI_NH_VA);
+        if tags_asid && !has(idr0::ASID16) && command::ASID.get(w0) > 0xff {
+            state.violation("an ASID of 16 bits where there are 8".into());
+        }
+        let ssid = command::SSID.get(w0) as u32;
+        let substreams = idr1::SSIDSIZE.get(u64::from(self.traits.idr1));
+        if number == opcode::CFGI_CD && u64::from(ssid) >> substreams != 0 {
+            state.violation(format!("a CMD_CFGI_CD for SubstreamID {ssid:#x}, which cannot be"));
         }
         match number {
             opcode::PREFETCH_CONFIG => Done::Nothing,
@@ -95,21 +180,41 @@ impl Model {
                 let l1 = Some((self.l1_index(state, first), self.l1_index(state, last)));
                 Done::Pending(Invalidation::Config { first, last, l1 })
             }
-            opcode::CFGI_CD | opcode::CFGI_CD_ALL => Done::Pending(Invalidation::Cd { sid }),
+            opcode::CFGI_CD => Done::Pending(Invalidation::Cd { sid, ssid, leaf: command::LEAF.is_set(w1) }),
+            opcode::CFGI_CD_ALL => Done::Pending(Invalidation::CdAll { sid }),
             opcode::TLBI_NH_ALL => Done::Pending(Invalidation::Vmid(vmid)),
             opcode::TLBI_NH_ASID => Done::Pending(Invalidation::Asid(asid)),
-            opcode::TLBI_NH_VA => self.by_address(state, asid, w0, w1),
+            opcode::TLBI_NH_VA => self.by_address(state, asid, false, w0, w1),
+            opcode::TLBI_NH_VAA => self.by_address(state, asid, true, w0, w1),
             opcode::TLBI_S12_VMALL => Done::Pending(Invalidation::VmidBoth(vmid)),
-            opcode::TLBI_S2_IPA => self.by_address(state, TlbTag { vmid, asid: None }, w0, w1),
+            opcode::TLBI_S2_IPA => self.by_address(state, TlbTag { vmid, asid: None }, false, w0, w1),
             opcode::TLBI_EL2_ALL if has(idr0::HYP) => Done::Nothing,
             opcode::TLBI_NSNH_ALL => Done::Pending(Invalidation::All),
-            opcode::SYNC => Done::Sync,
+            opcode::ATC_INV => Self::atc(sid, w0, w1),
+            opcode::SYNC if command::CS.get(w0) == 1 && !has(idr0::MSI) => Done::Illegal,
+            opcode::SYNC if command::CS.get(w0) == 3 => Done::Illegal,
+            opcode::SYNC => {
+                let message = (MSI_ADDR.address(w1), MSI_DATA.get(w0) as u32);
+                Done::Sync { message: (command::CS.get(w0) == 1 && message.0 != 0).then_some(message) }
+            }
             _ => Done::Illegal,
         }
     }
 
+    fn atc(sid: u32, w0: u64, w1: u64) -> Done {
+        let size = ATC_SIZE.get(w1);
+        let (addr, last) = if size >= 52 {
+            (0, u64::MAX)
+        } else {
+            let last = (1 << (size + 12)) - 1;
+            (command::ADDR.address(w1) & !last, last)
+        };
+        let ssid = SSV.is_set(w0).then(|| command::SSID.get(w0) as u32);
+        Done::Pending(Invalidation::Atc { sid, ssid, global: GLOBAL.is_set(w0), addr, last })
+    }
+
     /// An invalidation by address, with the rules of 4.4.1.1.
-    fn by_address(&self, state: &mut State, tag: TlbTag, w0: u64, w1: u64) -> Done {
+    fn by_address(&self, state: &mut State, tag: TlbTag, any_asid: bool, w0: u64, w1: u64) -> Done {
         let range = TlbiRange {
             num: command::NUM.get(w0) as u8,
             scale: command::SCALE.get(w0) as u8,
@@ -135,7 +240,7 @@ impl Model {
                 ));
             }
         }
-        Done::Pending(Invalidation::Address { tag, addr, range, leaf: command::LEAF.is_set(w1) })
+        Done::Pending(Invalidation::Address { tag, any_asid, addr, range, leaf: command::LEAF.is_set(w1) })
     }
 
     /// Where the L1STD of a StreamID is.

@@ -1,7 +1,14 @@
 //! Memory whose contents the SMMU sees only once they have been published, and the driver only once it has observed them.
+//!
+//! Memory is not kind in the other direction either: with an adversary (see [`super::Model::adversary`]) stores that were not
+//! published yet may be seen at any moment, word by word and in any order, as evictions from a cache make them.
 
+use super::Model;
+use super::rng::Rng;
+use crate::bugs::{Bug, seeded};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
+use alloc::sync::Weak;
 use alloc::vec::Vec;
 use base::IrqMutex;
 use core::sync::atomic::AtomicU64;
@@ -35,11 +42,15 @@ struct State {
     forget: bool,
     /// Blocks that are allocated and not freed.
     live: usize,
+    /// Blocks that were ever freed.
+    freed: usize,
+    /// Who looks at this memory of its own accord.
+    watchers: Vec<Weak<Model>>,
 }
 
 impl State {
     /// Runs `f` on what the SMMU sees and what the processor sees of `words`.
-    fn each(&mut self, words: &[AtomicU64], f: impl Fn(&mut u64, &AtomicU64)) {
+    fn each(&mut self, words: &[AtomicU64], f: impl Fn(&mut Word, &AtomicU64)) {
         let at = words.as_ptr().addr();
         let Some((&base, &phys)) = self.by_words.range(..=at).next_back() else { return };
         let Some(block) = self.blocks.get_mut(&phys) else { return };
@@ -51,8 +62,18 @@ impl State {
 
 struct Block {
     /// What the SMMU sees.
-    seen: Vec<u64>,
+    seen: Vec<Word>,
+    /// What the processor sees.
+    cells: &'static [AtomicU64],
     freed: bool,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Word {
+    /// What the SMMU sees.
+    value: u64,
+    /// What the processor had stored when it was last published, or observed.
+    clean: u64,
 }
 
 impl ModelMemory {
@@ -65,6 +86,8 @@ impl ModelMemory {
             allowance: None,
             forget: false,
             live: 0,
+            freed: 0,
+            watchers: Vec::new(),
         };
         Box::leak(Box::new(Self { state: IrqMutex::new(state) }))
     }
@@ -93,7 +116,7 @@ impl ModelMemory {
         let state = self.state.lock();
         let (base, block) = state.blocks.range(..=phys).next_back().ok_or(BadRead::Nowhere)?;
         let word = usize::try_from((phys - base) / 8).map_err(|_| BadRead::Nowhere)?;
-        let value = *block.seen.get(word).ok_or(BadRead::Nowhere)?;
+        let value = block.seen.get(word).ok_or(BadRead::Nowhere)?.value;
         if block.freed { Err(BadRead::Freed) } else { Ok(value) }
     }
 
@@ -108,7 +131,43 @@ impl ModelMemory {
         let word = usize::try_from((phys - base) / 8).map_err(|_| BadRead::Nowhere)?;
         let end = word.checked_add(count).ok_or(BadRead::Nowhere)?;
         let words = block.seen.get(word..end).ok_or(BadRead::Nowhere)?;
-        if block.freed { Err(BadRead::Freed) } else { Ok(words.to_vec()) }
+        if block.freed { Err(BadRead::Freed) } else { Ok(words.iter().map(|word| word.value).collect()) }
+    }
+
+    /// Whether `phys` lies in memory that has been freed.
+    pub fn is_freed(&self, phys: u64) -> bool {
+        let state = self.state.lock();
+        let block = state.blocks.range(..=phys).next_back();
+        block.is_some_and(|(base, block)| block.freed && phys - base < block.seen.len() as u64 * 8)
+    }
+
+    /// How many blocks were ever freed.
+    pub fn frees(&self) -> usize {
+        self.state.lock().freed
+    }
+
+    /// From now on `model` looks at this memory whenever it changes.
+    pub(super) fn watch(&self, model: Weak<Model>) {
+        self.state.lock().watchers.push(model);
+    }
+
+    /// Lets the SMMU see some stores of one block that were not published yet.
+    pub(super) fn evict(&self, rng: &mut Rng) {
+        let mut state = self.state.lock();
+        let Some(pick) = rng.below(u32::try_from(state.blocks.len()).unwrap_or(u32::MAX)) else { return };
+        let Some(block) = state.blocks.values_mut().nth(pick as usize) else { return };
+        for (word, cell) in block.seen.iter_mut().zip(block.cells) {
+            let now = cell.load(SeqCst);
+            if now != word.clean && rng.chance(2) {
+                (word.value, word.clean) = (now, now);
+            }
+        }
+    }
+
+    /// Gives the models a moment in which something else may happen.
+    fn disturb(&self) {
+        let watchers = self.state.lock().watchers.clone();
+        watchers.iter().filter_map(Weak::upgrade).for_each(|model| model.disturb());
     }
 
     /// Writes as the SMMU does: the processor sees it once it has observed it.
@@ -123,8 +182,21 @@ impl ModelMemory {
         if block.freed {
             return Err(BadRead::Freed);
         }
-        *block.seen.get_mut(word).ok_or(BadRead::Nowhere)? = value;
+        block.seen.get_mut(word).ok_or(BadRead::Nowhere)?.value = value;
         Ok(())
+    }
+}
+
+impl ModelMemory {
+    /// Writes 32 bits as the SMMU does, for messages.
+    ///
+    /// # Errors
+    ///
+    /// [`BadRead`].
+    pub fn write32(&self, phys: u64, value: u32) -> Result<(), BadRead> {
+        let shift = 8 * (phys & 4);
+        let old = self.read(phys & !7)?;
+        self.write(phys & !7, old & !(0xffff_ffff << shift) | u64::from(value) << shift)
     }
 }
 
@@ -143,7 +215,9 @@ impl TableMemory for ModelMemory {
         let words: Vec<AtomicU64> = (0..bytes / 8).map(|_| AtomicU64::new(0)).collect();
         let words: &'static [AtomicU64] = Box::leak(words.into_boxed_slice());
         state.by_words.insert(words.as_ptr().addr(), phys);
-        state.blocks.insert(phys, Block { seen: alloc::vec![0; words.len()], freed: false });
+        state
+            .blocks
+            .insert(phys, Block { seen: alloc::vec![Word::default(); words.len()], cells: words, freed: false });
         state.live += 1;
         drop(state);
         Ok(TableBlock::new(PhysAddr::new(phys), words, self))
@@ -155,18 +229,39 @@ impl TableMemory for ModelMemory {
             block.freed = true;
         }
         state.live -= 1;
+        state.freed += 1;
+        drop(state);
+        self.disturb();
     }
 
     fn publish(&self, words: &[AtomicU64]) {
         base::barrier::publish();
         let mut state = self.state.lock();
-        if !state.forget {
-            state.each(words, |seen, cell| *seen = cell.load(SeqCst));
+        if !state.forget && !lost(words) {
+            state.each(words, |word, cell| {
+                let now = cell.load(SeqCst);
+                (word.value, word.clean) = (now, now);
+            });
         }
+        drop(state);
+        self.disturb();
     }
 
     fn observe(&self, words: &[AtomicU64]) {
         base::barrier::device_read();
-        self.state.lock().each(words, |seen, cell| cell.store(*seen, SeqCst));
+        self.state.lock().each(words, |word, cell| {
+            cell.store(word.value, SeqCst);
+            word.clean = word.value;
+        });
     }
+}
+
+/// Whether a seeded bug forgets to publish these words: leaves have the access flag, links have not.
+fn lost(words: &[AtomicU64]) -> bool {
+    let first = words.first().map_or(0, |cell| cell.load(SeqCst));
+    let leaf = first & 1 << 10 != 0 && first & 1 << 54 != 0;
+    let table = words.len() == 1 && first & 0xfff == 3 && first >> 48 == 0;
+    leaf && seeded(Bug::LeafNotPublished)
+        || table && seeded(Bug::LinkNotPublished)
+        || first == 0 && seeded(Bug::ClearNotPublished)
 }

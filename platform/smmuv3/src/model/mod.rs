@@ -19,12 +19,16 @@
 //! writes at the wrong time, walks through freed memory. A test ends with [`Model::assert_clean`].
 //! [`Model::paths_to`] lists every way, cached or not, by which memory can be reached: what revocation must leave empty.
 
+mod adversary;
+pub mod audit;
 pub mod cache;
 pub mod check;
 mod commands;
+pub mod config;
 pub mod device;
 pub mod memory;
 mod regs;
+pub mod rng;
 #[cfg(test)]
 mod tests;
 pub mod walk;
@@ -73,6 +77,8 @@ pub enum Consumption {
     Immediate,
     /// So many for each read of CMDQ_CONS.
     PerLook(u32),
+    /// As many as an adversary likes, whenever it likes (see [`Model::adversary`]).
+    Random,
     /// Never.
     Stuck,
 }
@@ -107,6 +113,12 @@ pub struct Behaviour {
     pub flood: u32,
     /// What CMDQ_CONS reads as, whatever the truth.
     pub lie: Option<u32>,
+    /// So many reads of CMDQ_CONS find that nothing has moved, before commands are consumed again.
+    pub stall: u32,
+    /// So many CMD_SYNCs behind a CMD_ATC_INV are stopped with CERROR_ATC_INV_SYNC.
+    pub atc_timeouts: u32,
+    /// CR0ACK follows when the adversary likes.
+    pub slow_acknowledgements: bool,
 }
 
 impl Default for Behaviour {
@@ -121,6 +133,9 @@ impl Default for Behaviour {
             abort_fetches: 0,
             flood: 0,
             lie: None,
+            stall: 0,
+            atc_timeouts: 0,
+            slow_acknowledgements: false,
         }
     }
 }
@@ -153,6 +168,17 @@ struct State {
     /// Opcodes in the order in which they were consumed.
     log: Vec<u8>,
     eager: BTreeSet<u32>,
+    adversary: Option<adversary::Adversary>,
+    /// Blocks freed when the caches were last compared with memory.
+    frees: usize,
+    /// Noticed during a walk, and not yet a violation.
+    findings: Vec<audit::Finding>,
+    /// The command at which consumption last stopped with CERROR_ILL, and where it is.
+    stopped: Option<(u64, u64, u64)>,
+    /// A CMD_ATC_INV waits for a CMD_SYNC.
+    unsynced_atc: bool,
+    /// CR0 was written, and CR0ACK does not follow yet.
+    acknowledging: bool,
 }
 
 impl State {
@@ -189,7 +215,9 @@ impl Model {
 
     /// What the driver did that it must not do.
     pub fn violations(&self) -> Vec<String> {
-        self.state.lock().violations.clone()
+        let mut state = self.state.lock();
+        self.audit(&mut state);
+        state.violations.clone()
     }
 
     /// Panics if the driver did anything that it must not do.

@@ -39,7 +39,7 @@ impl Regs {
 impl Model {
     pub(super) fn load(&self, offset: usize) -> u32 {
         let mut state = self.state.lock();
-        self.prefetch(&mut state);
+        self.speculate(&mut state);
         match offset {
             reg::IDR0 => self.traits.idr0,
             reg::IDR1 => self.traits.idr1,
@@ -48,7 +48,16 @@ impl Model {
             reg::AIDR => self.traits.aidr,
             reg::IDR2 | reg::IDR4 | reg::IIDR => 0,
             reg::CR0 => state.regs.cr0,
-            reg::CR0ACK => state.regs.cr0ack,
+            reg::CR0ACK => {
+                if state.acknowledging {
+                    state.acknowledging = state.behaviour.slow_acknowledgements
+                        && state.adversary.as_mut().is_none_or(|adversary| !adversary.rng.chance(3));
+                    if !state.acknowledging {
+                        state.regs.cr0ack = state.regs.cr0;
+                    }
+                }
+                state.regs.cr0ack
+            }
             reg::CR1 => state.regs.cr1,
             reg::CR2 => state.regs.cr2,
             reg::GBPA => {
@@ -65,10 +74,17 @@ impl Model {
             reg::STRTAB_BASE_CFG => state.regs.strtab_base_cfg,
             reg::CMDQ_PROD => state.regs.cmdq_prod,
             reg::CMDQ_CONS => {
-                if let Consumption::PerLook(count) = state.behaviour.consumption {
-                    for _ in 0..count {
-                        self.consume(&mut state);
+                let count = match state.behaviour.consumption {
+                    _ if state.behaviour.stall != 0 => {
+                        state.behaviour.stall -= 1;
+                        0
                     }
+                    Consumption::PerLook(count) => count,
+                    Consumption::Random => state.adversary.as_mut().and_then(|a| a.rng.below(4)).unwrap_or(1),
+                    Consumption::Immediate | Consumption::Stuck => 0,
+                };
+                for _ in 0..count {
+                    self.consume(&mut state);
                 }
                 state.behaviour.lie.unwrap_or(state.regs.cmdq_cons)
             }
@@ -96,6 +112,7 @@ impl Model {
 
     pub(super) fn store64(&self, offset: usize, value: u64) {
         let mut state = self.state.lock();
+        self.speculate(&mut state);
         match offset {
             reg::STRTAB_BASE => {
                 only_while(&mut state, Cr0::SMMUEN, "STRTAB_BASE");
@@ -111,7 +128,11 @@ impl Model {
                 state.regs.eventq_base = value;
                 self.check_base(&mut state, value, 32, self.traits.idr1 >> 16 & 0x1f);
             }
-            reg::GERROR_IRQ_CFG0 | reg::EVENTQ_IRQ_CFG0 => {}
+            reg::GERROR_IRQ_CFG0 | reg::EVENTQ_IRQ_CFG0 => {
+                if (state.regs.irq_ctrl | state.regs.irq_ctrlack) & 0b101 != 0 {
+                    state.violation(format!("a message address at {offset:#x} written while interrupts are on"));
+                }
+            }
             _ => state.violation(format!("64-bit write of offset {offset:#x}")),
         }
     }
@@ -128,7 +149,7 @@ impl Model {
 
     pub(super) fn store(&self, offset: usize, value: u32) {
         let mut state = self.state.lock();
-        self.prefetch(&mut state);
+        self.speculate(&mut state);
         match offset {
             reg::CR0 => self.write_cr0(&mut state, value),
             reg::CR1 => {
@@ -137,6 +158,9 @@ impl Model {
             }
             reg::CR2 => {
                 only_while(&mut state, Cr0::SMMUEN, "CR2");
+                if value & !7 != 0 {
+                    state.violation(format!("reserved bits in CR2: {value:#x}"));
+                }
                 state.regs.cr2 = value;
             }
             reg::GBPA if !self.traits.gbpa => {}
@@ -150,6 +174,12 @@ impl Model {
                 }
             }
             reg::IRQ_CTRL => {
+                if state.regs.irq_ctrl != state.regs.irq_ctrlack {
+                    state.violation("IRQ_CTRL written before the last change was acknowledged".into());
+                }
+                if value & !7 != 0 {
+                    state.violation(format!("reserved bits in IRQ_CTRL: {value:#x}"));
+                }
                 state.regs.irq_ctrl = value;
                 if state.behaviour.acknowledges {
                     state.regs.irq_ctrlack = value;
@@ -212,8 +242,17 @@ impl Model {
                 state.violation("translation switched on with something cached from before".into());
             }
         }
+        if value & !0x1df != 0 {
+            state.violation(format!("reserved bits in CR0: {value:#x}"));
+        }
+        let queues = Cr0::CMDQEN.bits() | Cr0::EVENTQEN.bits();
+        if rising & queues != 0 && state.regs.cmdq_base & reg::queue_base::ADDR.mask() == 0 {
+            state.violation("a queue switched on without a base".into());
+        }
         state.regs.cr0 = value;
-        if state.behaviour.acknowledges {
+        if state.behaviour.slow_acknowledgements && state.adversary.is_some() {
+            state.acknowledging = true;
+        } else if state.behaviour.acknowledges {
             state.regs.cr0ack = value;
         }
         if rising & Cr0::CMDQEN.bits() != 0 {

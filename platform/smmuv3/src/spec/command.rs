@@ -12,6 +12,10 @@ pub const SIZE: usize = WORDS * 8;
 pub const OPCODE: Field = Field::new(7, 0);
 /// Word 0: the command concerns the Secure world.
 pub const SSEC: Field = Field::bit(10);
+/// Word 0 of CMD_ATC_INV: all SubstreamIDs.
+pub const GLOBAL: Field = Field::bit(9);
+/// Word 0: the command has a SubstreamID.
+pub const SSV: Field = Field::bit(11);
 /// Word 0: SubstreamID.
 pub const SSID: Field = Field::new(31, 12);
 /// Word 0: StreamID.
@@ -34,8 +38,6 @@ pub const MSI_ATTR: Field = Field::new(27, 24);
 pub const MSI_DATA: Field = Field::new(63, 32);
 /// Word 1 of CMD_SYNC: where the message is written to.
 pub const MSI_ADDRESS: Field = Field::new(51, 2);
-/// Word 0: the SubstreamID is valid (CMD_PRI_RESP, CMD_ATC_INV).
-pub const SSV: Field = Field::bit(11);
 /// Word 1 of CMD_PRI_RESP: page request group.
 pub const PRG_INDEX: Field = Field::new(8, 0);
 /// Word 1 of CMD_PRI_RESP: the answer.
@@ -48,6 +50,8 @@ pub const RANGE: Field = Field::new(4, 0);
 pub const TTL: Field = Field::new(9, 8);
 /// Word 1: granule of a range: 0 none, 1 4K, 2 16K, 3 64K.
 pub const TG: Field = Field::new(11, 10);
+/// Word 1 of CMD_ATC_INV: log2 of the number of 4 KiB pages.
+pub const SIZE_LOG2: Field = Field::new(5, 0);
 /// Word 1: address.
 pub const ADDR: Field = Field::new(63, 12);
 
@@ -105,6 +109,9 @@ pub enum Command {
     CfgiAll,
     /// Forget the CD of one stream's SubstreamID.
     CfgiCd { sid: u32, ssid: u32, leaf: bool },
+    /// Have the device forget the translations of 2^`log2` pages of 4 KiB at `addr` (aligned to its size) that it holds for a
+    /// SubstreamID, or for accesses without one.
+    AtcInv { sid: u32, ssid: Option<u32>, addr: u64, log2: u8 },
     /// Forget the stage 1 translations of an ASID.
     TlbiNhAsid { vmid: u16, asid: u16 },
     /// Forget stage 1 translations of an ASID by address.
@@ -151,6 +158,13 @@ impl Command {
             Self::CfgiAll => [op(opcode::CFGI_STE_RANGE), RANGE.put(31)],
             Self::CfgiCd { sid, ssid, leaf } => {
                 [op(opcode::CFGI_CD) | SID.put(sid as u64) | SSID.put(ssid as u64), LEAF.put(leaf as u64)]
+            }
+            Self::AtcInv { sid, ssid, addr, log2 } => {
+                let substream = match ssid {
+                    Some(ssid) => SSV.mask() | SSID.put(ssid as u64),
+                    None => 0,
+                };
+                [op(opcode::ATC_INV) | SID.put(sid as u64) | substream, ADDR.address(addr) | SIZE_LOG2.put(log2 as u64)]
             }
             Self::TlbiNhAsid { vmid, asid } => {
                 [op(opcode::TLBI_NH_ASID) | VMID.put(vmid as u64) | ASID.put(asid as u64), 0]

@@ -77,6 +77,11 @@ impl<R: Registers> Smmu<R> {
         Ok(Self { shared: Shared::start(registers, memory, sink, config)? })
     }
 
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Shared<R> {
+        &self.shared
+    }
+
     /// What the SMMU can do.
     pub fn features(&self) -> &Features {
         &self.shared.features

@@ -27,6 +27,7 @@ mod commands;
 pub mod config;
 pub mod device;
 pub mod memory;
+mod output;
 mod regs;
 pub mod rng;
 #[cfg(test)]
@@ -117,6 +118,8 @@ pub struct Behaviour {
     pub stall: u32,
     /// So many CMD_SYNCs behind a CMD_ATC_INV are stopped with CERROR_ATC_INV_SYNC.
     pub atc_timeouts: u32,
+    /// Messages of CMD_SYNCs are aborted.
+    pub lose_messages: bool,
     /// CR0ACK follows when the adversary likes.
     pub slow_acknowledgements: bool,
 }
@@ -135,6 +138,7 @@ impl Default for Behaviour {
             lie: None,
             stall: 0,
             atc_timeouts: 0,
+            lose_messages: false,
             slow_acknowledgements: false,
         }
     }
@@ -147,6 +151,8 @@ pub struct Interrupts {
     pub events: bool,
     /// A global error became active.
     pub errors: bool,
+    /// The PRI queue became non-empty.
+    pub page_requests: bool,
 }
 
 /// An SMMU.
@@ -164,6 +170,7 @@ struct State {
     pending: Vec<Invalidation>,
     behaviour: Behaviour,
     interrupts: Interrupts,
+    output: output::Output,
     violations: Vec<String>,
     /// Opcodes in the order in which they were consumed.
     log: Vec<u8>,

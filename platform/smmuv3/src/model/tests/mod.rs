@@ -4,6 +4,9 @@
 
 mod attach;
 mod events;
+mod floods;
+mod pri;
+mod producers;
 mod queue;
 mod random;
 mod revoke;
@@ -97,6 +100,9 @@ impl Rig {
         let interrupts = self.model.take_interrupts();
         if interrupts.events {
             self.smmu.event_handler().handle();
+        }
+        if interrupts.page_requests {
+            self.smmu.page_request_handler().handle();
         }
         if interrupts.errors {
             self.smmu.error_handler().handle();

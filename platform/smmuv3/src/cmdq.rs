@@ -215,6 +215,9 @@ impl CommandQueue {
     ) -> Result<Range<u64>, crate::ring::Closed> {
         let wanted = (commands.len() + usize::from(sync)) as u64;
         cpu::without_interrupts(|| {
+            if seeded(Bug::QueueOverfilled) {
+                self.ring.reached(self.ring.published());
+            }
             let run = self.ring.claim(wanted)?;
             if !run.is_empty() {
                 if seeded(Bug::ProdBeforeCommands) {
@@ -237,7 +240,8 @@ impl CommandQueue {
 
     #[inline]
     fn ring_bell(&self, registers: &impl Registers) {
-        self.ring.ring(|index| registers.write32(reg::CMDQ_PROD, index));
+        let wrap = if seeded(Bug::WrapDropped) { self.size.entries() } else { 0 };
+        self.ring.ring(|index| registers.write32(reg::CMDQ_PROD, index & !wrap));
     }
 
     /// The CMD_SYNC for a position.

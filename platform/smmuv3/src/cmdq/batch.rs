@@ -69,7 +69,8 @@ impl<'a, R: Registers> Batch<'a, R> {
     #[inline]
     fn flush(&mut self, last: bool) -> Result<(), Error> {
         let commands = self.commands.get(..self.len).unwrap_or_default();
-        let span = self.queue.submit(self.registers, self.counters, commands, last, last)?;
+        let sync = last && !seeded(Bug::NoSync);
+        let span = self.queue.submit(self.registers, self.counters, commands, sync, last)?;
         let first = *self.span.get_or_insert(span);
         self.span = Some(Span { end: span.end, ..first });
         self.len = 0;
@@ -84,7 +85,7 @@ impl<'a, R: Registers> Batch<'a, R> {
     /// [`Error::QueueFull`], [`Error::SyncTimedOut`], [`Error::Dead`], [`Error::CommandRefused`].
     pub fn complete(mut self) -> Result<(), Error> {
         self.count();
-        self.flush(!seeded(Bug::NoSync))?;
+        self.flush(true)?;
         if seeded(Bug::SyncNotAwaited) {
             return Ok(());
         }

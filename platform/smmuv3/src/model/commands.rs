@@ -1,12 +1,12 @@
 //! Consuming commands (IHI 0070, chapter 4 and 7.1).
 
 use super::cache::{Invalidation, TlbTag};
+use super::output::{Line, interrupt};
 use super::{Model, State};
 use crate::spec::Field;
 use crate::spec::command::{self, TlbiRange, opcode};
 use crate::spec::registers::{
-    CERROR_ABT, CERROR_ATC_INV_SYNC, CERROR_ILL, Cr0, Gerror, IrqCtrl, cmdq_cons, idr0, idr1, idr3, queue_base,
-    strtab_base_cfg,
+    CERROR_ABT, CERROR_ATC_INV_SYNC, CERROR_ILL, Cr0, Gerror, cmdq_cons, idr0, idr1, idr3, queue_base, strtab_base_cfg,
 };
 use alloc::format;
 
@@ -47,6 +47,7 @@ fn defined(number: u64) -> [u64; 2] {
         opcode::TLBI_NH_VAA | opcode::TLBI_S2_IPA => [vmid | range, by_address],
         opcode::TLBI_EL2_ALL | opcode::TLBI_NSNH_ALL => [command::OPCODE.mask(), 0],
         opcode::ATC_INV => [sid | ssid | GLOBAL.mask(), ATC_SIZE.mask() | command::ADDR.mask()],
+        opcode::PRI_RESP => [sid | ssid, command::PRG_INDEX.mask() | command::RESP.mask()],
         opcode::SYNC => {
             // CS, MSH, MSIATTR, MSIDATA; MSIADDR.
             [command::OPCODE.mask() | 0x0fc0_3000 | MSI_DATA.mask(), MSI_ADDR.mask()]
@@ -119,10 +120,11 @@ impl Model {
                     state.caches.invalidate(invalidation);
                 }
                 state.unsynced_atc = false;
-                if let Some((to, data)) = message
-                    && self.memory.write32(to, data).is_err()
-                {
-                    raise(state, Gerror::MSI_CMDQ_ABT_ERR);
+                if let Some((to, data)) = message {
+                    let lost = state.behaviour.lose_messages || self.memory.write32(to, data).is_err();
+                    if lost {
+                        raise(state, Gerror::MSI_CMDQ_ABT_ERR);
+                    }
                 }
             }
             Done::Nothing => {}
@@ -191,6 +193,10 @@ impl Model {
             opcode::TLBI_EL2_ALL if has(idr0::HYP) => Done::Nothing,
             opcode::TLBI_NSNH_ALL => Done::Pending(Invalidation::All),
             opcode::ATC_INV => Self::atc(sid, w0, w1),
+            opcode::PRI_RESP if has(idr0::PRI) && command::RESP.get(w1) != 3 => {
+                state.output.answers.push([w0, w1]);
+                Done::Nothing
+            }
             opcode::SYNC if command::CS.get(w0) == 1 && !has(idr0::MSI) => Done::Illegal,
             opcode::SYNC if command::CS.get(w0) == 3 => Done::Illegal,
             opcode::SYNC => {
@@ -261,8 +267,6 @@ fn stop(state: &mut State, error: u64) {
 pub(super) fn raise(state: &mut State, error: Gerror) {
     if !state.regs.active().contains(error) {
         state.regs.gerror ^= error.bits();
-        if state.regs.irq_ctrl & IrqCtrl::GERROR_IRQEN.bits() != 0 {
-            state.interrupts.errors = true;
-        }
+        interrupt(state, Line::Errors);
     }
 }

@@ -3,10 +3,11 @@
 use super::cache::{AtcEntry, TlbEntry};
 use super::commands::raise;
 use super::config::{Record, Route, Source};
+use super::output::{Line, interrupt};
 use super::walk::{Failure, Fault, Stages};
 use super::{Model, Overflow, State, check};
 use crate::spec::event::{self, Event, number};
-use crate::spec::registers::{Cr0, Gerror, IrqCtrl, OVFLG, queue_base};
+use crate::spec::registers::{Cr0, Gerror, OVFLG, queue_base};
 use crate::spec::ste;
 use alloc::collections::BTreeSet;
 use alloc::format;
@@ -192,8 +193,8 @@ impl Model {
             }
         }
         state.regs.eventq_prod = size.advance(prod, 1) | prod & OVFLG.mask() as u32;
-        if size.is_empty(prod, cons) && state.regs.irq_ctrl & IrqCtrl::EVENTQ_IRQEN.bits() != 0 {
-            state.interrupts.events = true;
+        if size.is_empty(prod, cons) {
+            interrupt(state, Line::Events);
         }
     }
 

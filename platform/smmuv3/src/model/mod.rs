@@ -104,6 +104,7 @@ mod commands;
 pub mod config;
 pub mod device;
 pub mod memory;
+mod output;
 mod regs;
 pub mod rng;
 #[cfg(test)]
@@ -196,6 +197,8 @@ pub struct Behaviour {
     pub atc_timeouts: u32,
     /// An adversary does fewer things than this of its own accord in each moment.
     pub acts: u32,
+    /// Messages of CMD_SYNCs are aborted.
+    pub lose_messages: bool,
     /// CR0ACK follows when the adversary likes.
     pub slow_acknowledgements: bool,
 }
@@ -215,6 +218,7 @@ impl Default for Behaviour {
             stall: 0,
             atc_timeouts: 0,
             acts: 4,
+            lose_messages: false,
             slow_acknowledgements: false,
         }
     }
@@ -227,6 +231,8 @@ pub struct Interrupts {
     pub events: bool,
     /// A global error became active.
     pub errors: bool,
+    /// The PRI queue became non-empty.
+    pub page_requests: bool,
 }
 
 /// An SMMU.
@@ -244,6 +250,7 @@ struct State {
     pending: Vec<Invalidation>,
     behaviour: Behaviour,
     interrupts: Interrupts,
+    output: output::Output,
     violations: Vec<String>,
     /// Opcodes in the order in which they were consumed.
     log: Vec<u8>,

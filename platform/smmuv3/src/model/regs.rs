@@ -90,10 +90,10 @@ impl Model {
             }
             reg::EVENTQ_PROD => state.regs.eventq_prod,
             reg::EVENTQ_CONS => state.regs.eventq_cons,
-            _ => {
+            _ => self.load_output(&state, offset).unwrap_or_else(|| {
                 state.violation(format!("32-bit read of offset {offset:#x}"));
                 0
-            }
+            }),
         }
     }
 
@@ -128,11 +128,7 @@ impl Model {
                 state.regs.eventq_base = value;
                 self.check_base(&mut state, value, 32, self.traits.idr1 >> 16 & 0x1f);
             }
-            reg::GERROR_IRQ_CFG0 | reg::EVENTQ_IRQ_CFG0 => {
-                if (state.regs.irq_ctrl | state.regs.irq_ctrlack) & 0b101 != 0 {
-                    state.violation(format!("a message address at {offset:#x} written while interrupts are on"));
-                }
-            }
+            _ if self.store_output(&mut state, offset, value) => {}
             _ => state.violation(format!("64-bit write of offset {offset:#x}")),
         }
     }
@@ -203,6 +199,10 @@ impl Model {
                 if on && size.distance(state.regs.cmdq_cons & 0xf_ffff, value) > size.entries() {
                     state.violation(format!("CMDQ_PROD {value:#x} passes CMDQ_CONS"));
                 }
+                let cons = state.regs.cmdq_cons & 0xf_ffff;
+                if on && size.distance(cons, value) < size.distance(cons, state.regs.cmdq_prod) {
+                    state.violation(format!("CMDQ_PROD {value:#x} goes back"));
+                }
                 state.regs.cmdq_prod = value;
                 self.consume_if_immediate(&mut state);
             }
@@ -227,6 +227,7 @@ impl Model {
                     self.flood(&mut state);
                 }
             }
+            _ if self.store_output(&mut state, offset, u64::from(value)) => {}
             _ => state.violation(format!("32-bit write of offset {offset:#x}")),
         }
     }

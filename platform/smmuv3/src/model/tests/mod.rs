@@ -6,6 +6,9 @@ mod ats;
 mod attach;
 mod events;
 mod fleet;
+mod floods;
+mod pri;
+mod producers;
 mod queue;
 mod random;
 mod revoke;
@@ -103,6 +106,9 @@ impl Rig {
         let interrupts = self.model.take_interrupts();
         if interrupts.events {
             self.smmu.event_handler().handle();
+        }
+        if interrupts.page_requests {
+            self.smmu.page_request_handler().handle();
         }
         if interrupts.errors {
             self.smmu.error_handler().handle();

@@ -217,3 +217,56 @@ ktest! {
         Ok(())
     }
 }
+
+ktest! {
+    fn a_space_behind_two_smmus_is_shared_and_revoked_from_both(bench) {
+        if bench.hardware.smmus().len() < 2 {
+            ktest::skip!("this machine has one SMMU");
+        }
+        let edus = [EduStray::start(bench.edu_master(0)?)?, EduStray::start(bench.edu_master(1)?)?];
+        let names = [&edus[0], &edus[1]].map(|edu| edu.master().group().map(|group| alloc::string::String::from(group.iommu().name())));
+        expect!(names[0] != names[1] && names[0].is_some() && names[1].is_some(), "{names:?}");
+        let space = smmuv3::Fleet::new(bench.hardware.smmus().iter().cloned()).create(&Request::default())?;
+        let page = space.aperture().page_size();
+        let mut pages = buffer(&edus[0], 2 * page)?;
+        let bytes = pattern(13, 64);
+        pages.as_mut_slice()[..64].copy_from_slice(&bytes);
+        let run = pages.phys_runs()[0];
+        for edu in &edus {
+            give(edu, &space)?;
+        }
+        // SAFETY: as in `lends_and_takes`.
+        unsafe { space.map(range(AT, 2 * page)?, &[run], RW) }?;
+        let pages = core::mem::ManuallyDrop::new(pages);
+        let second = usize::try_from(page).unwrap_or(usize::MAX);
+        // Each reads what the other wrote: first from memory to the second page, then from there on.
+        let since = bench.watch();
+        copy(&edus[0], AT, AT + page)?;
+        copy(&edus[1], AT + page, AT + page + 64)?;
+        copy(&edus[0], AT + page + 64, AT + page + 128)?;
+        expect!(core::hint::black_box(pages.as_slice())[second + 128..][..64] == bytes);
+        for edu in &edus {
+            expect!(!bench.has_faulted(edu.master().streams(), since));
+        }
+        space.revoke(&[range(AT + page, page)?])?;
+        for (edu, place) in edus.iter().zip([256, 512]) {
+            let since = bench.watch();
+            copy(edu, AT, AT + page + place)?;
+            stopped(bench, edu, since, Access::Write, AT + page + place)?;
+        }
+        space.revoke(&[range(AT, page)?])?;
+        let seen = core::hint::black_box(pages.as_slice());
+        expect!(seen[second + 192..].iter().all(|byte| *byte == 0));
+        drop(core::mem::ManuallyDrop::into_inner(pages));
+        // A space of one SMMU means nothing to the other.
+        let own = bench.hardware.smmus()[0].create_with(&Request::default())?;
+        let stream = *edus[1].master().streams().first().ok_or(board::Error::Missing("stream"))?;
+        let group = edus[1].master().group().ok_or(board::Error::Missing("group"))?;
+        expect_eq!(group.iommu().attach(stream, &own), Err(AttachError::ForeignSpace));
+        for edu in edus {
+            take_back(edu)?;
+        }
+        Ok(())
+    }
+    machine: two_smmus
+}

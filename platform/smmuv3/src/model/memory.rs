@@ -3,6 +3,8 @@
 //! Memory is not kind in the other direction either: with an adversary (see [`super::Model::adversary`]) stores that were not
 //! published yet may be seen at any moment, word by word and in any order, as evictions from a cache make them.
 
+#![allow(unsafe_code)] // Implements the unsafe trait of table memory.
+
 use super::Model;
 use super::rng::Rng;
 use crate::bugs::{Bug, seeded};
@@ -200,7 +202,9 @@ impl ModelMemory {
     }
 }
 
-impl TableMemory for ModelMemory {
+// SAFETY: the blocks are allocations of the model's own, zeroed for processor and walker alike, and named by addresses that it
+// gives to one owner at a time.
+unsafe impl TableMemory for ModelMemory {
     fn allocate(&'static self, bytes: usize) -> Result<TableBlock, OutOfMemory> {
         let mut state = self.state.lock();
         match &mut state.allowance {
@@ -220,7 +224,8 @@ impl TableMemory for ModelMemory {
             .insert(phys, Block { seen: alloc::vec![Word::default(); words.len()], cells: words, freed: false });
         state.live += 1;
         drop(state);
-        Ok(TableBlock::new(PhysAddr::new(phys), words, self))
+        // SAFETY: just allocated, for the caller alone; it comes back through `free`.
+        Ok(unsafe { TableBlock::new(PhysAddr::new(phys), words, self) })
     }
 
     fn free(&self, phys: PhysAddr, _words: &'static [AtomicU64]) {

@@ -57,7 +57,7 @@ unsafe impl base::Hooks for Hooks {
         timer::arm(deadline);
         barrier::dsb(barrier::SY);
         wfi();
-        timer::disarm();
+        timer::rearm();
     }
 
     fn kick(cores: u64) {

@@ -17,7 +17,8 @@ use iommu::contract::Iommu;
 use kernel::faults::FaultLog;
 use kernel::machine::{self, Machine};
 use pci::Function;
-use smmuv3::Smmu;
+use smmuv3::{Message, Messages, Smmu};
+use spin::Once;
 
 /// The machine at work.
 pub struct Hardware {
@@ -39,6 +40,7 @@ impl Hardware {
     pub fn bring_up(machine: &'static Machine) -> Result<Self, Error> {
         interrupts::init(machine)?;
         let faults = Arc::new(FaultLog::new());
+        arch::timer::set_deferred(serve_backlogs);
         let mut smmus = Vec::new();
         let mut iommus: Vec<Arc<dyn Iommu>> = Vec::new();
         for description in &machine.smmus {
@@ -46,6 +48,7 @@ impl Hardware {
             iommus.push(Arc::new(smmu.clone()));
             smmus.push(smmu);
         }
+        SMMUS.call_once(|| smmus.clone());
         let mut buses = Vec::new();
         for (index, description) in machine.pcie.iter().enumerate() {
             buses.push(Bus::enumerate(index, description)?);
@@ -111,20 +114,78 @@ impl Hardware {
     }
 }
 
+/// The SMMUs whose backlogs are served by the clock.
+static SMMUS: Once<Vec<Smmu<Mmio>>> = Once::new();
+
+/// How long the kernel runs on between two looks at a flood, in nanoseconds.
+const BETWEEN_LOOKS: u64 = 1_000_000;
+
+/// What an SMMU calls that cannot keep up with its faults.
+fn serve_later() {
+    arch::timer::defer(BETWEEN_LOOKS);
+}
+
+/// What the timer then calls.
+fn serve_backlogs() {
+    match SMMUS.get() {
+        Some(smmus) => smmus.iter().for_each(Smmu::serve_backlog),
+        // They are still being started.
+        None => serve_later(),
+    }
+}
+
+/// Has an SMMU interrupt by message. Says whether it does.
+fn connect_messages(
+    smmu: &Smmu<Mmio>,
+    parent: Option<(machine::MsiController, u32)>,
+    name: &str,
+) -> Result<bool, smmuv3::Error> {
+    let (Some((machine::MsiController::Its(0), device)), Some(gic), true) =
+        (parent, interrupts::gic(), smmu.features().msi)
+    else {
+        return Ok(false);
+    };
+    let handlers = [smmu.event_handler(), smmu.error_handler(), smmu.page_request_handler()];
+    let mut messages = Vec::new();
+    let allocated = gic.allocate_msi(device, handlers.len(), 0).and_then(|list| {
+        for (msi, handler) in list.into_iter().zip(handlers) {
+            gic.enable_msi(&msi, handler)?;
+            messages.push(Message { address: msi.doorbell().get(), data: msi.data() });
+        }
+        Ok(())
+    });
+    match (allocated, messages.as_slice()) {
+        (Ok(()), &[events, errors, requests]) => {
+            smmu.use_messages(&Messages { events, errors, page_requests: Some(requests) })?;
+            Ok(true)
+        }
+        (result, _) => {
+            // What was allocated stays so: it belongs to this SMMU alone.
+            log::warn!("{name}: no interrupts by message ({result:?}); its wires are used");
+            Ok(false)
+        }
+    }
+}
+
 /// Starts one SMMU: everything behind it is blocked.
 fn start(description: &machine::Smmu, faults: Arc<dyn FaultSink>) -> Result<Smmu<Mmio>, Error> {
     let registers = interrupts::map(&description.path, description.registers)?;
     let name = description.path.rsplit('/').next().unwrap_or("smmuv3").to_string();
     let memory = if description.coherent { &COHERENT } else { &NON_COHERENT };
-    let config = smmuv3::Config { name: name.clone(), ..smmuv3::Config::default() };
+    let config = smmuv3::Config { name: name.clone(), defer: Some(serve_later), ..smmuv3::Config::default() };
     let failed = |error| Error::Smmu { name: name.clone(), error };
     let smmu = Smmu::new(registers, memory, faults, config).map_err(failed)?;
+    let by_message = connect_messages(&smmu, description.msi_parent, &name).map_err(failed)?;
     let wires = &description.interrupts;
     match (wires.eventq, wires.gerror, wires.combined) {
+        _ if by_message => {}
         (_, _, Some(combined)) => interrupts::connect(combined, Priority::URGENT, smmu.combined_handler())?,
         (Some(events), Some(errors), None) => {
             interrupts::connect(events, Priority::URGENT, smmu.event_handler())?;
             interrupts::connect(errors, Priority::URGENT, smmu.error_handler())?;
+            if let (Some(requests), true) = (wires.priq, smmu.features().pri) {
+                interrupts::connect(requests, Priority::URGENT, smmu.page_request_handler())?;
+            }
         }
         _ => log::warn!("{name}: its interrupts are not wired; faults are seen late"),
     }

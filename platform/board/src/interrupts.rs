@@ -77,7 +77,7 @@ pub(crate) fn init(machine: &Machine) -> Result<&'static Gic, Error> {
         }
     });
     let timer = machine.timer.and_then(|timer| timer.virtual_).ok_or(Error::Missing("virtual timer interrupt"))?;
-    connect(timer, Priority::URGENT, Arc::new(arch::timer::disarm))?;
+    connect(timer, Priority::URGENT, Arc::new(arch::timer::expired))?;
     arch::allow_wfi();
     arch::irq::enable();
     Ok(gic)

@@ -1,65 +1,103 @@
-//! The command queue: many producers, polled completion, recovery from refused commands (IHI 0070, 3.5, 4.1.3 and 7.1).
+//! The command queue: many producers at once, completion by message, event or polling, recovery from refused commands
+//! (IHI 0070, 3.5, 4.1.3, 4.7.3 and 7.1).
 //!
-//! # Positions
+//! # How a batch goes
 //!
-//! Commands are numbered from 0 as they are put into the queue, in 64 bits, so that "everything before position *p* has been
-//! consumed" is one comparison however often the queue's indexes wrap. `consumed` follows CMDQ_CONS and never passes
-//! `produced`: an index that claims more than was ever issued is counted and believed in nothing.
+//! Slots are claimed, written and shown to the SMMU as `ring.rs` says, by all cores at once; CMDQ_PROD is written once for a
+//! batch. Commands of different batches may lie between each other, so a batch is known by its [`Span`] of positions.
 //!
 //! # What makes a completion true
 //!
 //! A CMD_SYNC is consumed only after every earlier command has completed. A command that the SMMU refuses (CERROR_ILL) is
 //! replaced by a CMD_SYNC so that the queue goes on, and its position is written down: a [`Batch`] that contains a refused
-//! position fails, however many CMD_SYNCs are consumed after it. A wait that times out leaves the queue *lost* up to its
-//! position; until the SMMU is seen to have passed it, every batch is refused with [`Error::Dead`] at once.
+//! position fails, however many CMD_SYNCs are consumed after it. A CMD_SYNC behind a device that did not answer CMD_ATC_INV
+//! (CERROR_ATC_INV_SYNC) is tried again, and every batch with a CMD_ATC_INV before it fails. A wait that times out leaves the
+//! queue *lost* up to its position and closed; until the SMMU is seen to have passed it, every batch is refused with
+//! [`Error::Dead`] at once. Service Failure Mode, and a queue that cannot be read, close it for ever. All that is in
+//! `trouble.rs`.
 //!
-//! # Locking
+//! # How completion is noticed
 //!
-//! One [`IrqMutex`] around claiming slots, writing them, and reading CMDQ_CONS. It is never held while waiting; waits poll
-//! with a deadline and take it anew for each look. GERRORN is written only under this lock. Usable in handlers that can afford
-//! to wait (none of this driver's do).
+//! [`Completion`], by what the hardware has: a word of memory for each slot, into which the SMMU writes the CMD_SYNC's position
+//! (IDR0.MSI, coherent SMMUs only), WFE until the SMMU sends an event (IDR0.SEV), or reads of CMDQ_CONS. Whichever it is,
+//! CMDQ_CONS is looked at now and then: a message can be lost to an abort, a replaced CMD_SYNC sends none.
+//!
+//! # Locking and interrupts
+//!
+//! No lock where nothing goes wrong. Interrupts are masked from the claim until the commands are marked as written and the bell
+//! is rung (at most [`CHUNK`] + 1 stores of 16 bytes, one barrier, one register write): a handler on the same core that issued
+//! commands in between would wait for commands behind the gap until it timed out. At any other moment a handler may come and
+//! use the queue, whatever it interrupted. Nobody waits with interrupts masked by this module, nor with a lock held; all waits
+//! have a deadline. A producer that is held up between claim and mark (a virtual processor can be) holds up those behind it,
+//! until they time out.
+//!
+//! One [`IrqMutex`] around what went wrong, a leaf: refused positions, the lost position, and every write of GERRORN.
+
+mod batch;
+mod trouble;
+
+pub(crate) use batch::Batch;
+pub use trouble::CommandError;
 
 use crate::Error;
+use crate::bugs::{Bug, seeded};
 use crate::counters::Counters;
+use crate::features::Features;
 use crate::registers::Registers;
+use crate::ring::Ring;
 use crate::spec::command::{self, Command, SIZE};
 use crate::spec::queue::QueueSize;
-use crate::spec::registers::{self as reg, CERROR_ABT, Gerror, cmdq_cons, queue_base};
+use crate::spec::registers::{self as reg, cmdq_cons, queue_base};
 use base::time::Duration;
-use base::{Deadline, IrqMutex, barrier};
-use core::sync::atomic::Ordering::Relaxed;
+use base::{Deadline, IrqMutex, barrier, cpu};
+use core::ops::Range;
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64};
 use iommu::contract::{TableBlock, TableMemory};
+use trouble::Trouble;
 
-/// Commands that a [`Batch`] collects before it puts them into the queue.
-const BATCH: usize = 32;
-/// Refused positions that are remembered one by one; a batch that missed more than these is taken to contain one.
-const REMEMBERED: usize = 8;
-/// Aborted reads of the same command before the queue is given up.
-const FETCH_ATTEMPTS: u32 = 16;
+/// Commands that a [`Batch`] collects before it writes them to the queue.
+const CHUNK: usize = 8;
+/// Looks at a completion that is not there between two looks at everything that may be the reason.
+const LOOKS: u32 = 16;
+
+type Words = [u64; command::WORDS];
+
+/// How the SMMU says that a CMD_SYNC has completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// It does not: CMDQ_CONS is polled.
+    Poll,
+    /// By an event that ends WFE.
+    Event,
+    /// By writing to memory.
+    Message,
+}
+
+impl Completion {
+    /// The best that the SMMU has.
+    pub fn of(features: &Features) -> Self {
+        match (features.msi && features.coherent, features.sev) {
+            (true, _) => Self::Message,
+            (false, true) => Self::Event,
+            (false, false) => Self::Poll,
+        }
+    }
+}
 
 pub(crate) struct CommandQueue {
     size: QueueSize,
     block: TableBlock,
     timeout: Duration,
-    state: IrqMutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    /// The position of the next command.
-    produced: u64,
-    /// Everything before this position has been consumed.
-    consumed: u64,
-    /// The latest refused positions, `refusals` modulo the length being the next to overwrite.
-    refused: [u64; REMEMBERED],
-    /// How many were refused ever.
-    refusals: u64,
-    /// A wait for this position has timed out.
-    lost: Option<u64>,
+    completion: Completion,
+    /// One word for each slot, for [`Completion::Message`].
+    messages: Option<TableBlock>,
+    ring: Ring<AtomicU64>,
+    /// How many commands were refused ever.
+    refusals: AtomicU64,
     /// The SMMU has failed for good.
-    failed: bool,
-    /// Aborted reads since the queue last went on.
-    aborts: u32,
+    failed: AtomicBool,
+    trouble: IrqMutex<Trouble>,
 }
 
 impl CommandQueue {
@@ -68,11 +106,27 @@ impl CommandQueue {
     /// # Errors
     ///
     /// [`Error::OutOfMemory`].
-    pub fn new(log2: u32, timeout: Duration, memory: &'static dyn TableMemory) -> Result<Self, Error> {
-        // A block has at least 64 bytes, that is four commands.
+    pub fn new(
+        log2: u32,
+        timeout: Duration,
+        completion: Completion,
+        memory: &'static dyn TableMemory,
+    ) -> Result<Self, Error> {
         let size = QueueSize::new(log2);
-        let bytes = (size.entries() as usize * SIZE).max(64);
-        Ok(Self { size, block: memory.allocate(bytes)?, timeout, state: IrqMutex::default() })
+        // A block has at least 64 bytes, that is four commands or eight words.
+        let block = |bytes: usize| memory.allocate((size.entries() as usize * bytes).max(64));
+        let messages = (completion == Completion::Message).then(|| block(size_of::<u64>())).transpose()?;
+        Ok(Self {
+            size,
+            block: block(SIZE)?,
+            timeout,
+            completion,
+            messages,
+            ring: Ring::new(size)?,
+            refusals: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
+            trouble: IrqMutex::default(),
+        })
     }
 
     /// The number of commands that fit.
@@ -80,10 +134,13 @@ impl CommandQueue {
         self.size.entries()
     }
 
-    /// Tells the SMMU where the queue is, empty. The queue is off.
+    /// How completion is noticed.
+    pub fn completion(&self) -> Completion {
+        self.completion
+    }
+
+    /// Tells the SMMU where the queue is, empty. The queue is off, and nothing was ever put into it.
     pub fn program(&self, registers: &impl Registers) {
-        let mut state = self.state.lock();
-        *state = State::default();
         let base = queue_base::ALLOC.mask()
             | queue_base::ADDR.address(self.block.phys().get())
             | queue_base::LOG2SIZE.put(u64::from(self.size.log2()));
@@ -94,213 +151,226 @@ impl CommandQueue {
 
     /// Begins a batch of commands.
     pub fn batch<'a, R: Registers>(&'a self, registers: &'a R, counters: &'a Counters) -> Batch<'a, R> {
-        Batch { queue: self, registers, counters, commands: [[0; command::WORDS]; BATCH], len: 0, span: None }
+        Batch::new(self, registers, counters)
     }
 
-    /// Marks the SMMU as failed for good.
-    pub fn fail(&self) {
-        self.state.lock().failed = true;
+    /// Puts one command into the queue if there is room, without waiting and without learning what became of it. For handlers.
+    pub fn post(&self, registers: &impl Registers, command: Command) -> bool {
+        self.issue(registers, &[command.encode()], false, true).is_ok_and(|run| !run.is_empty())
     }
 
-    /// Whether a batch would be refused at once.
-    pub fn is_dead(&self, registers: &impl Registers, counters: &Counters) -> bool {
-        let mut state = self.state.lock();
-        self.look(registers, counters, &mut state);
-        state.check_alive().is_err()
-    }
-
-    /// Serves an active GERROR.CMDQ_ERR, and acknowledges the other `active` errors. From the interrupt handler.
-    pub fn acknowledge(&self, registers: &impl Registers, counters: &Counters) -> Gerror {
-        let mut state = self.state.lock();
-        let active = active_errors(registers);
-        let others = active.difference(Gerror::CMDQ_ERR);
-        if !others.is_empty() {
-            registers.write32(reg::GERRORN, registers.read32(reg::GERRORN) ^ others.bits());
-        }
-        self.look(registers, counters, &mut state);
-        active
-    }
-
-    /// Puts `commands` (at most [`BATCH`]) into the queue, waiting for room. Returns the positions that they took, as the
-    /// first one and the one after the last, which are further apart if other producers came in between.
+    /// Puts `commands`, then a CMD_SYNC if `sync`, into the queue, waiting for room. Returns the positions that they took, as the
+    /// first one and the one after the last, which are further apart if other producers came in between. The bell is rung at
+    /// the end if `bell`, and when there is no room.
     fn submit(
         &self,
         registers: &impl Registers,
         counters: &Counters,
-        commands: &[[u64; command::WORDS]],
-        deadline: Deadline,
+        commands: &[Words],
+        sync: bool,
+        bell: bool,
     ) -> Result<Span, Error> {
+        let refusals = self.refusals.load(Acquire);
         let mut span: Option<Span> = None;
         let mut rest = commands;
+        let mut deadline = None;
         loop {
-            let mut state = self.state.lock();
-            self.look(registers, counters, &mut state);
-            state.check_alive()?;
-            let used = u32::try_from(state.produced - state.consumed).unwrap_or(u32::MAX);
-            let room = self.size.entries().saturating_sub(used) as usize;
-            let (now, later) = rest.split_at(room.min(rest.len()));
-            if !now.is_empty() {
-                let refusals = state.refusals;
-                let start = state.produced;
-                self.write(registers, &mut state, now);
-                let first = *span.get_or_insert(Span { start, end: start, refusals });
-                span = Some(Span { end: state.produced, ..first });
+            let expired = deadline.is_some_and(|deadline: Deadline| deadline.has_passed());
+            let Ok(run) = self.issue(registers, rest, sync, bell) else {
+                self.revive(registers, counters)?;
+                continue;
+            };
+            let (count, wanted) = ((run.end - run.start) as usize, rest.len() + usize::from(sync));
+            if count != 0 {
+                let first = *span.get_or_insert(Span { start: run.start, end: run.end, refusals });
+                span = Some(Span { end: run.end, ..first });
             }
-            rest = later;
-            if rest.is_empty() {
-                break;
+            if count == wanted {
+                return Ok(span.unwrap_or_default());
             }
-            if deadline.has_passed() {
-                state.lost = Some(state.produced);
+            rest = rest.get(count..).unwrap_or_default();
+            self.look(registers, counters);
+            if expired {
+                self.trouble.lock().lose(self, self.ring.claimed());
                 counters.sync_timeouts.add(1);
                 return Err(Error::QueueFull);
             }
-            drop(state);
-            core::hint::spin_loop();
+            if count == 0 {
+                deadline.get_or_insert_with(|| Deadline::after(self.timeout));
+                self.look_closely(registers, counters);
+                core::hint::spin_loop();
+            }
         }
-        Ok(span.unwrap_or_default())
     }
 
-    /// Writes commands for which there is room, and shows them to the SMMU.
-    fn write(&self, registers: &impl Registers, state: &mut State, commands: &[[u64; command::WORDS]]) {
-        let first = self.slot(state.produced);
-        for words in commands {
-            let word = self.slot(state.produced) * command::WORDS;
-            self.store(word, *words);
-            state.produced += 1;
+    /// Claims slots for as much as there is room for, writes it, and rings the bell if `bell` or if that was not all. Interrupts
+    /// are masked throughout.
+    #[inline]
+    fn issue(
+        &self,
+        registers: &impl Registers,
+        commands: &[Words],
+        sync: bool,
+        bell: bool,
+    ) -> Result<Range<u64>, crate::ring::Closed> {
+        let wanted = (commands.len() + usize::from(sync)) as u64;
+        cpu::without_interrupts(|| {
+            let run = self.ring.claim(wanted)?;
+            if !run.is_empty() {
+                if seeded(Bug::ProdBeforeCommands) {
+                    registers.write32(reg::CMDQ_PROD, self.ring.index(run.end));
+                }
+                let mut commands = commands.iter();
+                for position in run.clone() {
+                    let words = commands.next().copied().unwrap_or_else(|| self.sync_at(position));
+                    self.store(position, words);
+                }
+                self.publish(run.clone());
+                self.ring.finish(run.clone());
+            }
+            if bell || run.end - run.start < wanted {
+                self.ring_bell(registers);
+            }
+            Ok(run)
+        })
+    }
+
+    #[inline]
+    fn ring_bell(&self, registers: &impl Registers) {
+        self.ring.ring(|index| registers.write32(reg::CMDQ_PROD, index));
+    }
+
+    /// The CMD_SYNC for a position.
+    #[inline]
+    fn sync_at(&self, position: u64) -> Words {
+        match (self.completion, &self.messages) {
+            (Completion::Message, Some(messages)) => {
+                let slot = self.ring.slot(position);
+                if let Some(word) = messages.get(slot) {
+                    // Whatever is left there of earlier rounds is not this position's.
+                    word.store(u64::from(!tag(position)), Relaxed);
+                }
+                let address = messages.phys().get() + (slot * size_of::<u64>()) as u64;
+                Command::SyncMessage { address, data: tag(position) }.encode()
+            }
+            (Completion::Event, _) => Command::SyncEvent.encode(),
+            _ => Command::Sync.encode(),
         }
-        // The slots may wrap around the end of the queue; the barrier in the last publication covers both runs.
-        let count = commands.len();
+    }
+
+    #[inline]
+    fn store(&self, position: u64, words: Words) {
+        let at = self.ring.slot(position) * command::WORDS;
+        if let Some(cells) = self.block.get(at..at + command::WORDS) {
+            for (cell, value) in cells.iter().zip(words) {
+                cell.store(value, Relaxed);
+            }
+        }
+    }
+
+    /// Makes written commands visible to the SMMU. They may wrap around the end of the queue.
+    #[inline]
+    fn publish(&self, run: Range<u64>) {
+        let first = self.ring.slot(run.start);
+        let count = (run.end - run.start) as usize;
+        if seeded(Bug::CommandNotPublished) {
+            return;
+        }
         let before_wrap = count.min(self.size.entries() as usize - first);
         self.block.publish(first * command::WORDS, (first + before_wrap) * command::WORDS);
         if count > before_wrap {
             self.block.publish(0, (count - before_wrap) * command::WORDS);
         }
-        registers.write32(reg::CMDQ_PROD, self.index(state.produced));
-    }
-
-    fn store(&self, word: usize, words: [u64; command::WORDS]) {
-        for (cell, value) in self.block.iter().skip(word).zip(words) {
-            cell.store(value, Relaxed);
-        }
-    }
-
-    /// The index register's value for a position.
-    fn index(&self, position: u64) -> u32 {
-        #[allow(clippy::cast_possible_truncation)] // The mask is meant: position and wrap bit.
-        let low = position as u32;
-        low & self.size.mask()
-    }
-
-    fn slot(&self, position: u64) -> usize {
-        self.size.slot(self.index(position))
     }
 
     /// Follows CMDQ_CONS, and gets the queue going again if the SMMU has stopped at an error.
-    fn look(&self, registers: &impl Registers, counters: &Counters, state: &mut State) {
-        let cons = self.follow(registers, counters, state);
+    #[inline]
+    fn look(&self, registers: &impl Registers, counters: &Counters) {
+        let cons = self.follow(registers, counters);
         // CMDQ_CONS.ERR outlives its acknowledgement: it only says that GERROR is worth a look.
-        if cmdq_cons::ERR.is_set(cons) && active_errors(registers).contains(Gerror::CMDQ_ERR) && !state.failed {
-            self.recover(registers, counters, state);
-            self.follow(registers, counters, state);
+        if cmdq_cons::ERR.is_set(u64::from(cons)) {
+            self.recover(registers, counters);
         }
     }
 
-    fn follow(&self, registers: &impl Registers, counters: &Counters, state: &mut State) -> u64 {
-        let cons = u64::from(registers.read32(reg::CMDQ_CONS));
-        #[allow(clippy::cast_possible_truncation)] // A field of 20 bits.
-        let index = cmdq_cons::RD.get(cons) as u32;
-        let advanced = u64::from(self.size.distance(self.index(state.consumed), index));
-        if advanced > state.produced - state.consumed {
+    /// Follows CMDQ_CONS and returns it.
+    #[inline]
+    fn follow(&self, registers: &impl Registers, counters: &Counters) -> u32 {
+        let mut cons = 0;
+        let followed = self.ring.follow(|| {
+            cons = registers.read32(reg::CMDQ_CONS);
+            // What others have published, and what devices wrote before they were stopped, is looked at after this.
+            barrier::device_read();
+            cons & cmdq_cons::RD.mask() as u32
+        });
+        if followed.is_err() {
             counters.bad_indexes.add(1);
-        } else if advanced != 0 {
-            state.consumed += advanced;
-            state.aborts = 0;
-        }
-        if state.lost.is_some_and(|position| state.consumed >= position) {
-            state.lost = None;
         }
         cons
     }
 
-    /// Replaces the command at which the SMMU has stopped by a CMD_SYNC, or has it read again, and acknowledges the error.
-    fn recover(&self, registers: &impl Registers, counters: &Counters, state: &mut State) {
-        // Read anew: the error that is active now belongs to the index that goes with it.
-        let cons = self.follow(registers, counters, state);
-        if cmdq_cons::ERR.get(cons) == CERROR_ABT {
-            counters.command_fetch_aborts.add(1);
-            state.aborts += 1;
-            if state.aborts > FETCH_ATTEMPTS {
-                state.failed = true;
-                return;
-            }
-        } else if state.consumed < state.produced {
-            counters.refused_commands.add(1);
-            let next = (state.refusals % REMEMBERED as u64) as usize;
-            if let Some(place) = state.refused.get_mut(next) {
-                *place = state.consumed;
-            }
-            state.refusals += 1;
-            let word = self.slot(state.consumed) * command::WORDS;
-            self.store(word, Command::Sync.encode());
-            self.block.publish(word, word + command::WORDS);
-        }
-        registers.write32(reg::GERRORN, registers.read32(reg::GERRORN) ^ Gerror::CMDQ_ERR.bits());
-    }
-
-    /// Waits until everything in `span` has been consumed.
-    fn wait(
-        &self,
-        registers: &impl Registers,
-        counters: &Counters,
-        span: Span,
-        deadline: Deadline,
-    ) -> Result<(), Error> {
-        loop {
-            let expired = deadline.has_passed();
-            {
-                let mut state = self.state.lock();
-                self.look(registers, counters, &mut state);
-                if state.consumed >= span.end {
-                    let refused = state.refused_in(span);
-                    drop(state);
-                    // What the devices wrote before they were stopped is read after the look at CMDQ_CONS.
-                    barrier::device_read();
-                    return if refused { Err(Error::CommandRefused) } else { Ok(()) };
-                }
-                if state.failed {
-                    return Err(Error::Dead);
-                }
-                if expired {
-                    state.lost = Some(state.lost.map_or(span.end, |position| position.max(span.end)));
-                    counters.sync_timeouts.add(1);
-                    return Err(Error::SyncTimedOut);
-                }
-            }
-            core::hint::spin_loop();
-        }
-    }
-}
-
-impl State {
-    fn check_alive(&self) -> Result<(), Error> {
-        if self.failed || self.lost.is_some() { Err(Error::Dead) } else { Ok(()) }
-    }
-
-    fn refused_in(&self, span: Span) -> bool {
-        let new = self.refusals - span.refusals;
-        if new > REMEMBERED as u64 {
+    /// Whether everything before `end`, a CMD_SYNC last, has been consumed.
+    #[inline]
+    fn passed(&self, registers: &impl Registers, counters: &Counters, end: u64) -> bool {
+        if self.ring.consumed() >= end {
             return true;
         }
-        (0..new).any(|back| {
-            let place = ((self.refusals - 1 - back) % REMEMBERED as u64) as usize;
-            self.refused.get(place).is_none_or(|&position| span.start <= position && position < span.end)
-        })
+        let Some(messages) = &self.messages else {
+            self.look(registers, counters);
+            return self.ring.consumed() >= end;
+        };
+        let slot = self.ring.slot(end - 1);
+        messages.observe(slot, slot + 1);
+        #[allow(clippy::cast_possible_truncation)] // The message is the lower half of its word.
+        let arrived = messages.get(slot).is_some_and(|word| word.load(Acquire) as u32 == tag(end - 1));
+        if arrived {
+            barrier::device_read();
+            self.ring.reached(end);
+        }
+        arrived
+    }
+
+    /// Waits until everything in `span`, whose last command is a CMD_SYNC, has been consumed. `atc`: there was a CMD_ATC_INV in it.
+    fn wait(&self, registers: &impl Registers, counters: &Counters, span: Span, atc: bool) -> Result<(), Error> {
+        let mut deadline: Option<Deadline> = None;
+        let mut looks = 0_u32;
+        loop {
+            let expired = deadline.is_some_and(|deadline| deadline.has_passed());
+            if self.passed(registers, counters, span.end) {
+                // Counted before the SMMU was told to go on, so before it could be seen to have passed.
+                let unharmed = self.refusals.load(Acquire) == span.refusals;
+                let refused = !unharmed && self.trouble.lock().refused_in(self, span, atc);
+                return if refused { Err(Error::CommandRefused) } else { Ok(()) };
+            }
+            deadline.get_or_insert_with(|| Deadline::after(self.timeout));
+            looks = looks.wrapping_add(1);
+            if looks.is_multiple_of(LOOKS) || expired {
+                self.look_closely(registers, counters);
+                self.look(registers, counters);
+                if self.failed.load(Acquire) {
+                    return Err(Error::Dead);
+                }
+            }
+            let told = self.ring.published() >= span.end;
+            if !told {
+                cpu::without_interrupts(|| self.ring_bell(registers));
+            }
+            if expired && self.give_up(span.end) {
+                counters.sync_timeouts.add(1);
+                return Err(Error::SyncTimedOut);
+            }
+            if told && self.completion == Completion::Event {
+                registers.wait_for_event();
+            } else {
+                core::hint::spin_loop();
+            }
+        }
     }
 }
 
-fn active_errors(registers: &impl Registers) -> Gerror {
-    Gerror::from_bits_truncate(registers.read32(reg::GERROR) ^ registers.read32(reg::GERRORN))
+/// What the SMMU writes to say that the CMD_SYNC at `position` has completed.
+const fn tag(position: u64) -> u32 {
+    position as u32
 }
 
 /// The positions from the first command of a batch up to after its last.
@@ -310,76 +380,4 @@ struct Span {
     end: u64,
     /// How many commands had been refused when the first was issued.
     refusals: u64,
-}
-
-/// Commands on their way. Nothing is promised until [`Batch::complete`] has returned `Ok`.
-#[must_use = "commands are complete only after `complete`"]
-pub(crate) struct Batch<'a, R: Registers> {
-    queue: &'a CommandQueue,
-    registers: &'a R,
-    counters: &'a Counters,
-    commands: [[u64; command::WORDS]; BATCH],
-    len: usize,
-    span: Option<Span>,
-}
-
-impl<R: Registers> Batch<'_, R> {
-    /// Adds a command.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::QueueFull`] or [`Error::Dead`] where commands had to be put into the queue to make room.
-    pub fn push(&mut self, command: Command) -> Result<(), Error> {
-        if self.len == BATCH {
-            self.flush()?;
-        }
-        if let Some(place) = self.commands.get_mut(self.len) {
-            *place = command.encode();
-            self.len += 1;
-        }
-        let counters = self.counters;
-        counters.commands.add(1);
-        match command {
-            Command::Sync => counters.syncs.add(1),
-            Command::TlbiNhVa { .. } | Command::TlbiS2Ipa { .. } | Command::AtcInv { .. } => {
-                counters.address_invalidations.add(1)
-            }
-            Command::CfgiSte { .. }
-            | Command::CfgiSteRange { .. }
-            | Command::CfgiAll
-            | Command::CfgiCd { .. }
-            | Command::CfgiCdAll { .. } => {
-                counters.config_invalidations.add(1);
-            }
-            Command::TlbiNhAsid { .. }
-            | Command::TlbiNhAll { .. }
-            | Command::TlbiS12Vmall { .. }
-            | Command::TlbiEl2All
-            | Command::TlbiNsnhAll => counters.broad_invalidations.add(1),
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), Error> {
-        let deadline = Deadline::after(self.queue.timeout);
-        let commands = self.commands.get(..self.len).unwrap_or_default();
-        let span = self.queue.submit(self.registers, self.counters, commands, deadline)?;
-        let first = *self.span.get_or_insert(span);
-        self.span = Some(Span { end: span.end, ..first });
-        self.len = 0;
-        Ok(())
-    }
-
-    /// Issues everything with a CMD_SYNC behind it and waits until that has been consumed. `Ok` means that every command of
-    /// the batch has been executed and completed.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::QueueFull`], [`Error::SyncTimedOut`], [`Error::Dead`], [`Error::CommandRefused`].
-    pub fn complete(mut self) -> Result<(), Error> {
-        self.push(Command::Sync)?;
-        self.flush()?;
-        let span = self.span.unwrap_or_default();
-        self.queue.wait(self.registers, self.counters, span, Deadline::after(self.queue.timeout))
-    }
 }

@@ -11,6 +11,7 @@
 //! - A table is freed only when no STE has pointed at it since an invalidation of the STE completed, which is one of all CDs
 //!   found through it too.
 
+use crate::bugs::{Bug, seeded};
 use crate::descriptors::ste_stage1;
 use crate::entry::Entry;
 use crate::features::Features;
@@ -125,7 +126,9 @@ impl ContextTable {
             if let Some(cell) = first.get(index) {
                 cell.store(cd::L1CD_L2PTR.address(fresh.phys().get()) | cd::L1CD_V.mask(), Release);
             }
-            first.publish(index, index + 1);
+            if !seeded(Bug::L1CdNotPublished) {
+                first.publish(index, index + 1);
+            }
             fresh
         }))
     }

@@ -50,6 +50,10 @@ counters! {
     refused_commands,
     /// Aborted reads of the command queue.
     command_fetch_aborts,
+    /// CMD_SYNCs that found a CMD_ATC_INV unanswered.
+    unanswered_atc_invalidations,
+    /// Times that the SMMU went into Service Failure Mode.
+    service_failures,
     /// Times that a queue index made no sense.
     bad_indexes,
     /// Event records read.
@@ -60,6 +64,14 @@ counters! {
     skipped_events,
     /// Times that the SMMU lost events because the queue was full or could not be written.
     event_overflows,
+    /// Floods of events that outlasted their handler, which was then called by the clock.
+    floods,
+    /// PRI queue records read.
+    page_requests,
+    /// Times that the SMMU dropped page requests because the queue was full or could not be written.
+    page_request_overflows,
+    /// Page request groups that were left without an answer.
+    unanswered_page_requests,
     /// Global errors other than those counted above.
     other_global_errors,
     /// Address spaces whose memory is kept for ever because their revocation failed.
@@ -95,9 +107,15 @@ impl fmt::Display for Statistics {
             (self.coalesced_events, "repeated"),
             (self.skipped_events, "skipped"),
             (self.event_overflows, "event overflows"),
+            (self.floods, "floods"),
+            (self.page_requests, "page requests"),
+            (self.page_request_overflows, "page request overflows"),
+            (self.unanswered_page_requests, "unanswered page requests"),
             (self.sync_timeouts, "sync timeouts"),
             (self.refused_commands, "refused commands"),
             (self.command_fetch_aborts, "command fetch aborts"),
+            (self.unanswered_atc_invalidations, "unanswered ATC invalidations"),
+            (self.service_failures, "service failures"),
             (self.bad_indexes, "bad queue indexes"),
             (self.other_global_errors, "other global errors"),
             (self.leaked_spaces, "leaked address spaces"),

@@ -1,5 +1,6 @@
 //! The stream table entries and context descriptors that this driver writes (IHI 0070, 5.2 and 5.4).
 
+use crate::bugs::{Bug, seeded};
 use crate::entry::{Entry, WORDS};
 use crate::features::Features;
 use crate::spec::{cd, ste};
@@ -44,7 +45,7 @@ pub fn ste_stage2(vmid: u16, geometry: &Geometry, root: u64, features: &Features
     let (cache, shareable) = attributes(features.coherent);
     // S2SL0 counts from the last start level that the granule has without small tables: level 2 for 4K, level 3 else.
     let last = if geometry.granule() == Granule::K4 { 2 } else { 3 };
-    let start = u64::from(geometry.start_level());
+    let start = u64::from(geometry.start_level()) + u64::from(seeded(Bug::S2StartWrong));
     let mut entry = [0; WORDS];
     entry[0] = ste::V.mask() | ste::CONFIG.put(ste::CONFIG_S2);
     if features.attr_types_ovr {

@@ -19,6 +19,7 @@
 //! - A word that the new entry does not use is cleaned up only after the switch has completed.
 
 use crate::Error;
+use crate::bugs::{Bug, seeded};
 use crate::spec::{cd, ste};
 
 /// 64-bit words of an STE and of a CD.
@@ -191,6 +192,9 @@ pub fn update(kind: Kind, current: &Entry, target: &Entry, sink: &mut impl Sink)
     let hitless = match (switches.next(), switches.next()) {
         (None, _) => true,
         (Some(switch), None) => {
+            if seeded(Bug::StoresSwapped) {
+                writer.write(|i| (i == switch).then_some(target[i]))?;
+            }
             writer.write(|i| (i != switch).then_some(staged[i]))?;
             writer.write(|i| (i == switch).then_some(target[i]))?;
             kind.valid() & current[0] & target[0] != 0
@@ -226,7 +230,9 @@ impl<S: Sink> Writer<'_, S> {
         }
         if changed {
             self.syncs += 1;
-            self.sink.sync()?;
+            if self.syncs != 1 || !seeded(Bug::NoSyncWhenStaged) {
+                self.sink.sync()?;
+            }
         }
         Ok(())
     }

@@ -5,22 +5,20 @@
 //! The SMMU interrupts when the queue becomes non-empty, not for each record. So the queue is looked at again after every
 //! write of EVENTQ_CONS, and left only when it was seen empty after that. The work of one call is bounded all the same: after
 //! twice the queue's size in records a flood is skipped unread (two register accesses for a whole queue), and if even that does
-//! not keep up, [`EventQueue::backlog`] stays set until a later call has seen the queue empty.
+//! not keep up, the queue is left with a backlog, for which no interrupt will come. Who sees to it then is in `service.rs`.
 //!
 //! # Locking
 //!
-//! An [`IrqMutex`] for taking up to [`CHUNK`] records out of the queue. Records are delivered after it is released, so a sink
+//! That of [`Inbox`], for taking up to [`CHUNK`] records out of the queue. Records are delivered after it is released, so a sink
 //! may take locks of its own. Called from the interrupt handler: no allocation, no waiting.
 
 use crate::Error;
 use crate::counters::Counters;
+use crate::inbox::{Inbox, Offsets, Tally};
 use crate::registers::Registers;
-use crate::spec::event::{Event, EventKind, SIZE, WORDS};
-use crate::spec::queue::QueueSize;
-use crate::spec::registers::{self as reg, OVFLG, queue_base};
-use base::IrqMutex;
-use core::sync::atomic::{AtomicBool, Ordering};
-use iommu::contract::{TableBlock, TableMemory};
+use crate::spec::event::{Event, EventKind, WORDS};
+use crate::spec::registers as reg;
+use iommu::contract::TableMemory;
 use iommu::{Access, Fault, FaultReason, FaultSink, Iova, StreamId};
 
 /// Records taken out under one lock.
@@ -30,12 +28,10 @@ const DISTINCT: usize = 16;
 /// How often a flood is skipped before the call gives up on seeing the queue empty.
 const SKIPS: u32 = 64;
 
+const OFFSETS: Offsets = Offsets { base: reg::EVENTQ_BASE, prod: reg::EVENTQ_PROD, cons: reg::EVENTQ_CONS };
+
 pub(crate) struct EventQueue {
-    size: QueueSize,
-    block: TableBlock,
-    /// EVENTQ_CONS as last written: index, wrap bit and OVACKFLG.
-    cons: IrqMutex<u32>,
-    backlog: AtomicBool,
+    inbox: Inbox<WORDS>,
 }
 
 impl EventQueue {
@@ -45,47 +41,37 @@ impl EventQueue {
     ///
     /// [`Error::OutOfMemory`].
     pub fn new(log2: u32, memory: &'static dyn TableMemory) -> Result<Self, Error> {
-        let size = QueueSize::new(log2);
-        let bytes = (size.entries() as usize * SIZE).max(64);
-        Ok(Self { size, block: memory.allocate(bytes)?, cons: IrqMutex::new(0), backlog: AtomicBool::new(false) })
+        Ok(Self { inbox: Inbox::new(log2, OFFSETS, memory)? })
     }
 
     /// The number of records that fit.
     pub fn entries(&self) -> u32 {
-        self.size.entries()
+        self.inbox.entries()
     }
 
     /// Tells the SMMU where the queue is, empty. The queue is off.
     pub fn program(&self, registers: &impl Registers) {
-        let mut cons = self.cons.lock();
-        *cons = 0;
-        let base = queue_base::ALLOC.mask()
-            | queue_base::ADDR.address(self.block.phys().get())
-            | queue_base::LOG2SIZE.put(u64::from(self.size.log2()));
-        registers.write64(reg::EVENTQ_BASE, base);
-        registers.write32(reg::EVENTQ_PROD, 0);
-        registers.write32(reg::EVENTQ_CONS, 0);
+        self.inbox.program(registers);
     }
 
-    /// Whether a flood was left behind.
-    pub fn backlog(&self) -> bool {
-        self.backlog.load(Ordering::Acquire)
-    }
-
-    /// Empties the queue into `sink`.
-    pub fn drain(&self, registers: &impl Registers, counters: &Counters, sink: &dyn FaultSink) {
+    /// Empties the queue into `sink`. Says whether it was seen empty in the end: then the next record interrupts.
+    pub fn drain(&self, registers: &impl Registers, counters: &Counters, sink: &dyn FaultSink) -> bool {
+        let tally = Tally {
+            overflows: &counters.event_overflows,
+            skipped: &counters.skipped_events,
+            bad_indexes: &counters.bad_indexes,
+        };
         let mut seen = Seen::default();
         let mut any = false;
-        let mut budget = 2 * self.size.entries() as usize;
+        let mut budget = 2 * self.inbox.entries() as usize;
         while budget != 0 {
             let mut records = [[0; WORDS]; CHUNK];
-            let count = self.take(registers, counters, &mut records);
+            let count = self.inbox.take(registers, &tally, &mut records);
             if count == 0 {
-                self.backlog.store(false, Ordering::Release);
                 if any {
                     base::notify();
                 }
-                return;
+                return true;
             }
             any = true;
             budget = budget.saturating_sub(count);
@@ -99,66 +85,10 @@ impl EventQueue {
                 }
             }
         }
-        let empty = (0..SKIPS).any(|_| self.skip(registers, counters));
-        self.backlog.store(!empty, Ordering::Release);
+        let empty = (0..SKIPS).any(|_| self.inbox.skip(registers, &tally));
         base::notify();
+        empty
     }
-
-    /// Takes records out of the queue and says how many.
-    fn take(&self, registers: &impl Registers, counters: &Counters, records: &mut [[u64; WORDS]; CHUNK]) -> usize {
-        let mut cons = self.cons.lock();
-        let prod = registers.read32(reg::EVENTQ_PROD);
-        let waiting = self.size.distance(*cons, prod);
-        if waiting > self.size.entries() {
-            // Indexes that cannot be: begin anew where the SMMU says it is.
-            counters.bad_indexes.add(1);
-            self.acknowledge(registers, counters, &mut cons, prod, prod);
-            return 0;
-        }
-        let count = (waiting as usize).min(CHUNK);
-        for (i, record) in (0..).zip(records.iter_mut().take(count)) {
-            let word = self.size.slot(self.size.advance(*cons, i)) * WORDS;
-            self.block.observe(word, word + WORDS);
-            for (place, cell) in record.iter_mut().zip(self.block.iter().skip(word)) {
-                *place = cell.load(Ordering::Relaxed);
-            }
-        }
-        let overflowed = (prod ^ *cons) & ovflg() != 0;
-        if count != 0 || overflowed {
-            // The records have been read before the SMMU may overwrite them.
-            base::barrier::publish();
-            #[allow(clippy::cast_possible_truncation)] // At most CHUNK.
-            let next = self.size.advance(*cons, count as u32);
-            self.acknowledge(registers, counters, &mut cons, prod, next);
-        }
-        count
-    }
-
-    /// Throws away what is in the queue, unread. Says whether it was empty.
-    fn skip(&self, registers: &impl Registers, counters: &Counters) -> bool {
-        let mut cons = self.cons.lock();
-        let prod = registers.read32(reg::EVENTQ_PROD);
-        let waiting = self.size.distance(*cons, prod);
-        if waiting == 0 {
-            return true;
-        }
-        counters.skipped_events.add(u64::from(waiting.min(self.size.entries())));
-        self.acknowledge(registers, counters, &mut cons, prod, prod);
-        false
-    }
-
-    /// Writes EVENTQ_CONS: `index`, and the overflow of `prod` acknowledged.
-    fn acknowledge(&self, registers: &impl Registers, counters: &Counters, cons: &mut u32, prod: u32, index: u32) {
-        if (prod ^ *cons) & ovflg() != 0 {
-            counters.event_overflows.add(1);
-        }
-        *cons = (index & self.size.mask()) | (prod & ovflg());
-        registers.write32(reg::EVENTQ_CONS, *cons);
-    }
-}
-
-const fn ovflg() -> u32 {
-    OVFLG.mask() as u32
 }
 
 /// What makes two faults the same: stream, page, access and event.
@@ -166,13 +96,14 @@ type Key = (StreamId, Option<u64>, Option<Access>, &'static str);
 
 /// The faults of one call, to tell repetitions: one faulting DMA of 4 KiB can make a thousand records.
 #[derive(Default)]
-struct Seen {
+pub(crate) struct Seen {
     keys: [Option<Key>; DISTINCT],
     next: usize,
 }
 
 impl Seen {
-    fn is_new(&mut self, fault: &Fault) -> bool {
+    /// Whether no fault like this was seen lately.
+    pub fn is_new(&mut self, fault: &Fault) -> bool {
         let page = fault.iova.map(|iova| iova.get() & !(iommu::PAGE_SIZE - 1));
         let key = Some((fault.stream, page, fault.access, fault.event));
         if self.keys.contains(&key) {

@@ -1,6 +1,7 @@
 //! What this SMMU can do, read from its identification registers.
 
 use crate::Error;
+use crate::bugs::{Bug, seeded};
 use crate::registers::Registers;
 use crate::spec::Field;
 use crate::spec::registers::{self as reg, idr0, idr1, idr3, idr5};
@@ -40,6 +41,8 @@ pub struct Features {
     pub hyp: bool,
     /// Interrupts by message.
     pub msi: bool,
+    /// Completion by an event that ends WFE.
+    pub sev: bool,
     /// PCIe ATS.
     pub ats: bool,
     /// PCIe PRI.
@@ -56,6 +59,8 @@ pub struct Features {
     pub substream_id_bits: u8,
     /// log2 of the largest command queue.
     pub cmdq_log2: u8,
+    /// log2 of the largest PRI queue.
+    pub priq_log2: u8,
     /// log2 of the largest event queue.
     pub eventq_log2: u8,
     /// Memory attributes of bypassing streams can be overridden.
@@ -98,6 +103,7 @@ impl Features {
             broadcast_tlb: idr0::BTM.is_set(idr0),
             hyp: idr0::HYP.is_set(idr0),
             msi: idr0::MSI.is_set(idr0),
+            sev: idr0::SEV.is_set(idr0),
             ats: idr0::ATS.is_set(idr0),
             pri: idr0::PRI.is_set(idr0),
             asid_bits: if idr0::ASID16.is_set(idr0) { 16 } else { 8 },
@@ -110,6 +116,7 @@ impl Features {
             stream_id_bits: small(idr1::SIDSIZE, idr1).min(32),
             substream_id_bits: small(idr1::SSIDSIZE, idr1).min(20),
             cmdq_log2: small(idr1::CMDQS, idr1).min(19),
+            priq_log2: small(idr1::PRIQS, idr1).min(19),
             eventq_log2: small(idr1::EVENTQS, idr1).min(19),
             attr_types_ovr: idr1::ATTR_TYPES_OVR.is_set(idr1),
             range_invalidation: idr3::RIL.is_set(idr3),
@@ -148,7 +155,7 @@ impl Features {
     /// The encoding of `bits` of output address for CD.IPS, never beyond what the SMMU puts out: larger encodings are
     /// reserved, and a processor's PARange may well be larger than the SMMU's.
     pub fn ips(&self, bits: u8) -> u64 {
-        let bits = bits.min(self.output_bits);
+        let bits = if seeded(Bug::IpsUnclamped) { 48 } else { bits.min(self.output_bits) };
         let fitting = reg::OAS_BITS.iter().take_while(|&&size| size <= bits).count();
         u64::try_from(fitting.saturating_sub(1)).unwrap_or(0)
     }
@@ -175,6 +182,7 @@ impl fmt::Display for Features {
             (self.broadcast_tlb, ", broadcast TLB maintenance"),
             (self.hyp, ", EL2"),
             (self.msi, ", MSI"),
+            (self.sev, ", SEV"),
             (self.ats, ", ATS"),
             (self.pri, ", PRI"),
         ] {

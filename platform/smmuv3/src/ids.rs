@@ -3,6 +3,7 @@
 //! An identifier must not be given out again while a TLB may hold entries tagged with it; whoever frees one has invalidated
 //! them. The search goes round, so that a freed identifier rests as long as possible.
 
+use crate::bugs::{Bug, seeded};
 use alloc::vec::Vec;
 use base::IrqMutex;
 use iommu::OutOfMemory;
@@ -47,9 +48,9 @@ impl Ids {
             let free = !(*used | below);
             if free != 0 {
                 let bit = free.trailing_zeros() as usize;
-                *used |= 1 << bit;
+                *used |= u64::from(!seeded(Bug::AsidShared)) << bit;
                 let id = word * 64 + bit;
-                state.next = (id + 1) % (words * 64);
+                state.next = (id + usize::from(!seeded(Bug::AsidShared))) % (words * 64);
                 return u16::try_from(id).ok();
             }
         }

@@ -14,8 +14,9 @@
 //! # Locks
 //!
 //! All are [`base::IrqMutex`]es, none is held while waiting, and none is taken while another of this crate's is held:
-//! the command queue's, the event queue's, the table of streams', the two identifier allocators', and each space's list of
-//! streams with ATS.
+//! what went wrong with the command queue, the event and PRI queues' read indexes, what is owed of page request answers,
+//! IRQ_CTRL, the table of streams, the two identifier allocators, and each
+//! space's list of streams with ATS. Issuing commands takes none (see `cmdq.rs`).
 
 #![no_std]
 #![deny(unsafe_code)]
@@ -36,11 +37,15 @@ mod evtq;
 mod features;
 mod fleet;
 mod ids;
+mod inbox;
 mod member;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
+mod priq;
 mod registers;
 mod request;
+mod ring;
+mod service;
 mod smmu;
 mod space;
 pub mod spec;
@@ -49,6 +54,7 @@ mod streams;
 mod strtab;
 mod tlbi;
 
+pub use cmdq::{CommandError, Completion};
 pub use counters::Statistics;
 pub use error::Error;
 pub use evtq::fault;
@@ -56,5 +62,6 @@ pub use features::{Features, StallModel};
 pub use fleet::Fleet;
 pub use registers::Registers;
 pub use request::{Request, Translation};
+pub use service::{Message, Messages};
 pub use smmu::Smmu;
 pub use start::Config;

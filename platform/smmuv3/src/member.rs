@@ -20,6 +20,7 @@
 
 use crate::Error;
 use crate::atc::{EVERYTHING, Spans};
+use crate::bugs::{self, Bug, seeded};
 use crate::cmdq::Batch;
 use crate::descriptors::{CdFields, cd as context_descriptor, ste_nested, ste_stage1, ste_stage2, tg0};
 use crate::entry::{Entry, WORDS};
@@ -53,11 +54,17 @@ impl Tag {
         }
     }
 
-    const fn invalidate(self, addr: u64, range: TlbiRange) -> Command {
+    fn invalidate(self, addr: u64, range: TlbiRange) -> Command {
         // No table is ever freed under a living space, so leaf entries suffice.
         match self {
-            Self::Asid { vmid, asid } => Command::TlbiNhVa { vmid, asid, addr, range, leaf: true },
-            Self::Vmid(vmid) => Command::TlbiS2Ipa { vmid, addr, range, leaf: true },
+            Self::Asid { vmid, asid } => {
+                let asid = asid ^ u16::from(seeded(Bug::WrongAsid));
+                Command::TlbiNhVa { vmid, asid, addr, range: bugs::hinted(range), leaf: true }
+            }
+            Self::Vmid(vmid) => {
+                let vmid = vmid ^ u16::from(seeded(Bug::WrongVmid));
+                Command::TlbiS2Ipa { vmid, addr, range: bugs::hinted(range), leaf: true }
+            }
         }
     }
 }
@@ -129,13 +136,15 @@ impl<R: Registers> Member<R> {
                 t0sz: geometry.tsz(),
                 tg0: tg0(geometry.granule()),
                 ips: features.ips(geometry.output_bits()),
-                mair: MAIR,
+                mair: if seeded(Bug::MairWrong) { MAIR.rotate_left(8) } else { MAIR },
                 coherent: features.coherent,
             });
             for (cell, word) in context.iter().zip(words) {
                 cell.store(word, Ordering::Relaxed);
             }
-            context.publish(0, cd::WORDS);
+            if !seeded(Bug::CdNotPublished) {
+                context.publish(0, cd::WORDS);
+            }
         }
         let walked = Arc::new(Walked { table, context, parent });
         Ok(Self { shared, tag, walked, nests: AtomicBool::new(false), clients: IrqMutex::new(Vec::new()) })
@@ -214,11 +223,15 @@ impl<R: Registers> Member<R> {
     /// what they cost; then everything must be invalidated instead.
     pub fn invalidate(&self, batch: &mut Batch<'_, R>, unmapped: &Unmapped, budget: &mut u64) -> Result<bool, Error> {
         // Where something was missing, an earlier revocation may have failed: the hints speak of what was found only.
-        let hints = unmapped.missing.is_none();
+        let hints = unmapped.missing.is_none() || seeded(Bug::HintsAlways);
         let granule = self.walked.table.geometry().granule();
+        let range = bugs::covered(unmapped.range, granule.size());
+        if seeded(Bug::NoTlbi) {
+            return Ok(true);
+        }
         if self.shared.features.range_invalidation {
             let ttl = if hints { unmapped.level.unwrap_or(0) } else { 0 };
-            for (addr, range) in Split::new(unmapped.range, granule.shift(), ttl) {
+            for (addr, range) in Split::new(range, granule.shift(), ttl) {
                 if *budget == 0 {
                     return Ok(false);
                 }
@@ -228,7 +241,7 @@ impl<R: Registers> Member<R> {
         } else {
             // Without ranges, one command for each leaf: any address in a block takes all of it out.
             let step = if hints { unmapped.leaf_size } else { None }.unwrap_or(granule.size());
-            let count = unmapped.range.len().div_ceil(step);
+            let count = range.len().div_ceil(step);
             if count > *budget {
                 return Ok(false);
             }
@@ -246,14 +259,18 @@ impl<R: Registers> Member<R> {
     ///
     /// What kept an invalidation from completing.
     pub fn complete(&self, mut batch: Batch<'_, R>, ranges: &[IovaRange], broad: bool) -> Result<(), Error> {
-        if broad {
+        if broad && !seeded(Bug::NoBroadTlbi) {
             // After the last leaf was cleared: what the TLB fetches from here on is the new state.
             batch.push(self.tag.invalidate_all())?;
         } else if let Tag::Vmid(vmid) = self.tag
             && self.nested_above()
         {
-            batch.push(Command::Sync)?;
-            batch.push(Command::TlbiNhAll { vmid })?;
+            if !seeded(Bug::NoSyncBetweenStages) {
+                batch.push(Command::Sync)?;
+            }
+            if !seeded(Bug::NoTlbiAbove) {
+                batch.push(Command::TlbiNhAll { vmid })?;
+            }
         }
         batch.complete()?;
         self.invalidate_clients(ranges, broad)
@@ -262,7 +279,7 @@ impl<R: Registers> Member<R> {
     /// Removes `ranges` from the ATCs. Whoever becomes a client after the list was read is answered from tables and TLBs that
     /// no longer have them.
     fn invalidate_clients(&self, ranges: &[IovaRange], broad: bool) -> Result<(), Error> {
-        if !self.shared.features.ats {
+        if !self.shared.features.ats || seeded(Bug::NoAtcInvalidation) {
             return Ok(());
         }
         fence(Ordering::SeqCst);
@@ -312,10 +329,19 @@ impl<R: Registers> Member<R> {
 
 impl<R: Registers> Drop for Member<R> {
     fn drop(&mut self) {
+        if seeded(Bug::NoTlbiBeforeFree) {
+            return;
+        }
         // No stream is attached: each holds its space until the SMMU has completed a change to another. Nor is a nested space
         // on top, for those hold this one.
         let mut batch = self.shared.batch();
-        let result = batch.push(self.tag.invalidate_all()).and_then(|()| batch.complete());
+        let issued = if seeded(Bug::AsidReusedEarly) {
+            core::mem::forget(Arc::clone(&self.walked));
+            Ok(())
+        } else {
+            batch.push(self.tag.invalidate_all())
+        };
+        let result = issued.and_then(|()| batch.complete());
         match (result, self.tag) {
             (Ok(()), Tag::Asid { asid, .. }) => self.shared.asids.free(asid),
             (Ok(()), Tag::Vmid(vmid)) => self.shared.vmids.free(vmid),

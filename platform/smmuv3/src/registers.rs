@@ -15,6 +15,10 @@ pub trait Registers: Send + Sync + 'static {
     fn read64(&self, offset: usize) -> u64;
     /// Writes a 64-bit register.
     fn write64(&self, offset: usize, value: u64);
+    /// Waits for the SMMU's event (CMD_SYNC with completion signal SEV), or for a bounded while. May return at any time.
+    fn wait_for_event(&self) {
+        core::hint::spin_loop();
+    }
     /// Bytes that the map covers.
     fn size(&self) -> usize;
 }
@@ -35,6 +39,10 @@ impl Registers for Mmio {
     #[inline]
     fn write64(&self, offset: usize, value: u64) {
         Self::write64(self, offset, value);
+    }
+    #[cfg(target_os = "none")]
+    fn wait_for_event(&self) {
+        arch::timer::wait_for_event();
     }
     fn size(&self) -> usize {
         self.len()

@@ -3,15 +3,16 @@
 #![allow(unsafe_code)] // Implements the contract of `iommu::contract`; the reasons are with the implementation.
 
 use crate::Error;
-use crate::cmdq::{Batch, CommandQueue};
+use crate::cmdq::{Batch, CommandError, CommandQueue, Completion};
 use crate::counters::{Counters, Statistics};
 use crate::evtq::EventQueue;
 use crate::features::Features;
 use crate::ids::Ids;
+use crate::priq::PriQueue;
 use crate::registers::Registers;
 use crate::request::Request;
+use crate::service::{Messages, Service};
 use crate::space::Space;
-use crate::spec::registers::Gerror;
 use crate::start::Config;
 use crate::streams::{Streams, Wish};
 use crate::strtab::StreamTable;
@@ -31,36 +32,18 @@ pub(crate) struct Shared<R: Registers> {
     pub table: StreamTable,
     pub commands: CommandQueue,
     pub events: EventQueue,
+    pub page_requests: Option<PriQueue>,
     pub asids: Ids,
     pub vmids: Ids,
     pub streams: Streams,
     pub counters: Counters,
     pub window_closed: bool,
+    pub service: Service,
 }
 
 impl<R: Registers> Shared<R> {
     pub fn batch(&self) -> Batch<'_, R> {
         self.commands.batch(&self.registers, &self.counters)
-    }
-
-    fn serve_events(&self) {
-        self.events.drain(&self.registers, &self.counters, &*self.sink);
-    }
-
-    fn serve_errors(&self) {
-        let active = self.commands.acknowledge(&self.registers, &self.counters);
-        if active.contains(Gerror::SFM_ERR) {
-            self.commands.fail();
-        }
-        if active.contains(Gerror::EVENTQ_ABT_ERR) {
-            self.counters.event_overflows.add(1);
-            self.serve_events();
-        }
-        let others = active.difference(Gerror::CMDQ_ERR | Gerror::EVENTQ_ABT_ERR);
-        self.counters.other_global_errors.add(u64::from(others.bits().count_ones()));
-        if !active.is_empty() || self.events.backlog() {
-            base::notify();
-        }
     }
 }
 
@@ -184,22 +167,52 @@ impl<R: Registers> Smmu<R> {
         self.shared.commands.is_dead(&self.shared.registers, &self.shared.counters)
     }
 
-    /// Does what both interrupt handlers do. For a kernel that polls, and for what a flood of events left behind (see
-    /// [`Self::has_backlog`]).
-    pub fn service(&self) {
-        self.shared.serve_errors();
-        self.shared.serve_events();
+    /// The latest command at which the SMMU stopped, and why.
+    pub fn latest_command_error(&self) -> Option<CommandError> {
+        self.shared.commands.latest_error()
     }
 
-    /// Whether a flood of events was left in the queue, to be taken up by [`Self::service`] or by the next interrupt.
+    /// How the completion of commands is noticed.
+    pub fn completion(&self) -> Completion {
+        self.shared.commands.completion()
+    }
+
+    /// Has the SMMU's interrupts sent as messages instead of by wire. The board calls it once, after it has connected the
+    /// handlers to the messages.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if the SMMU sends no messages ([`Features::msi`]); [`Error::NoAcknowledge`], after which it may not
+    /// interrupt at all.
+    pub fn use_messages(&self, messages: &Messages) -> Result<(), Error> {
+        self.shared.use_messages(messages)
+    }
+
+    /// Does what all interrupt handlers do. For a kernel that polls, and for what came in before the interrupts were connected.
+    pub fn service(&self) {
+        self.shared.serve_errors();
+        self.shared.serve_queues();
+    }
+
+    /// Whether a flood was left in a queue, and no interrupt will tell of it.
     pub fn has_backlog(&self) -> bool {
-        self.shared.events.backlog()
+        self.shared.service.backlog()
+    }
+
+    /// Takes up what a flood has left behind, if one has. What [`Config::defer`] promises to call, with interrupts masked or not.
+    pub fn serve_backlog(&self) {
+        self.shared.serve_backlog();
     }
 
     /// The handler of the event queue's interrupt (`eventq`).
     pub fn event_handler(&self) -> Arc<dyn Handler> {
         let shared = Arc::clone(&self.shared);
-        Arc::new(move || shared.serve_events())
+        Arc::new(move || shared.serve_queues())
+    }
+
+    /// The handler of the PRI queue's interrupt (`priq`).
+    pub fn page_request_handler(&self) -> Arc<dyn Handler> {
+        self.event_handler()
     }
 
     /// The handler of the global error interrupt (`gerror`).
@@ -255,6 +268,11 @@ impl<R: Registers> fmt::Display for Smmu<R> {
             shared.commands.entries(),
             shared.events.entries()
         )?;
+        f.write_str(match shared.commands.completion() {
+            Completion::Poll => "",
+            Completion::Event => ", completion by event",
+            Completion::Message => ", completion by message",
+        })?;
         if !shared.window_closed {
             f.write_str("; untranslated until it was enabled (no GBPA)")?;
         }

@@ -4,12 +4,15 @@
 //! changed; when translation is switched on every stream aborts. At no moment after the first step does any transaction pass.
 
 use crate::Error;
-use crate::cmdq::CommandQueue;
+use crate::bugs::{Bug, seeded};
+use crate::cmdq::{CommandQueue, Completion};
 use crate::counters::Counters;
 use crate::evtq::EventQueue;
 use crate::features::Features;
 use crate::ids::Ids;
+use crate::priq::PriQueue;
 use crate::registers::Registers;
+use crate::service::Service;
 use crate::smmu::Shared;
 use crate::spec::command::Command;
 use crate::spec::registers::{self as reg, Cr0, IrqCtrl, cr1, cr2, gbpa};
@@ -32,6 +35,8 @@ pub struct Config {
     pub cmdq_log2: u32,
     /// log2 of the records that the event queue holds. Generous: one stopped DMA of 4 KiB can make 1024 records.
     pub eventq_log2: u32,
+    /// log2 of the records that the PRI queue holds, where there is one.
+    pub priq_log2: u32,
     /// The most bits of StreamID for which there is a place in the stream table.
     pub stream_bits: u8,
     /// The translation granule; the smallest that the SMMU has if there is none given or the SMMU lacks it.
@@ -44,6 +49,10 @@ pub struct Config {
     pub sync_timeout: Duration,
     /// How long a register may take to acknowledge a change.
     pub acknowledge_timeout: Duration,
+    /// Called when a flood of events was left in the queue: has [`Smmu::serve_backlog`](crate::Smmu::serve_backlog) called in about
+    /// a millisecond, from a timer. Called from handlers: it neither allocates nor waits. Without it the kernel looks for
+    /// [`Smmu::has_backlog`](crate::Smmu::has_backlog) itself.
+    pub defer: Option<fn()>,
 }
 
 impl Default for Config {
@@ -52,12 +61,14 @@ impl Default for Config {
             name: String::from("smmuv3"),
             cmdq_log2: 8,
             eventq_log2: 13,
+            priq_log2: 7,
             stream_bits: 24,
             granule: None,
             input_bits: 48,
             substream_bits: 16,
             sync_timeout: Duration::from_secs(1),
             acknowledge_timeout: Duration::from_secs(1),
+            defer: None,
         }
     }
 }
@@ -86,9 +97,15 @@ impl<R: Registers> Shared<R> {
             commands: CommandQueue::new(
                 config.cmdq_log2.min(u32::from(features.cmdq_log2)),
                 config.sync_timeout,
+                Completion::of(&features),
                 memory,
             )?,
             events: EventQueue::new(config.eventq_log2.min(u32::from(features.eventq_log2)), memory)?,
+            page_requests: features
+                .pri
+                .then(|| PriQueue::new(config.priq_log2.min(u32::from(features.priq_log2)), memory))
+                .transpose()?,
+            service: Service::default(),
             asids: Ids::new(features.asid_bits)?,
             vmids: Ids::new(features.vmid_bits)?,
             streams: Streams::default(),
@@ -132,12 +149,17 @@ impl<R: Registers> Shared<R> {
         self.table.program(registers);
         self.commands.program(registers);
         self.events.program(registers);
+        if let Some(queue) = &self.page_requests {
+            queue.program(registers);
+        }
         if self.features.msi {
             // Address 0 is "no message": the wired interrupts are used.
             registers.write64(reg::GERROR_IRQ_CFG0, 0);
             registers.write64(reg::EVENTQ_IRQ_CFG0, 0);
             if self.features.pri {
                 registers.write64(reg::PRIQ_IRQ_CFG0, 0);
+                // An interrupt for every request, not for the last of a group alone.
+                registers.write32(reg::PRIQ_IRQ_CFG2, 0);
             }
         }
         // Errors of before are not ours.
@@ -150,18 +172,28 @@ impl<R: Registers> Shared<R> {
         let mut on = if self.features.ats { Cr0::CMDQEN | Cr0::ATSCHK } else { Cr0::CMDQEN };
         self.set_cr0(on)?;
         let mut batch = self.batch();
-        // Configuration before translations, or the TLB could be filled again through what is left of the former.
-        batch.push(Command::CfgiAll)?;
-        if self.features.hyp {
-            batch.push(Command::TlbiEl2All)?;
+        if !seeded(Bug::NoBootInvalidation) {
+            // Configuration before translations, or the TLB could be filled again through what is left of the former.
+            batch.push(Command::CfgiAll)?;
+            if self.features.hyp {
+                batch.push(Command::TlbiEl2All)?;
+            }
+            batch.push(Command::TlbiNsnhAll)?;
         }
-        batch.push(Command::TlbiNsnhAll)?;
         batch.complete()?;
         on |= Cr0::EVENTQEN;
         self.set_cr0(on)?;
-        let interrupts = IrqCtrl::GERROR_IRQEN | IrqCtrl::EVENTQ_IRQEN;
-        acknowledged(&self.registers, &self.config, reg::IRQ_CTRL, reg::IRQ_CTRLACK, interrupts.bits(), "IRQ_CTRL")?;
+        if self.page_requests.is_some() {
+            on |= Cr0::PRIQEN;
+            self.set_cr0(on)?;
+        }
+        self.control(self.interrupts())?;
         self.set_cr0(on | Cr0::SMMUEN)
+    }
+
+    /// Writes IRQ_CTRL and waits until it has taken effect.
+    pub fn control(&self, interrupts: IrqCtrl) -> Result<(), Error> {
+        acknowledged(&self.registers, &self.config, reg::IRQ_CTRL, reg::IRQ_CTRLACK, interrupts.bits(), "IRQ_CTRL")
     }
 
     fn set_cr0(&self, value: Cr0) -> Result<(), Error> {
@@ -187,6 +219,9 @@ fn shut_the_door(registers: &impl Registers, config: &Config) -> Result<bool, Er
         }
     };
     let value = updated(registers)?;
+    if seeded(Bug::DoorLeftOpen) {
+        return Ok(true);
+    }
     #[allow(clippy::cast_possible_truncation)] // A 32-bit register.
     registers.write32(reg::GBPA, (value | gbpa::ABORT.mask() | gbpa::UPDATE.mask()) as u32);
     Ok(gbpa::ABORT.is_set(updated(registers)?))
@@ -205,7 +240,7 @@ fn acknowledged(
     let deadline = Deadline::after(config.acknowledge_timeout);
     loop {
         let expired = deadline.has_passed();
-        if registers.read32(acknowledgement) == value {
+        if registers.read32(acknowledgement) == value || seeded(Bug::Cr0NotAwaited) {
             return Ok(());
         }
         if expired {

@@ -20,6 +20,7 @@
 
 use crate::Error;
 use crate::atc::EVERYTHING;
+use crate::bugs::{Bug, seeded};
 use crate::contexts::{ContextTable, Contexts, Unnumbered};
 use crate::descriptors::{ste_abort, ste_bypass};
 use crate::entry::{Entry, Kind, Sink, WORDS, update};
@@ -160,7 +161,7 @@ impl<R: Registers> Shared<R> {
     /// taken notice. After all others nothing has changed.
     pub fn change(&self, stream: StreamId, wish: Wish<'_>) -> Result<(), AttachError> {
         let Some(slot) = self.table.slot(stream)? else { return Err(AttachError::NoSuchStream(stream)) };
-        let before = self.streams.begin(stream, Deadline::after(self.config.sync_timeout))?;
+        let mut before = self.streams.begin(stream, Deadline::after(self.config.sync_timeout))?;
         let ready = self.plan(&before, wish).and_then(|plan| {
             self.admit(stream, &plan)?;
             Ok(plan)
@@ -172,6 +173,10 @@ impl<R: Registers> Shared<R> {
                 return Err(error);
             }
         };
+        if seeded(Bug::SpaceFreedEarly) {
+            before.treatment = Treatment::Blocked;
+            drop(self.streams.end(stream, Some((Treatment::Blocked, before.ats)), before.stale));
+        }
         match self.carry_out(stream, &slot, &before, &plan) {
             Ok(()) => {
                 self.dismiss(stream, &before.treatment, before.ats);
@@ -186,7 +191,11 @@ impl<R: Registers> Shared<R> {
                     slot.store(0, word);
                 }
                 // The ATC may still hold what it held of either: both keep the stream as a client.
-                let old = self.streams.end(stream, Some((Treatment::Blocked, before.ats || plan.ats)), true);
+                let old = self.streams.end(
+                    stream,
+                    Some((Treatment::Blocked, before.ats || plan.ats)),
+                    !seeded(Bug::StaleForgotten),
+                );
                 self.leak(old);
                 self.leak(Some(plan.treatment));
                 Err(error.into())
@@ -347,14 +356,16 @@ impl<R: Registers> Shared<R> {
         let target = self.ste(&plan.treatment, plan.ats)?;
         let sid = stream.get();
         // Leaf clear: the L1STD may be new, linked by this core or by one that has not got as far as this.
-        let mut sink = EntrySink { shared: self, slot, forget: Command::CfgiSte { sid, leaf: false } };
+        let forget =
+            Command::CfgiSte { sid: sid ^ u32::from(seeded(Bug::CfgiWrongStream)), leaf: seeded(Bug::CfgiLeafOnly) };
+        let mut sink = EntrySink { shared: self, slot, forget };
         if before.stale {
             sink.sync()?;
         }
         if let Some((table, ssid, words)) = &plan.context {
             let slot = table.slot(*ssid)?.ok_or(Error::OutOfMemory)?;
             // Leaf clear: the L1CD may be new.
-            let forget = Command::CfgiCd { sid, ssid: *ssid, leaf: false };
+            let forget = Command::CfgiCd { sid, ssid: *ssid, leaf: seeded(Bug::CfgiCdLeafOnly) };
             update(Kind::Cd, &slot.read(), words, &mut EntrySink { shared: self, slot: &slot, forget })?;
         }
         update(Kind::Ste, &slot.read(), &target, &mut sink)?;
@@ -363,7 +374,7 @@ impl<R: Registers> Shared<R> {
 
     /// Has the device forget what it holds of spaces that it no longer has.
     fn empty_atc(&self, sid: u32, before: &Before, plan: &Plan) -> Result<(), Error> {
-        if !before.ats {
+        if !before.ats || seeded(Bug::AtcKept) {
             return Ok(());
         }
         let mut batch = self.batch();
@@ -406,7 +417,9 @@ impl<R: Registers> Shared<R> {
 
     /// Keeps address spaces and tables for ever: the SMMU may still walk them.
     fn leak(&self, treatment: Option<Treatment>) {
-        if let Some(treatment) = treatment {
+        if let Some(treatment) = treatment
+            && !seeded(Bug::FailedSpaceFreed)
+        {
             self.counters.leaked_spaces.add(treatment.spaces().count() as u64);
             core::mem::forget(treatment);
         }
@@ -427,7 +440,13 @@ impl<R: Registers> Sink for EntrySink<'_, R> {
 
     fn sync(&mut self) -> Result<(), Error> {
         let mut batch = self.shared.batch();
-        batch.push(self.forget)?;
+        let forgotten = match self.forget {
+            Command::CfgiCd { .. } => seeded(Bug::NoCfgiCd),
+            _ => seeded(Bug::NoCfgiSte),
+        };
+        if !forgotten {
+            batch.push(self.forget)?;
+        }
         batch.complete()
     }
 }

@@ -5,6 +5,7 @@
 //! a linear table, before the SMMU is told of it. Tables are never unlinked.
 
 use crate::Error;
+use crate::bugs::{Bug, seeded};
 use crate::descriptors::ste_abort;
 use crate::entry::{Entry, WORDS};
 use crate::features::Features;
@@ -77,7 +78,9 @@ impl StreamTable {
         for (cell, word) in block.iter().zip(abort.iter().cycle()) {
             cell.store(*word, Relaxed);
         }
-        block.publish(0, block.len());
+        if !seeded(Bug::StesNotPublished) {
+            block.publish(0, block.len());
+        }
         Ok(block)
     }
 
@@ -139,12 +142,14 @@ impl StreamTable {
         // second waits for a store and a barrier, and gives its table back.
         Ok(base::cpu::without_interrupts(|| {
             place.call_once(|| {
-                let descriptor =
-                    ste::L1STD_L2PTR.address(fresh.phys().get()) | ste::L1STD_SPAN.put(u64::from(SPLIT) + 1);
+                let descriptor = ste::L1STD_L2PTR.address(fresh.phys().get())
+                    | ste::L1STD_SPAN.put(u64::from(SPLIT) + u64::from(!seeded(Bug::SpanTooShort)));
                 if let Some(cell) = first.get(index) {
                     cell.store(descriptor, Release);
                 }
-                first.publish(index, index + 1);
+                if !seeded(Bug::L1NotPublished) {
+                    first.publish(index, index + 1);
+                }
                 fresh
             })
         }))
@@ -167,6 +172,8 @@ impl<'a> Slot<'a> {
         if let Some(cell) = self.block.get(self.word + index) {
             cell.store(word, Release);
         }
-        self.block.publish(self.word + index, self.word + index + 1);
+        if index != 0 || !seeded(Bug::SteNotPublished) {
+            self.block.publish(self.word + index, self.word + index + 1);
+        }
     }
 }

@@ -42,7 +42,7 @@ impl Model {
         if adversary.rng.chance(4) {
             self.memory.evict(&mut adversary.rng);
         }
-        let acts = adversary.rng.below(4).unwrap_or(0);
+        let acts = adversary.rng.below(state.behaviour.acts).unwrap_or(0);
         for _ in 0..acts {
             self.act(state);
         }
@@ -94,9 +94,7 @@ impl Model {
                     // A walk to where something is mapped, or a little beyond it. What fails is not an event: nobody asked.
                     let beyond = u64::from(self.draw(state, 4) / 3) << stages.first.granule;
                     state.walker(self.memory, |walker| {
-                        if stages.second.is_none()
-                            && let Some(addr) = walker.somewhere(&stages.first)
-                        {
+                        if let Some(addr) = walker.somewhere(&stages) {
                             let _ = walker.translate(&stages, addr + beyond);
                         }
                     });

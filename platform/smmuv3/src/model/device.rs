@@ -8,6 +8,7 @@ use super::{Model, Overflow, State, check};
 use crate::spec::event::{self, Event, number};
 use crate::spec::registers::{Cr0, Gerror, IrqCtrl, OVFLG, queue_base};
 use crate::spec::ste;
+use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -211,9 +212,8 @@ impl Model {
         let overlaps = |entry: &TlbEntry| {
             PhysRange::new(PhysAddr::new(entry.phys), entry.size).is_some_and(|mapped| mapped.overlaps(range))
         };
-        for entry in state.caches.tlb.iter().filter(|entry| overlaps(entry)) {
-            paths.push(format!("TLB: {entry:x?}"));
-        }
+        // VMIDs of stage 2s that are walked below a stage 1, and of those that are all there is.
+        let (mut below_others, mut alone) = (BTreeSet::new(), BTreeSet::new());
         for own in state.caches.atc.iter().filter(|own| overlaps(&own.entry)) {
             paths.push(format!("ATC: {own:x?}"));
         }
@@ -239,6 +239,10 @@ impl Model {
                     Ok(Route::Translate(stages)) => stages,
                     Err(_) => continue,
                 };
+                if stages.first.s2 {
+                    alone.insert(stages.first.tag.vmid);
+                }
+                below_others.extend(stages.second.map(|second| second.tag.vmid));
                 state.walker(self.memory, |walker| {
                     let below = cached_links.iter().filter(|link| link.tag == stages.first.tag);
                     let mut found: Vec<_> = below.map(|link| walker.below(&stages, link)).collect();
@@ -255,6 +259,13 @@ impl Model {
                         }
                     }
                 });
+            }
+        }
+        for entry in state.caches.tlb.iter().filter(|entry| overlaps(entry)) {
+            // From an intermediate address alone there is no way for a device.
+            let vmid = entry.tag.vmid;
+            if entry.tag.asid.is_some() || !below_others.contains(&vmid) || alone.contains(&vmid) {
+                paths.push(format!("TLB: {entry:x?}"));
             }
         }
         paths

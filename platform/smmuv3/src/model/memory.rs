@@ -46,6 +46,8 @@ struct State {
     live: usize,
     /// Blocks that were ever freed.
     freed: usize,
+    /// What happens at the next publication.
+    meanwhile: Option<Box<dyn FnOnce() + Send>>,
     /// Who looks at this memory of its own accord.
     watchers: Vec<Weak<Model>>,
 }
@@ -89,6 +91,7 @@ impl ModelMemory {
             forget: false,
             live: 0,
             freed: 0,
+            meanwhile: None,
             watchers: Vec::new(),
         };
         Box::leak(Box::new(Self { state: IrqMutex::new(state) }))
@@ -148,6 +151,11 @@ impl ModelMemory {
         self.state.lock().freed
     }
 
+    /// Runs `f` once, right after the next publication: what another core, or a device, does at that moment.
+    pub fn meanwhile(&self, f: impl FnOnce() + Send + 'static) {
+        self.state.lock().meanwhile = Some(Box::new(f));
+    }
+
     /// From now on `model` looks at this memory whenever it changes.
     pub(super) fn watch(&self, model: Weak<Model>) {
         self.state.lock().watchers.push(model);
@@ -168,7 +176,13 @@ impl ModelMemory {
 
     /// Gives the models a moment in which something else may happen.
     fn disturb(&self) {
-        let watchers = self.state.lock().watchers.clone();
+        let (watchers, meanwhile) = {
+            let mut state = self.state.lock();
+            (state.watchers.clone(), state.meanwhile.take())
+        };
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
         watchers.iter().filter_map(Weak::upgrade).for_each(|model| model.disturb());
     }
 
@@ -184,7 +198,9 @@ impl ModelMemory {
         if block.freed {
             return Err(BadRead::Freed);
         }
-        block.seen.get_mut(word).ok_or(BadRead::Nowhere)?.value = value;
+        // Coherent memory has one order: what the processor stored before is overwritten, seen or not.
+        let clean = block.cells.get(word).map_or(0, |cell| cell.load(SeqCst));
+        *block.seen.get_mut(word).ok_or(BadRead::Nowhere)? = Word { value, clean };
         Ok(())
     }
 }
@@ -266,5 +282,7 @@ fn lost(words: &[AtomicU64]) -> bool {
     let first = words.first().map_or(0, |cell| cell.load(SeqCst));
     let leaf = first & 1 << 10 != 0 && first & 1 << 54 != 0;
     let table = words.len() == 1 && first & 0xfff == 3 && first >> 48 == 0;
-    first & 1 == 1 && (leaf && seeded(Bug::LeafNotPublished) || table && seeded(Bug::LinkNotPublished))
+    leaf && seeded(Bug::LeafNotPublished)
+        || table && seeded(Bug::LinkNotPublished)
+        || first == 0 && seeded(Bug::ClearNotPublished)
 }

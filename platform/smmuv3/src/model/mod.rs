@@ -117,6 +117,8 @@ pub struct Behaviour {
     pub stall: u32,
     /// So many CMD_SYNCs behind a CMD_ATC_INV are stopped with CERROR_ATC_INV_SYNC.
     pub atc_timeouts: u32,
+    /// An adversary does fewer things than this of its own accord in each moment.
+    pub acts: u32,
     /// CR0ACK follows when the adversary likes.
     pub slow_acknowledgements: bool,
 }
@@ -135,6 +137,7 @@ impl Default for Behaviour {
             lie: None,
             stall: 0,
             atc_timeouts: 0,
+            acts: 4,
             slow_acknowledgements: false,
         }
     }

@@ -433,10 +433,12 @@ impl Walker<'_> {
     }
 
     /// A random mapped address, found by descending through random valid descriptors.
-    pub fn somewhere(&mut self, regime: &Regime) -> Option<u64> {
+    pub fn somewhere(&mut self, stages: &Stages) -> Option<u64> {
+        let Stages { first: regime, second } = stages;
         let (mut table, mut level, mut base) = (regime.root, regime.start, 0);
         loop {
-            let words = self.memory.read_run(table, 1 << regime.bits(level)).ok()?;
+            let words = self.entries(regime, second.as_ref(), table, level).ok()?;
+            let words = words.into_iter().map(|(_, word)| word);
             let valid: Vec<(u64, u64)> = (0..).zip(words).filter(|(_, word)| word & 1 != 0).collect();
             let pick = self.rng.as_deref_mut()?.below(valid.len() as u32)?;
             let &(index, word) = valid.get(pick as usize)?;

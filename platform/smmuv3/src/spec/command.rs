@@ -30,6 +30,18 @@ pub const VMID: Field = Field::new(47, 32);
 pub const ASID: Field = Field::new(63, 48);
 /// Word 0 of CMD_SYNC: how completion is signalled (0 not, 1 interrupt, 2 SEV).
 pub const CS: Field = Field::new(13, 12);
+/// Word 0 of CMD_SYNC: the message's shareability.
+pub const MSH: Field = Field::new(23, 22);
+/// Word 0 of CMD_SYNC: the message's memory attributes.
+pub const MSI_ATTR: Field = Field::new(27, 24);
+/// Word 0 of CMD_SYNC: the message.
+pub const MSI_DATA: Field = Field::new(63, 32);
+/// Word 1 of CMD_SYNC: where the message is written to.
+pub const MSI_ADDRESS: Field = Field::new(51, 2);
+/// Word 1 of CMD_PRI_RESP: page request group.
+pub const PRG_INDEX: Field = Field::new(8, 0);
+/// Word 1 of CMD_PRI_RESP: the answer.
+pub const RESP: Field = Field::new(13, 12);
 /// Word 1: only leaf entries.
 pub const LEAF: Field = Field::bit(0);
 /// Word 1 of CFGI_STE_RANGE: log2 of the number of STEs, less one.
@@ -116,8 +128,25 @@ pub enum Command {
     TlbiEl2All,
     /// Forget all non-secure, non-EL2 translations.
     TlbiNsnhAll,
+    /// Answer a page request group.
+    PriResp { sid: u32, ssid: Option<u32>, group: u16, response: PriResponse },
     /// Wait for all earlier commands.
     Sync,
+    /// The same, and end WFE on every processor.
+    SyncEvent,
+    /// The same, and write `data` to `address`, in memory that the SMMU shares coherently.
+    SyncMessage { address: u64, data: u32 },
+}
+
+/// The answer to a page request group (4.5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PriResponse {
+    /// A permanent error that has nothing to do with the pages: ask no more.
+    ResponseFailure,
+    /// One or more of the pages could not be made present.
+    InvalidRequest,
+    /// All pages are present.
+    Success,
 }
 
 impl Command {
@@ -152,7 +181,25 @@ impl Command {
             Self::TlbiS2Ipa { vmid, addr, range, leaf } => by_address(opcode::TLBI_S2_IPA, vmid, addr, range, leaf),
             Self::TlbiEl2All => [op(opcode::TLBI_EL2_ALL), 0],
             Self::TlbiNsnhAll => [op(opcode::TLBI_NSNH_ALL), 0],
+            Self::PriResp { sid, ssid, group, response } => {
+                let substream = match ssid {
+                    Some(ssid) => SSV.mask() | SSID.put(ssid as u64),
+                    None => 0,
+                };
+                let answer = match response {
+                    PriResponse::ResponseFailure => 0,
+                    PriResponse::InvalidRequest => 1,
+                    PriResponse::Success => 2,
+                };
+                [op(opcode::PRI_RESP) | substream | SID.put(sid as u64), PRG_INDEX.put(group as u64) | RESP.put(answer)]
+            }
             Self::Sync => [op(opcode::SYNC), 0],
+            Self::SyncEvent => [op(opcode::SYNC) | CS.put(2), 0],
+            Self::SyncMessage { address, data } => {
+                // Write-back cacheable, inner shareable.
+                let how = CS.put(1) | MSH.put(3) | MSI_ATTR.put(0xf);
+                [op(opcode::SYNC) | how | MSI_DATA.put(data as u64), MSI_ADDRESS.address(address)]
+            }
         }
     }
 }
@@ -215,6 +262,21 @@ mod tests {
         assert_eq!(Command::AtcInv { sid: 8, ssid: None, addr: 0x8000, log2: 3 }.encode(), [0x8_0000_0040, 0x8003]);
         assert_eq!(Command::AtcInv { sid: 8, ssid: Some(5), addr: 0, log2: 52 }.encode(), [0x8_0000_5840, 52]);
         assert_eq!(Command::Sync.encode(), [0x46, 0]);
+        assert_eq!(Command::SyncEvent.encode(), [0x2046, 0]);
+        assert_eq!(
+            Command::SyncMessage { address: 0x1_2345_6788, data: 0xdead_beef }.encode(),
+            [0xdead_beef_0fc0_1046, 0x1_2345_6788]
+        );
+        let failure = PriResponse::ResponseFailure;
+        assert_eq!(
+            Command::PriResp { sid: 0x18, ssid: Some(5), group: 0x1ff, response: failure }.encode(),
+            [0x18_0000_5841, 0x1ff]
+        );
+        let success = PriResponse::Success;
+        assert_eq!(
+            Command::PriResp { sid: 0x18, ssid: None, group: 3, response: success }.encode(),
+            [0x18_0000_0041, 0x2003]
+        );
         let range = TlbiRange { num: 30, scale: 7, tg: 1, ttl: 3 };
         assert_eq!(
             Command::TlbiNhVa { vmid: 0, asid: 0x1234, addr: 0xffff_f000, range, leaf: true }.encode(),

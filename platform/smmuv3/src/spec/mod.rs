@@ -9,6 +9,7 @@ pub mod cd;
 pub mod command;
 pub mod event;
 mod field;
+pub mod page_request;
 pub mod queue;
 pub mod registers;
 pub mod ste;

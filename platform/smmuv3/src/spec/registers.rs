@@ -70,6 +70,10 @@ pub const EVENTQ_IRQ_CFG2: usize = 0xbc;
 pub const PRIQ_BASE: usize = 0xc0;
 /// MSI address for the PRI queue, 64 bits.
 pub const PRIQ_IRQ_CFG0: usize = 0xd0;
+/// MSI data.
+pub const PRIQ_IRQ_CFG1: usize = 0xd8;
+/// MSI memory attributes.
+pub const PRIQ_IRQ_CFG2: usize = 0xdc;
 /// The offset of page 1.
 pub const PAGE1: usize = 0x1_0000;
 /// The event queue's write index, in page 1.
@@ -337,6 +341,21 @@ pub mod queue_base {
     pub const ADDR: Field = Field::new(51, 5);
     /// Read-allocate hint (command queue) or write-allocate hint (event queue).
     pub const ALLOC: Field = Field::bit(62);
+}
+
+/// Fields of the `*_IRQ_CFG0`s and `*_IRQ_CFG2`s.
+pub mod irq_cfg2 {
+    use super::Field;
+    /// In `*_IRQ_CFG0`: where the message is written to; 0 for no message.
+    pub const ADDRESS: Field = Field::new(51, 2);
+    /// Memory type of the message.
+    pub const MEMATTR: Field = Field::new(3, 0);
+    /// Shareability of the message.
+    pub const SH: Field = Field::new(5, 4);
+    /// `PRIQ_IRQ_CFG2` only: interrupt for the last request of a group alone.
+    pub const LO: Field = Field::bit(31);
+    /// `MEMATTR`: Device-nGnRE.
+    pub const DEVICE_NGNRE: u64 = 1;
 }
 
 /// Fields of `CMDQ_CONS`.

@@ -9,9 +9,11 @@ mod fleet;
 mod queue;
 mod random;
 mod revoke;
+mod seeded;
 mod spaces;
 mod start;
 mod substreams;
+mod world;
 
 use super::{Model, ModelMemory, Traits};
 use crate::{Config, Error, Smmu};

@@ -1,0 +1,250 @@
+//! Claiming, publishing and following a queue that many cores fill at once and one piece of hardware empties.
+//!
+//! This is the part of the command queue that has to be right about atomics, without registers or memory: it is generic over
+//! the atomic word, so that [`loom`](https://docs.rs/loom) can run it through every interleaving in this module's tests.
+//!
+//! # Positions
+//!
+//! Entries are numbered from 0 in 63 bits, so that "everything before position *p* has been consumed" is one comparison however
+//! often the hardware's indexes wrap. Always `consumed <= published <= claimed <= consumed + entries`.
+//!
+//! # How an entry comes to the hardware
+//!
+//! 1. [`Ring::claim`] takes a run of free positions: one compare-exchange of the claim word. Its top bit is [`CLOSED`].
+//! 2. The claimant writes its entries, which nobody else looks at.
+//! 3. [`Ring::finish`] marks the run as written: one store, of the position after its end, in the place of its first entry. A
+//!    place always holds the end of the latest run that began there, so a mark is of this time around exactly if it is greater
+//!    than the position.
+//! 4. [`Ring::ring`] walks from mark to mark and tells the hardware about everything that is written without a gap.
+//!    Whoever comes first does it for all; who finds somebody at it goes away. So the index register is written by one at
+//!    a time and never goes back, and nobody waits for anybody here. What is missed (finished after the walk has passed, by a
+//!    claimant that found the other still at it) is found by the next call: a claimant calls again until
+//!    [`Ring::published`] has passed its own entries.
+//!
+//! The claimant must not be interrupted between the first step and the third by something on its own core that waits for the
+//! queue: what lies behind the gap would never be told to the hardware. Interrupts are masked for that long (see `cmdq.rs`).
+
+use crate::bugs::{Bug, seeded};
+use crate::spec::queue::QueueSize;
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release};
+use iommu::OutOfMemory;
+
+/// In the claim word: nothing can be claimed.
+const CLOSED: u64 = 1 << 63;
+
+/// A 64-bit atomic: the processor's, or the model checker's.
+pub(crate) trait Word {
+    fn new(value: u64) -> Self;
+    fn load(&self, order: Ordering) -> u64;
+    fn store(&self, value: u64, order: Ordering);
+    fn compare_exchange(&self, old: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64>;
+    fn fetch_max(&self, value: u64, order: Ordering) -> u64;
+    fn fetch_or(&self, value: u64, order: Ordering) -> u64;
+    fn fetch_and(&self, value: u64, order: Ordering) -> u64;
+}
+
+macro_rules! word {
+    ($atomic:ty) => {
+        impl $crate::ring::Word for $atomic {
+            fn new(value: u64) -> Self {
+                <$atomic>::new(value)
+            }
+            fn load(&self, order: Ordering) -> u64 {
+                <$atomic>::load(self, order)
+            }
+            fn store(&self, value: u64, order: Ordering) {
+                <$atomic>::store(self, value, order);
+            }
+            fn compare_exchange(&self, old: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64> {
+                <$atomic>::compare_exchange(self, old, new, success, failure)
+            }
+            fn fetch_max(&self, value: u64, order: Ordering) -> u64 {
+                <$atomic>::fetch_max(self, value, order)
+            }
+            fn fetch_or(&self, value: u64, order: Ordering) -> u64 {
+                <$atomic>::fetch_or(self, value, order)
+            }
+            fn fetch_and(&self, value: u64, order: Ordering) -> u64 {
+                <$atomic>::fetch_and(self, value, order)
+            }
+        }
+    };
+}
+
+word!(core::sync::atomic::AtomicU64);
+
+/// The queue takes nothing: see [`Ring::close`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Closed;
+
+/// An index of the hardware's claims more than it was ever given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BadIndex;
+
+/// The state of one queue.
+pub(crate) struct Ring<W> {
+    size: QueueSize,
+    /// The next position to claim, and [`CLOSED`].
+    claimed: W,
+    /// The hardware has been told, or is just being told, of everything before this position.
+    published: W,
+    /// The hardware has consumed everything before this position.
+    consumed: W,
+    /// 1 while somebody walks and tells.
+    ringing: W,
+    /// For each place the end of the latest run that began there.
+    marks: Vec<W>,
+}
+
+impl<W: Word> Ring<W> {
+    /// Makes the state of an empty queue.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`].
+    pub fn new(size: QueueSize) -> Result<Self, OutOfMemory> {
+        let mut marks = Vec::new();
+        marks.try_reserve_exact(size.entries() as usize).map_err(|_| OutOfMemory)?;
+        marks.extend((0..size.entries()).map(|_| W::new(0)));
+        let zero = || W::new(0);
+        Ok(Self { size, claimed: zero(), published: zero(), consumed: zero(), ringing: zero(), marks })
+    }
+
+    /// The index register's value for a position.
+    #[inline]
+    pub fn index(&self, position: u64) -> u32 {
+        #[allow(clippy::cast_possible_truncation)] // The mask is meant: position and wrap bit.
+        let low = position as u32;
+        low & (self.size.mask() >> u32::from(seeded(Bug::WrapDropped)))
+    }
+
+    /// The place of a position.
+    #[inline]
+    pub fn slot(&self, position: u64) -> usize {
+        self.size.slot(self.index(position))
+    }
+
+    /// Claims up to `wanted` positions, as many as are free; an empty run if none is.
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`].
+    #[inline]
+    pub fn claim(&self, wanted: u64) -> Result<Range<u64>, Closed> {
+        let mut claimed = self.claimed.load(Relaxed);
+        loop {
+            if claimed & CLOSED != 0 {
+                return Err(Closed);
+            }
+            // An older value than the truth makes the room smaller. Acquire: what was read from the places that have become
+            // free was read before they are written again.
+            let used = claimed.saturating_sub(self.consumed.load(Acquire));
+            let used = if seeded(Bug::QueueOverfilled) { 0 } else { used };
+            let count = wanted.min(u64::from(self.size.entries()).saturating_sub(used));
+            let end = claimed + count;
+            if count == 0 {
+                return Ok(claimed..end);
+            }
+            match self.claimed.compare_exchange(claimed, end, Relaxed, Relaxed) {
+                Ok(_) => return Ok(claimed..end),
+                Err(now) => claimed = now,
+            }
+        }
+    }
+
+    /// Marks a claimed run as written.
+    #[inline]
+    pub fn finish(&self, run: Range<u64>) {
+        if let Some(mark) = self.marks.get(self.slot(run.start)) {
+            // Release: whoever sees the mark sees the entries.
+            mark.store(run.end, Release);
+        }
+    }
+
+    /// Tells the hardware, by `tell` with the new index, of everything that is written without a gap; unless somebody is at it.
+    /// Called with interrupts masked.
+    #[inline]
+    pub fn ring(&self, tell: impl FnOnce(u32)) {
+        if self.ringing.compare_exchange(0, 1, Acquire, Relaxed).is_err() {
+            return;
+        }
+        // Relaxed: only who rings writes it, and the last one's writes came with `ringing`.
+        let told = self.published.load(Relaxed);
+        let mut position = told;
+        while let Some(mark) = self.marks.get(self.slot(position)) {
+            let end = mark.load(Acquire);
+            if end <= position {
+                break;
+            }
+            position = end;
+        }
+        if position != told {
+            // Before the hardware can consume them, so that no index it shows is beyond what is known as published.
+            self.published.store(position, Release);
+            tell(self.index(position));
+        }
+        self.ringing.store(0, Release);
+    }
+
+    /// Everything before this position has been told to the hardware, or is just being.
+    #[inline]
+    pub fn published(&self) -> u64 {
+        self.published.load(Acquire)
+    }
+
+    /// The position after the last claimed one.
+    pub fn claimed(&self) -> u64 {
+        self.claimed.load(Relaxed) & !CLOSED
+    }
+
+    /// Everything before this position is known to be consumed.
+    #[inline]
+    pub fn consumed(&self) -> u64 {
+        self.consumed.load(Acquire)
+    }
+
+    /// Follows the hardware, whose index `read` reads now. `read` orders what follows after the reading.
+    ///
+    /// # Errors
+    ///
+    /// [`BadIndex`]: the index is believed in nothing.
+    #[inline]
+    pub fn follow(&self, read: impl FnOnce() -> u32) -> Result<u64, BadIndex> {
+        // In this order: an index read later than `consumed` is never behind it. If the queue went around since, the distance
+        // comes out short by whole rounds, and what is then noted is true all the same.
+        let consumed = self.consumed.load(Acquire);
+        let index = read();
+        let advanced = u64::from(self.size.distance(self.index(consumed), index));
+        if advanced > self.published.load(Acquire).saturating_sub(consumed) {
+            // Others may have followed it further since `consumed` was looked at; then nothing is wrong with the index.
+            return if self.consumed.load(Acquire) == consumed { Err(BadIndex) } else { Ok(consumed) };
+        }
+        let now = consumed + advanced;
+        if advanced != 0 {
+            self.reached(now);
+        }
+        Ok(now)
+    }
+
+    /// Notes that everything before `position` has been consumed.
+    #[inline]
+    pub fn reached(&self, position: u64) {
+        // Release: what was read from the places is over before a claim of them sees this.
+        self.consumed.fetch_max(position, AcqRel);
+    }
+
+    /// Lets nothing be claimed any more.
+    pub fn close(&self) {
+        self.claimed.fetch_or(CLOSED, Relaxed);
+    }
+
+    /// Undoes [`Self::close`].
+    pub fn open(&self) {
+        self.claimed.fetch_and(!CLOSED, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests;

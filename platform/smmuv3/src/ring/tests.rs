@@ -1,0 +1,198 @@
+//! Every interleaving, by loom, of small queues with few producers; and one thread's walk around larger ones.
+//!
+//! Loom's own words and cells are used, so a slot that is written while the hardware may still read it, or read before it was
+//! written, is a data race that loom reports. Seen red: a claim without the look at `consumed`; the mark before the entries, and
+//! both with relaxed orders; `consumed` noted without release; a bell that two ring at once; a mark compared for equality.
+
+use super::*;
+use loom::cell::UnsafeCell;
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicU32, AtomicU64};
+use loom::thread;
+use std::vec;
+
+word!(AtomicU64);
+
+/// A queue, its memory, and the hardware's two registers.
+struct Queue {
+    ring: Ring<AtomicU64>,
+    slots: Vec<UnsafeCell<u64>>,
+    prod: AtomicU32,
+    cons: AtomicU32,
+}
+
+impl Queue {
+    fn new(log2: u32) -> Arc<Self> {
+        let size = QueueSize::new(log2);
+        let slots = (0..size.entries()).map(|_| UnsafeCell::new(0)).collect();
+        let ring = Ring::new(size).unwrap();
+        Arc::new(Self { ring, slots, prod: AtomicU32::new(0), cons: AtomicU32::new(0) })
+    }
+
+    fn bell(&self) {
+        self.ring.ring(|index| {
+            let before = self.prod.swap(index, AcqRel);
+            let size = self.ring.size;
+            assert!(size.distance(before, index) <= size.entries(), "the index went back: {before} to {index}");
+        });
+    }
+
+    fn put(&self, count: u64, value: u64) -> Range<u64> {
+        let run = self.ring.claim(count).unwrap();
+        for position in run.clone() {
+            // SAFETY: loom checks that nobody else is at it.
+            #[allow(unsafe_code)]
+            self.slots[self.ring.slot(position)].with_mut(|slot| unsafe { *slot = value });
+        }
+        if !run.is_empty() {
+            self.ring.finish(run.clone());
+        }
+        self.bell();
+        run
+    }
+
+    fn follow(&self) -> Result<u64, BadIndex> {
+        self.ring.follow(|| self.cons.load(Acquire))
+    }
+
+    /// What the hardware does: consumes what it has been told of.
+    fn consume(&self) -> Vec<u64> {
+        let size = self.ring.size;
+        let (prod, mut cons) = (self.prod.load(Acquire), self.cons.load(Relaxed));
+        let mut seen = Vec::new();
+        while !size.is_empty(prod, cons) {
+            // SAFETY: loom checks that nobody writes it.
+            #[allow(unsafe_code)]
+            seen.push(self.slots[size.slot(cons)].with(|slot| unsafe { *slot }));
+            cons = size.advance(cons, 1);
+            self.cons.store(cons, Release);
+        }
+        seen
+    }
+}
+
+fn explore(preemptions: usize, f: impl Fn() + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(preemptions);
+    model.check(f);
+}
+
+#[test]
+fn whatever_the_interleaving_every_run_reaches_the_hardware_whole_and_once() {
+    explore(3, || {
+        let queue = Queue::new(2);
+        let other = Arc::clone(&queue);
+        let producer = thread::spawn(move || other.put(2, 7));
+        let mine = queue.put(2, 9);
+        let theirs = producer.join().unwrap();
+        // Whoever missed the other's bell rings again, as everybody does who waits.
+        queue.bell();
+        assert_eq!(queue.ring.published(), 4);
+        let seen = queue.consume();
+        let expected = if mine.start < theirs.start { vec![9, 9, 7, 7] } else { vec![7, 7, 9, 9] };
+        assert_eq!(seen, expected);
+    });
+}
+
+#[test]
+fn a_full_queue_is_never_overwritten_while_the_hardware_reads() {
+    explore(2, || {
+        let queue = Queue::new(1);
+        assert_eq!(queue.put(2, 1), 0..2);
+        let hardware = Arc::clone(&queue);
+        let consumer = thread::spawn(move || hardware.consume());
+        let other = Arc::clone(&queue);
+        let producer = thread::spawn(move || {
+            let _ = other.follow();
+            other.put(1, 2)
+        });
+        queue.follow().unwrap();
+        let mine = queue.put(1, 3);
+        let theirs = producer.join().unwrap();
+        let mut seen = consumer.join().unwrap();
+        queue.bell();
+        seen.extend(queue.consume());
+        let total = 2 + (mine.end - mine.start) + (theirs.end - theirs.start);
+        assert_eq!(seen.len() as u64, total, "{seen:?}");
+        assert_eq!(seen[..2], [1, 1]);
+        assert_eq!(queue.follow(), Ok(total));
+    });
+}
+
+#[test]
+fn what_a_bell_has_missed_the_next_one_finds() {
+    explore(3, || {
+        let queue = Queue::new(1);
+        let threads = [5, 6].map(|value| {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.put(1, value).end <= queue.ring.published())
+        });
+        let told = threads.map(|thread| thread.join().unwrap());
+        queue.bell();
+        assert_eq!(queue.ring.published(), 2, "nothing stays behind, whoever was told what: {told:?}");
+        assert_eq!(queue.consume().len(), 2);
+        assert_eq!(queue.follow(), Ok(2));
+    });
+}
+
+#[test]
+fn an_index_is_believed_exactly_as_far_as_it_can_be_true() {
+    explore(2, || {
+        let queue = Queue::new(1);
+        let other = Arc::clone(&queue);
+        let producer = thread::spawn(move || {
+            other.put(2, 1);
+            other.consume();
+            other.follow().unwrap();
+            other.put(2, 2);
+            other.consume();
+        });
+        // An honest index is believed at every moment.
+        assert!(queue.follow().unwrap() <= 4);
+        producer.join().unwrap();
+        assert_eq!(queue.follow(), Ok(4));
+        assert_eq!(queue.ring.follow(|| 1), Err(BadIndex));
+        assert_eq!(queue.ring.consumed(), 4);
+    });
+}
+
+#[test]
+fn a_closed_queue_takes_nothing_until_it_is_opened() {
+    explore(2, || {
+        let queue = Queue::new(2);
+        let other = Arc::clone(&queue);
+        let closer = thread::spawn(move || other.ring.close());
+        let first = queue.ring.claim(1);
+        closer.join().unwrap();
+        assert!(matches!(first, Ok(_) | Err(Closed)));
+        assert_eq!(queue.ring.claim(1), Err(Closed));
+        queue.ring.open();
+        let start = first.map_or(0, |run| run.end);
+        assert_eq!(queue.ring.claim(9), Ok(start..4));
+        assert_eq!(queue.ring.claim(1), Ok(4..4));
+    });
+}
+
+#[test]
+fn runs_of_all_lengths_go_around_many_times() {
+    use core::sync::atomic::AtomicU64;
+    for log2 in [0, 1, 3, 8] {
+        let ring = Ring::<AtomicU64>::new(QueueSize::new(log2)).unwrap();
+        let (mut told, mut total) = (0, 0);
+        for round in 0..5000_u64 {
+            let run = ring.claim(1 + round % 7).unwrap();
+            assert_eq!(run.start, total);
+            total = run.end;
+            if !run.is_empty() {
+                ring.finish(run);
+            }
+            ring.ring(|index| told = index);
+            assert_eq!(ring.published(), total);
+            assert_eq!(told, ring.index(total));
+            if round % 3 == 0 || round % 7 == 6 {
+                assert_eq!(ring.follow(|| told), Ok(total));
+            }
+        }
+        assert!(total > 4 << log2);
+    }
+}

@@ -12,6 +12,7 @@ pub mod boot;
 pub mod names;
 pub mod profile;
 pub mod runner;
+mod two_smmus;
 
 use anyhow::{Context, Result};
 use qemu::emulator::Emulator;

@@ -1,12 +1,13 @@
 //! The machines that on-target tests ask for by name.
 
+use crate::two_smmus;
 use anyhow::{Result, bail};
 use qemu::emulator::Emulator;
 use qemu::machine::{Disk, Machine};
 use std::ffi::OsString;
 
 /// The names, with what each is for.
-pub const PROFILES: [(&str, &str); 8] = [
+pub const PROFILES: [(&str, &str); 9] = [
     ("default", "two cores, and edu, a writable virtio-blk disk and a virtio-gpu on the root bus"),
     ("smp1", "as default, with one core"),
     ("smp8", "as default, with eight cores"),
@@ -14,6 +15,7 @@ pub const PROFILES: [(&str, &str); 8] = [
     ("max", "as default, with the newest processor QEMU has"),
     ("bridge", "as default, and an edu behind each of two PCIe root ports"),
     ("testdev", "as default, and an iommu-testdev at slot 4 where this QEMU has one"),
+    ("two_smmus", "as default without disk and display, and a second edu behind a second SMMU where this QEMU has one"),
     ("bare", "no SMMU, no disk, no display, no edu"),
 ];
 
@@ -41,6 +43,10 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
             if emulator.has_device("iommu-testdev")? {
                 machine.extra = words(["-device", "iommu-testdev,addr=4"]);
             }
+        }
+        "two_smmus" => {
+            machine = Machine { gpu: false, ..Machine::default() };
+            two_smmus::fit(&mut machine, emulator)?;
         }
         "bare" => machine = Machine { smmu: false, gpu: false, edu: false, ..Machine::default() },
         _ => {

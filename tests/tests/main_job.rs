@@ -8,6 +8,7 @@ use image::RgbImage;
 use qemu::cli::TraceRequest;
 use qemu::disk::volume::{self, Bend, Entry, Fat};
 use qemu::disk::{self, table};
+use qemu::emulator::Version;
 use qemu::firmware::{self, Firmware};
 use qemu::machine::{Disk, Machine};
 use qemu::picture::{self, Rows};
@@ -245,6 +246,41 @@ fn has_processor(name: &str) -> bool {
 fn entered_at_el2_and_with_counted_instructions_it_does() {
     shows(&["--", "-machine", "virtualization=on"], &original());
     shows(&["--icount", "--timeout", "300"], &original());
+}
+
+/// Returns whether this QEMU is at least of this version.
+fn at_least(major: u32, minor: u32) -> bool {
+    let emulator = tests::emulator().unwrap_or_else(|error| panic!("{error}"));
+    emulator.version >= Version(major, minor, 0)
+}
+
+#[test]
+fn an_smmu_of_either_stage_or_both_does() {
+    // The machine's SMMU has both stages from 9.2 on; the machine of 9.1 lets it be chosen.
+    if !at_least(9, 1) {
+        return;
+    }
+    for (stage, named) in [("1", "stage 1,"), ("2", "stage 2,"), ("nested", "stages 1 and 2,")] {
+        let option = format!("arm-smmuv3.stage={stage}");
+        let ran = shows(&["--", "-machine", "type=virt-9.1", "-global", &option], &original());
+        assert!(report(&ran, "smmu").contains(named), "{stage}: {ran:#?}");
+        assert_eq!(ran.stdout.matches("memory unchanged").count(), 3, "{stage}: {ran:#?}");
+    }
+}
+
+#[test]
+fn an_smmu_that_is_a_device_of_its_own_does_with_either_stage_or_both() {
+    if !at_least(10, 2) {
+        return;
+    }
+    for (stage, named) in [("1", "stage 1,"), ("2", "stage 2,"), ("nested", "stages 1 and 2,")] {
+        let smmu = format!("arm-smmuv3,primary-bus=pcie.0,stage={stage}");
+        let extra = ["-device", &smmu].map(Into::into).to_vec();
+        let ran = run_on(&Machine { smmu: false, disk: Some(default_disk()), extra, ..Machine::default() });
+        assert_eq!(ran.code, Some(0), "{stage}: {ran:#?}");
+        assert!(report(&ran, "smmu").contains(named), "{stage}: {ran:#?}");
+        assert_eq!(ran.stdout.matches("memory unchanged").count(), 3, "{stage}: {ran:#?}");
+    }
 }
 
 #[test]

@@ -9,6 +9,10 @@
 //! change: that word is the switch, one atomic store. Otherwise the entry is made invalid in between, and the transactions of
 //! that moment are aborted; [`Outcome::hitless`] says so.
 //!
+//! Two fields of an STE may change at any moment without making an entry a mixture of two: MEV only says how often a fault is
+//! reported, and EATS only whether a device's translation requests are answered, between "no" and "in full". Where that leaves
+//! one word to change, they are changed beforehand. (Not where the device could be answered in part, or stage 2 stalls.)
+//!
 //! # Invariants
 //!
 //! - Between two sync points either only bits are stored that the entry in force does not use, or a single word.
@@ -148,6 +152,20 @@ pub struct Outcome {
     pub hitless: bool,
 }
 
+/// The bits of `old` and `new`, both in use, that may change at any moment.
+fn free_to_change(kind: Kind, old: &Entry, new: &Entry, used: &Entry, wanted: &Entry) -> Entry {
+    let mut free = [0; WORDS];
+    if kind == Kind::Ste {
+        free[1] = ste::MEV.mask();
+        let part = |entry: &Entry| ste::EATS.get(entry[1]) > ste::EATS_FULL;
+        let stalls = |entry: &Entry| ste::S2S.is_set(entry[2]);
+        if !part(old) && !part(new) && !stalls(old) && !stalls(new) {
+            free[1] |= ste::EATS.mask();
+        }
+    }
+    core::array::from_fn(|i| free[i] & used[i] & wanted[i])
+}
+
 /// Changes an entry from `current` to `target`.
 ///
 /// # Errors
@@ -158,8 +176,18 @@ pub fn update(kind: Kind, current: &Entry, target: &Entry, sink: &mut impl Sink)
     let mut writer = Writer { sink, now: *current, syncs: 0 };
     let used = kind.used(current);
     let wanted = kind.used(target);
-    // The old entry, with everything that it does not use already as in the new one.
-    let staged: Entry = core::array::from_fn(|i| (current[i] & used[i]) | (target[i] & !used[i]));
+    // The old entry, with everything that it does not use (and `free`) already as in the new one; and what is then left.
+    let stage = |free: &Entry| -> Entry {
+        core::array::from_fn(|i| {
+            let early = !used[i] | free[i];
+            (current[i] & !early) | (target[i] & early)
+        })
+    };
+    let left = |staged: &Entry| (0..WORDS).filter(|&i| (staged[i] ^ target[i]) & wanted[i] != 0).count();
+    let mut staged = stage(&[0; WORDS]);
+    if left(&staged) > 1 {
+        staged = stage(&free_to_change(kind, current, target, &used, &wanted));
+    }
     let mut switches = (0..WORDS).filter(|&i| (staged[i] ^ target[i]) & wanted[i] != 0);
     let hitless = match (switches.next(), switches.next()) {
         (None, _) => true,

@@ -9,6 +9,7 @@ mod memory;
 mod pcie;
 mod screen;
 mod smp;
+mod translation;
 
 use alloc::vec::Vec;
 

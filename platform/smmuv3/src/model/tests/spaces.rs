@@ -112,7 +112,7 @@ fn a_nested_space_reaches_what_both_stages_allow() {
         map(&space, iova(0x1000, 4 * PAGE), run_of(0x4000_0000, 4 * PAGE), RW).unwrap();
         map(&space, iova(0x8000, PAGE), run_of(0x4001_0000, PAGE), RW).unwrap();
         map(&space, iova(0x9000, PAGE), run_of(0x5000_0000, PAGE), RW).unwrap();
-        assert_eq!(rig.reads(8, 0x2004), Some(RAM + PAGE + 4));
+        assert_eq!((rig.reads(8, 0x1000), rig.reads(8, 0x2004)), (Some(RAM), Some(RAM + PAGE + 4)));
         assert_eq!(rig.reads(8, 0x8000), Some(RAM + 0x10_0000));
         assert!(rig.model.device_write(id(8), Iova::new(0x8000), 4).is_err(), "stage 2 allows reading only");
         assert_eq!(rig.reads(8, 0x9000), None, "nothing is behind that in stage 2");
@@ -186,6 +186,24 @@ fn a_parent_lives_as_long_as_a_nested_space_does() {
     rig.smmu.block(id(8)).unwrap();
     assert!(rig.memory.live() < live);
     assert!(rig.model.paths_to(ram(0, PAGE), &[]).is_empty());
+    rig.model.assert_clean();
+}
+
+#[test]
+fn an_asid_under_a_parent_is_given_out_again_only_with_nothing_cached_under_it() {
+    let traits = Traits { idr0: FULL.idr0 & !(1 << 12), ..FULL };
+    let rig = rig(traits);
+    rig.model.eager([8]);
+    let parent = parent(&rig);
+    map(&parent, iova(0x4000_0000, 0x1000 * PAGE), ram(0, 0x1000 * PAGE), RW).unwrap();
+    for round in 0..300 {
+        let space = rig.asked(&of(Translation::Nested(parent.clone())));
+        rig.smmu.attach(id(8), &space).unwrap();
+        assert_eq!(rig.reads(8, 0x1000), None, "round {round} sees another round's memory");
+        map(&space, iova(0x1000, PAGE), run_of(0x4000_0000 + round * PAGE, PAGE), RW).unwrap();
+        assert_eq!(rig.reads(8, 0x1000), Some(RAM + round * PAGE));
+        rig.smmu.block(id(8)).unwrap();
+    }
     rig.model.assert_clean();
 }
 

@@ -4,7 +4,8 @@
 //! [`seeded`] is a constant `false` and nothing of the hooks is left. The switch is the thread's, so that a broken driver in one
 //! test does not disturb another.
 //!
-//! `model/tests/seeded.rs` walks through [`Bug::ALL`] and shows, in its output, which scenario found which bug.
+//! `model/tests/seeded.rs` walks through all of them and shows, in its output, which scenario found which bug; `seeded-bugs.md`
+//! has the table.
 
 use crate::spec::command::TlbiRange;
 use iommu::IovaRange;

@@ -200,7 +200,7 @@ impl Model {
             let split = strtab_base_cfg::SPLIT.get(config);
             (split, self.memory.read_run(base, 1 << log2.saturating_sub(split)).unwrap_or_default())
         } else {
-            (log2, alloc::vec![base | log2 + 1])
+            (log2, alloc::vec![base | (log2 + 1)])
         };
         for (index, descriptor) in (0_u32..).zip(first) {
             let span = ste::L1STD_SPAN.get(descriptor);

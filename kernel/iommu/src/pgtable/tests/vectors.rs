@@ -4,6 +4,7 @@ use super::fake::FakeMemory;
 use super::*;
 use crate::pgtable::PageTable;
 use crate::{MapError, Prot, RevokeError};
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 const RW: Prot = Prot::READ.union(Prot::WRITE);
@@ -80,6 +81,7 @@ fn exercise(table: &PageTable, memory: &FakeMemory) {
 
 #[test]
 fn every_granule_size_and_stage_maps_each_leaf_size_and_the_top_of_its_range() {
+    let mut shapes = 0;
     for granule in [Granule::K4, Granule::K16, Granule::K64] {
         for stage in [Stage::One, Stage::Two] {
             for ias in 32..=48_u8 {
@@ -87,8 +89,62 @@ fn every_granule_size_and_stage_maps_each_leaf_size_and_the_top_of_its_range() {
                     let memory = FakeMemory::new();
                     exercise(&memory.table(Geometry::new(granule, stage, ias, oas).unwrap()), memory);
                     assert_eq!(memory.live(), 0, "{granule:?} {stage:?} {ias} {oas}");
+                    shapes += 1;
                 }
             }
         }
+    }
+    // Three granules, two stages, and 17 + 16 + ... + 1 pairs of sizes.
+    assert_eq!(shapes, 3 * 2 * 153);
+}
+
+#[test]
+fn a_thousand_random_maps_and_unmaps_agree_with_a_map_of_pages() {
+    for (granule, stage) in [(Granule::K4, Stage::One), (Granule::K16, Stage::Two), (Granule::K64, Stage::One)] {
+        let memory = FakeMemory::new();
+        let table = memory.table(Geometry::new(granule, stage, 40, 44).unwrap());
+        let page = granule.size();
+        let mut pages = BTreeMap::new();
+        let mut whole = BTreeMap::new();
+        let (mut seed, mut refused, mut unmapped) = (1_u64, 0, 0);
+        let mut below = |end: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % end
+        };
+        for step in 0..1000 {
+            if below(3) == 0 && !whole.is_empty() {
+                let pick = below(whole.len() as u64) as usize;
+                let (&at, &count) = whole.iter().nth(pick).unwrap();
+                whole.remove(&at);
+                let done = table.unmap(iova(at * page, count * page)).unwrap();
+                assert_eq!(done.missing, None, "step {step}");
+                pages.retain(|page, _| !(at..at + count).contains(page));
+                unmapped += 1;
+                continue;
+            }
+            let most = 1 << below(8);
+            let (at, to, count) = (below(4096), below(1 << 16), 1 + below(most));
+            let free = (at..at + count).all(|at| !pages.contains_key(&at));
+            let made = table.map(iova(at * page, count * page), &[phys(to * page, count * page)], RW);
+            assert_eq!(made.is_ok(), free, "step {step}");
+            if free {
+                pages.extend((0..count).map(|n| (at + n, to + n)));
+                whole.insert(at, count);
+            } else {
+                assert!(matches!(made, Err(MapError::AlreadyMapped(_))));
+                refused += 1;
+            }
+        }
+        for at in 0..4096 + 128 {
+            let expected = pages.get(&at).map(|to| to * page);
+            assert_eq!(memory.walk(&table, at * page), expected, "{granule:?} page {at}");
+        }
+        assert!(refused > 100 && unmapped > 100, "{refused} {unmapped}");
+        for (at, count) in whole {
+            assert_eq!(table.unmap(iova(at * page, count * page)).unwrap().missing, None);
+        }
+        assert!(memory.leaves(&table).is_empty());
+        drop(table);
+        assert_eq!(memory.live(), 0, "no table is left");
     }
 }

@@ -214,9 +214,9 @@ fn translations_that_disagree_are_a_conflict() {
 #[test]
 fn memory_types_that_do_not_exist_are_noticed() {
     let bare = bare(Traits::NESTED);
-    let (_context, _root, _middle, pages) = translated(7, 8, &bare);
-    // AttrIndx 0 is 0xff, 1 is 0x04 and 2 is 0 (Device-nGnRnE), 3 likewise; make 3 a reserved one.
-    put(&_context, 3, &[0x0d04_ff]);
+    let (context, _root, _middle, pages) = translated(7, 8, &bare);
+    // AttrIndx 0 is write-back, 1 a device, and 2 nothing that exists.
+    put(&context, 3, &[0x000d_04ff]);
     put(&pages, 1, &[leaf(OUT, true), leaf(OUT, true) | 2 << 2]);
     assert_eq!(bare.model.memory_type(id(8), Iova::new(0x1000)), Some(0xff));
     bare.model.assert_clean();

@@ -460,4 +460,7 @@ fn every_seeded_bug_is_caught() {
     }
     println!("{} bugs, {} caught", Bug::ALL.len(), Bug::ALL.len() - missed.len());
     assert!(missed.is_empty(), "not caught: {missed:?}");
+    let table = include_str!("../../../seeded-bugs.md");
+    let listed = |bug: &Bug| table.contains(&format!("| `{bug:?}` |"));
+    assert!(Bug::ALL.iter().all(listed), "seeded-bugs.md does not list every bug");
 }

@@ -17,9 +17,8 @@
 //!    than the position.
 //! 4. [`Ring::ring`] walks from mark to mark and tells the hardware about everything that is written without a gap.
 //!    Whoever comes first does it for all; who finds somebody at it goes away. So the index register is written by one at
-//!    a time and never goes back, and nobody waits for anybody here. What is missed (finished after the walk has passed, by a
-//!    claimant that found the other still at it) is found by the next call: a claimant calls again until
-//!    [`Ring::published`] has passed its own entries.
+//!    a time and never goes back, and nobody waits for anybody here. Nothing is missed: a claimant makes its mark before it
+//!    looks whether somebody is at it, and who was at it looks for another mark after it has said that it is done.
 //!
 //! The claimant must not be interrupted between the first step and the third by something on its own core that waits for the
 //! queue: what lies behind the gap would never be told to the hardware. Interrupts are masked for that long (see `cmdq.rs`).
@@ -43,10 +42,12 @@ pub(crate) trait Word {
     fn fetch_max(&self, value: u64, order: Ordering) -> u64;
     fn fetch_or(&self, value: u64, order: Ordering) -> u64;
     fn fetch_and(&self, value: u64, order: Ordering) -> u64;
+    /// A sequentially consistent fence.
+    fn fence();
 }
 
 macro_rules! word {
-    ($atomic:ty) => {
+    ($atomic:ty, $fence:path) => {
         impl $crate::ring::Word for $atomic {
             fn new(value: u64) -> Self {
                 <$atomic>::new(value)
@@ -69,11 +70,14 @@ macro_rules! word {
             fn fetch_and(&self, value: u64, order: Ordering) -> u64 {
                 <$atomic>::fetch_and(self, value, order)
             }
+            fn fence() {
+                $fence(Ordering::SeqCst);
+            }
         }
     };
 }
 
-word!(core::sync::atomic::AtomicU64);
+word!(core::sync::atomic::AtomicU64, core::sync::atomic::fence);
 
 /// The queue takes nothing: see [`Ring::close`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,16 +167,36 @@ impl<W: Word> Ring<W> {
         }
     }
 
-    /// Tells the hardware, by `tell` with the new index, of everything that is written without a gap; unless somebody is at it.
-    /// Called with interrupts masked.
+    /// Tells the hardware, by `tell` with the new index, of everything that is written without a gap; unless somebody is at it,
+    /// who then does. Called with interrupts masked.
     #[inline]
-    pub fn ring(&self, tell: impl FnOnce(u32)) {
-        if self.ringing.compare_exchange(0, 1, Acquire, Relaxed).is_err() {
-            return;
+    pub fn ring(&self, tell: impl Fn(u32)) {
+        loop {
+            // Between the caller's mark and the look at `ringing`; pairs with the fence below.
+            W::fence();
+            if self.ringing.compare_exchange(0, 1, Acquire, Relaxed).is_err() {
+                return;
+            }
+            // Relaxed: only who rings writes it, and the last one's writes came with `ringing`.
+            let told = self.published.load(Relaxed);
+            let position = self.walk(told);
+            if position != told {
+                // Before the hardware can consume them, so that no index it shows is beyond what is known as published.
+                self.published.store(position, Release);
+                tell(self.index(position));
+            }
+            self.ringing.store(0, Release);
+            // Between "done" and the look for a mark that came too late for the walk, of somebody who saw "at it".
+            W::fence();
+            if self.walk(position) == position {
+                return;
+            }
         }
-        // Relaxed: only who rings writes it, and the last one's writes came with `ringing`.
-        let told = self.published.load(Relaxed);
-        let mut position = told;
+    }
+
+    /// The end of what is written without a gap from `position` on.
+    #[inline]
+    fn walk(&self, mut position: u64) -> u64 {
         while let Some(mark) = self.marks.get(self.slot(position)) {
             let end = mark.load(Acquire);
             if end <= position {
@@ -180,12 +204,7 @@ impl<W: Word> Ring<W> {
             }
             position = end;
         }
-        if position != told {
-            // Before the hardware can consume them, so that no index it shows is beyond what is known as published.
-            self.published.store(position, Release);
-            tell(self.index(position));
-        }
-        self.ringing.store(0, Release);
+        position
     }
 
     /// Everything before this position has been told to the hardware, or is just being.

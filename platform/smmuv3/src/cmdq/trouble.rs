@@ -116,6 +116,8 @@ impl CommandQueue {
     ///
     /// [`Error::Dead`] if not.
     pub(super) fn revive(&self, registers: &impl Registers, counters: &Counters) -> Result<(), Error> {
+        // Whoever gave up may have done so without having told the SMMU of its commands.
+        base::cpu::without_interrupts(|| self.ring_bell(registers));
         self.look(registers, counters);
         let mut trouble = self.trouble.lock();
         if self.failed.load(Acquire) || trouble.lost.is_some_and(|lost| self.ring.consumed() < lost) {

@@ -10,7 +10,7 @@ use super::*;
 use crate::Completion;
 use crate::spec::command::{Command, TlbiRange, opcode};
 use crate::spec::registers::{Gerror, idr0};
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 use iommu::RevokeError;
 use std::string::ToString;
 use std::thread;
@@ -34,8 +34,9 @@ fn with_ats(traits: Traits) -> Traits {
     Traits { idr0: traits.idr0 | idr0::ATS.mask() as u32, ..traits }
 }
 
-/// Maps and revokes on `THREADS` threads at once, and says how many revocations failed.
-fn hammer(rig: &Rig, rounds: u64, may_fail: bool) -> u32 {
+/// Maps and revokes on `THREADS` threads at once, and says how many revocations failed. With `errors`, the SMMU is made to refuse
+/// the next invalidation, and to abort reads, before each revocation of the first thread.
+fn hammer(rig: &Rig, rounds: u64, errors: bool) -> u32 {
     let failures = AtomicU32::new(0);
     thread::scope(|scope| {
         for thread in 0..THREADS {
@@ -48,10 +49,15 @@ fn hammer(rig: &Rig, rounds: u64, may_fail: bool) -> u32 {
                     let len = (1 + round % 13) * PAGE;
                     map(&space, iova(at, len), ram(page * PAGE, len), RW | Prot::PAGEWISE).unwrap();
                     assert_eq!(rig.reads(thread, at), Some(RAM + page * PAGE));
-                    let revoked = space.revoke(&[iova(at, len)]);
-                    match revoked {
+                    if errors && thread == 0 {
+                        rig.model.behave(|b| {
+                            b.refuse = Some(opcode::TLBI_NH_VA as u8);
+                            b.abort_fetches = 2;
+                        });
+                    }
+                    match space.revoke(&[iova(at, len)]) {
                         Ok(()) => assert_eq!(rig.reads(thread, at), None),
-                        Err(RevokeError::Dead) if may_fail => {
+                        Err(RevokeError::Dead) if errors => {
                             failures.fetch_add(1, Ordering::Relaxed);
                         }
                         Err(error) => panic!("{error}"),
@@ -124,21 +130,7 @@ fn errors_at_commands_of_many_producers_fail_as_many_batches_and_no_more() {
         for consumption in [Consumption::Immediate, Consumption::PerLook(2)] {
             let rig = rig(traits);
             rig.model.behave(|b| b.consumption = consumption);
-            let done = AtomicBool::new(false);
-            let failures = thread::scope(|scope| {
-                scope.spawn(|| {
-                    while !done.load(Ordering::Relaxed) {
-                        rig.model.behave(|b| {
-                            b.refuse = Some(opcode::TLBI_NH_VA as u8);
-                            b.abort_fetches = 2;
-                        });
-                        thread::yield_now();
-                    }
-                });
-                let failures = hammer(&rig, 40, true);
-                done.store(true, Ordering::Relaxed);
-                failures
-            });
+            let failures = hammer(&rig, 40, true);
             let statistics = rig.smmu.statistics();
             assert!(failures > 0, "nothing was refused");
             assert!(u64::from(failures) <= statistics.refused_commands, "{failures} batches failed: {statistics}");

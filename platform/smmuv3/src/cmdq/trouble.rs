@@ -11,7 +11,7 @@ use core::fmt;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 /// Refused positions that are remembered one by one; a batch that missed more than these is taken to contain one.
-const REMEMBERED: usize = 8;
+const REMEMBERED: usize = 64;
 /// Aborted reads of the same command before the queue is given up.
 const FETCH_ATTEMPTS: u32 = 16;
 
@@ -45,7 +45,6 @@ struct Refusal {
     atc: bool,
 }
 
-#[derive(Default)]
 pub(super) struct Trouble {
     /// The latest refusals, the count of all modulo the length being the next to overwrite.
     refused: [Refusal; REMEMBERED],
@@ -55,6 +54,12 @@ pub(super) struct Trouble {
     aborts: u32,
     aborted: u64,
     latest: Option<CommandError>,
+}
+
+impl Default for Trouble {
+    fn default() -> Self {
+        Self { refused: [Refusal::default(); REMEMBERED], lost: None, aborts: 0, aborted: 0, latest: None }
+    }
 }
 
 impl Trouble {

@@ -125,7 +125,9 @@ fn nothing_stays_behind_when_all_have_rung() {
             thread::spawn(move || queue.put(1, value))
         });
         queue.put(1, 7);
-        threads.map(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
         assert_eq!(queue.ring.published(), 3);
         assert_eq!(queue.consume().len(), 3);
         assert_eq!(queue.follow(), Ok(3));

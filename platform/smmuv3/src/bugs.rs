@@ -13,6 +13,8 @@ use iommu::IovaRange;
 macro_rules! bugs {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// A bug.
+        // Some are hooked into the model's memory only, which is not part of every build.
+        #[cfg_attr(not(test), allow(dead_code))]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum Bug {
             $($(#[$doc])* $name,)*

@@ -6,6 +6,7 @@ mod ats;
 mod attach;
 mod events;
 mod fleet;
+mod mixed;
 mod queue;
 mod random;
 mod revoke;

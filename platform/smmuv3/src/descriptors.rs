@@ -148,6 +148,28 @@ mod tests {
     }
 
     #[test]
+    fn where_the_smmu_does_not_snoop_it_is_told_to_read_past_the_caches() {
+        let ste = ste_stage1(0x1000, false);
+        assert_eq!((ste::S1CIR.get(ste[1]), ste::S1COR.get(ste[1])), (ste::CACHE_NC, ste::CACHE_NC));
+        let words = cd(&CdFields { coherent: false, ..CdFields::TEST });
+        assert_eq!((cd::IR0.get(words[0]), cd::OR0.get(words[0])), (ste::CACHE_NC, ste::CACHE_NC));
+        assert_eq!((ste::S1CSH.get(ste[1]), cd::SH0.get(words[0])), (ste::SH_OSH, ste::SH_OSH));
+    }
+
+    #[test]
+    fn a_nested_entry_has_the_words_of_both() {
+        let stage1 = ste_stage1(0x1000, true);
+        let mut stage2 = [0; WORDS];
+        stage2[0] = ste::V.mask() | ste::CONFIG.put(ste::CONFIG_S2);
+        stage2[2] = ste::S2VMID.put(5) | ste::S2AA64.mask();
+        stage2[3] = ste::S2TTB.address(0x8000);
+        let both = ste_nested(&stage1, &stage2);
+        assert_eq!(ste::CONFIG.get(both[0]), ste::CONFIG_NESTED);
+        assert_eq!(ste::S1CONTEXTPTR.address(both[0]), 0x1000);
+        assert_eq!((both[1], both[2], both[3]), (stage1[1], stage2[2], stage2[3]));
+    }
+
+    #[test]
     fn a_context_descriptor_has_the_architectures_bits() {
         let words = cd(&CdFields::TEST);
         // ASID 1; ASET, A, R, AA64; IPS 4; V, EPD1; inner shareable write-back walks; T0SZ 16.

@@ -1,7 +1,8 @@
 //! Devices that cache translations.
 //!
 //! Seen red: no CMD_ATC_INV in a revocation, or for another SubstreamID, or one page short; CMD_ATC_INV in the same batch as the
-//! TLB invalidation; none when a space is replaced; ATSCHK off.
+//! TLB invalidation; none when a space is replaced; a
+//! stream with ATS not on the list of its space, or never taken off it.
 
 use super::*;
 use crate::spec::command::opcode;

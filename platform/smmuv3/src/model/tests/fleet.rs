@@ -1,7 +1,7 @@
 //! One space behind several SMMUs.
 //!
 //! Seen red: the second SMMU not invalidated; the second's failure not reported; the first's failure keeping the second from
-//! being invalidated; tables in memory that only the snooping one sees.
+//! being invalidated; ranges beyond those with hints forgotten.
 
 use super::super::Consumption;
 use super::*;

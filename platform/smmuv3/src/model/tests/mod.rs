@@ -9,6 +9,7 @@ mod fleet;
 mod floods;
 mod pri;
 mod producers;
+mod mixed;
 mod queue;
 mod random;
 mod revoke;

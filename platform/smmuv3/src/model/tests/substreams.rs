@@ -1,7 +1,7 @@
 //! Substreams: tables of context descriptors, attaching and detaching by SubstreamID.
 //!
 //! Seen red: no CFGI_CD; L1CD not published; a live CD overwritten in place instead of switched; the old table freed before
-//! CFGI_STE; CD not published; S1DSS not following the default; SubstreamIDs beyond the table.
+//! CFGI_STE; a CD in another's place; S1DSS not following the default; SubstreamIDs beyond the table.
 
 use super::*;
 use crate::spec::command::opcode;

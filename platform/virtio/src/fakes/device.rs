@@ -57,6 +57,8 @@ pub struct Registers {
     pub resets: bool,
     /// MSI-X vectors that it takes.
     pub vectors: u16,
+    /// Whether it ignores writes of single bytes to its configuration.
+    pub read_only: bool,
     /// A status that it claims whatever was written.
     pub claims_status: Option<u8>,
 }
@@ -181,6 +183,20 @@ impl FakeDevice {
         true
     }
 
+    /// Writes `bytes` into the oldest buffer of `queue` that it keeps and returns it with this length; `false` if it has none.
+    pub fn deliver(&self, queue: u16, bytes: &[u8], len: u32) -> bool {
+        let vector = {
+            let mut state = self.state();
+            let Some(index) = state.kept.iter().position(|(of, ..)| *of == queue) else { return false };
+            let (_, chain, _) = state.kept.remove(index);
+            // A test may well offer more than fits.
+            let _ = chain.write_at(&*self.bus, 0, bytes);
+            state.give_back(&*self.bus, queue, u32::from(chain.head), len, 0)
+        };
+        self.interrupt(vector);
+        true
+    }
+
     /// Takes and carries out what is available, at most `limit` requests. Returns how many it took.
     pub fn run(&self, limit: usize) -> usize {
         let mut count = 0;
@@ -231,6 +247,10 @@ impl State {
 
     fn treat(&mut self, bus: &dyn Bus, queue: u16, chain: Chain) -> Vec<Option<u16>> {
         let id = u32::from(chain.head);
+        if self.model.holds(queue) {
+            self.kept.push((queue, chain, 0));
+            return Vec::new();
+        }
         let behaviour = self.plan.pop_front().unwrap_or(Behaviour::Honest);
         let carry_out = !matches!(
             behaviour,
@@ -390,6 +410,14 @@ impl Transport for FakeDevice {
         let end = offset.saturating_add(4);
         if let Some(bytes) = state.registers.config.get_mut(offset..end) {
             bytes.copy_from_slice(&value.to_le_bytes());
+        }
+    }
+
+    fn config_write8(&self, offset: usize, value: u8) {
+        let mut state = self.state();
+        let sticks = !state.registers.read_only;
+        if let Some(byte) = state.registers.config.get_mut(offset).filter(|_| sticks) {
+            *byte = value;
         }
     }
 }

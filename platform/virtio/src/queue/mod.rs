@@ -71,7 +71,7 @@ pub struct QueueOptions {
 
 /// One request to a device.
 pub struct Command<'a> {
-    /// What the device reads first; at most [`QueueOptions::header`] bytes.
+    /// What the device reads first; at most [`QueueOptions::header`] bytes. May be empty where there is an answer.
     pub header: &'a [u8],
     /// Lent memory.
     pub data: Parts<'a>,
@@ -229,7 +229,8 @@ impl Queue {
     /// As [`Queue::submit`].
     pub fn add(self: &Arc<Self>, command: Command<'_>) -> Result<Request, Error> {
         let Command { header, data, access, response, loans } = command;
-        if header.is_empty() || header.len() > self.header || response > self.response {
+        let nothing = header.is_empty() && response == 0;
+        if nothing || header.len() > self.header || response > self.response {
             return Err(Error::TooLong);
         }
         let mut count = 0;
@@ -245,7 +246,7 @@ impl Queue {
         let total = bytes + header.len() as u64 + response as u64;
         u32::try_from(total).map_err(|_| Error::TooLong)?;
         let writable = if access == Access::Write { bytes } else { 0 } + response as u64;
-        let entries = 1 + count + usize::from(response != 0);
+        let entries = usize::from(!header.is_empty()) + count + usize::from(response != 0);
         self.reap();
 
         let mut guard = self.state.lock();
@@ -266,7 +267,9 @@ impl Queue {
             }
         };
         let answer = (response != 0).then(|| ring.prepare_response(head, response));
-        let descriptors = core::iter::once(ring.put_header(head, header))
+        let first = (!header.is_empty()).then(|| ring.put_header(head, header));
+        let descriptors = first
+            .into_iter()
             .chain(data.map(|part| Descriptor { part, write: access == Access::Write }))
             .chain(answer);
         let mut at = head;

@@ -61,6 +61,8 @@ pub trait Transport: Send + Sync {
     fn config_read(&self, offset: usize) -> Option<u32>;
     /// Writes 32 bits of the configuration at byte `offset` (a multiple of 4). Outside it, does nothing.
     fn config_write(&self, offset: usize, value: u32);
+    /// Writes 8 bits of the configuration at byte `offset`. Outside it, does nothing.
+    fn config_write8(&self, offset: usize, value: u8);
 }
 
 /// Resets the device and waits until it says that it has \[2.4, 4.1.4.3.1\]. When this returns `Ok` the device has forgotten its

@@ -239,4 +239,10 @@ impl Transport for PciTransport {
             place.write32(0, value);
         }
     }
+
+    fn config_write8(&self, offset: usize, value: u8) {
+        if let Some(place) = self.config.and_then(|config| config.part(offset, 1)) {
+            place.write8(0, value);
+        }
+    }
 }

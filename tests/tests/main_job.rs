@@ -8,7 +8,7 @@ use image::RgbImage;
 use qemu::disk::volume::{self, Bend, Entry, Fat};
 use qemu::disk::{self, table};
 use qemu::firmware::{self, Firmware};
-use qemu::machine::{Disk, Machine};
+use qemu::machine::{Disk, Iommu, Machine};
 use qemu::picture::{self, Rows};
 use qemu::progress::Progress;
 use qemu::session::{Event, Session};
@@ -310,7 +310,7 @@ fn without_a_display_it_says_so() {
 
 #[test]
 fn without_an_smmu_it_refuses_unless_told_otherwise() {
-    let mut machine = Machine { smmu: false, disk: Some(default_disk()), ..Machine::default() };
+    let mut machine = Machine { iommu: Iommu::None, disk: Some(default_disk()), ..Machine::default() };
     fails_with_one_sentence(&run_on(&machine), "smmu");
     machine.command_line.push("iommu.off=allow".into());
     let ran = run_on(&machine);

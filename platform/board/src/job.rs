@@ -34,6 +34,9 @@ pub fn main_job(hardware: &Hardware, options: &Options, operator: &impl Operator
     for smmu in hardware.smmus() {
         println!("smmu      {}", smmu.features());
     }
+    for viommu in hardware.viommus() {
+        println!("viommu    {}", viommu.driver().features());
+    }
     let ok = match run(hardware, options, operator) {
         Ok(held) => held,
         Err(sentence) => {
@@ -134,7 +137,7 @@ fn describe(hardware: &Hardware, master: &Master) {
         }
     }
     let streams: String = master.streams().iter().map(|stream| format!(" {stream}")).collect();
-    let of = if hardware.smmus().len() > 1 {
+    let of = if hardware.iommus().len() > 1 {
         master.group().map(|group| format!(" of {}", group.iommu().name())).unwrap_or_default()
     } else {
         String::new()

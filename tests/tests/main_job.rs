@@ -134,6 +134,54 @@ fn every_access_of_disk_and_display_is_translated() {
     }
 }
 
+/// The very same job, with another driver behind the IOMMU-API.
+#[test]
+fn on_a_virtio_iommu_the_picture_is_the_same_and_the_fence_holds() {
+    let ran = shows(&["--iommu", "virtio"], &original());
+    assert!(report(&ran, "viommu").contains("bypass off"), "{ran:#?}");
+    assert!(!ran.stdout.contains("smmu  "), "{ran:#?}");
+    for (device, stream) in [("edu", "stream 0x8 "), ("virtio-blk", "stream 0x10 "), ("virtio-gpu", "stream 0x18 ")] {
+        let stopped = ran.stdout.lines().any(|line| {
+            line.starts_with("fence")
+                && line.contains(device)
+                && line.contains("stopped")
+                && line.contains(stream)
+                && line.contains("memory unchanged")
+        });
+        assert!(stopped, "{device} was not shown to be stopped: {ran:#?}");
+    }
+    assert!(report(&ran, "by CPU").contains(" 0 bytes"), "{ran:#?}");
+    assert!(report(&ran, "mappings").contains(" 0 live"), "{ran:#?}");
+    assert!(report(&ran, "faults").contains(" 0 in the job"), "{ran:#?}");
+}
+
+#[test]
+fn on_a_virtio_iommu_every_access_of_disk_and_display_is_translated() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("trace");
+    let request = format!("virtio_iommu_*={}", file.display());
+    let ran = run(&["--iommu", "virtio", "--trace", &request]);
+    assert_eq!(ran.code, Some(0), "{ran:#?}");
+    let trace = Trace::read(&file, "virtio_iommu_").unwrap();
+    let counts: Vec<_> = trace.iter().collect();
+    for event in ["virtio_iommu_attach", "virtio_iommu_map", "virtio_iommu_unmap_done", "virtio_iommu_translate_out"] {
+        assert!(trace.of(event) > 0, "no {event}: {counts:?}");
+    }
+    let text = std::fs::read_to_string(&file).unwrap();
+    // The disk and the display, by their endpoints: slot 2 is 16, slot 3 is 24.
+    for endpoint in [16, 24] {
+        let translated = text
+            .lines()
+            .any(|line| line.contains("virtio_iommu_translate_out") && line.trim_end().ends_with(&format!("sid={endpoint}")));
+        assert!(translated, "no access of {endpoint} was translated: {counts:?}");
+    }
+}
+
+#[test]
+fn with_no_iommu_asked_for_it_refuses() {
+    fails_with_one_sentence(&run(&["--iommu", "none"]), "iommu");
+}
+
 #[test]
 fn disks_of_every_layout_are_read() {
     let files = disk::default_files().unwrap();

@@ -57,10 +57,12 @@ fn seconds(nanos: u64) -> f64 {
 
 /// Everything between the first device and the last; the devices are off the bus when it returns.
 fn run(hardware: &Hardware, options: &Options, operator: &impl Operator) -> Result<bool, String> {
+    // What IOMMUs have for themselves, and keep.
+    let before = dma::live();
     let mut devices = Devices { disk: None, screen: None, edu: None };
     let result = with_devices(hardware, options, operator, &mut devices);
     // Before the devices go, and with them what they have counted.
-    let made = dma::live().total_mappings;
+    let made = dma::live().total_mappings.saturating_sub(before.total_mappings);
     let mut stopped = true;
     let ends =
         [devices.disk.map(BlockDisk::stop), devices.screen.map(GpuScreen::stop), devices.edu.map(EduStray::stop)];
@@ -70,7 +72,7 @@ fn run(hardware: &Hardware, options: &Options, operator: &impl Operator) -> Resu
             stopped = false;
         }
     }
-    let clean = close(made);
+    let clean = close(made, before.live_mappings);
     result.map(|held| held && stopped && clean)
 }
 
@@ -208,13 +210,13 @@ fn fence(hardware: &Hardware, stray: &dyn Stray, streams: &[StreamId]) -> Result
     Ok(verdict.held())
 }
 
-/// What is left when all devices are off the bus.
-fn close(made: u64) -> bool {
-    let live = dma::live();
+/// What is left when all devices are off the bus, but for the `kept` mappings that were there before they came.
+fn close(made: u64, kept: u64) -> bool {
+    let live = dma::live().live_mappings.saturating_sub(kept);
     let quarantine = dma::quarantine::report();
     println!(
         "mappings  {} live at the end of {} made, {} pages in quarantine",
-        live.live_mappings, made, quarantine.pages
+        live, made, quarantine.pages
     );
-    live.live_mappings == 0 && quarantine.pages == 0
+    live == 0 && quarantine.pages == 0
 }

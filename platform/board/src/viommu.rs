@@ -15,8 +15,9 @@ use base::Deadline;
 use dma::Limits;
 use iommu::contract::{AddressSpace, Iommu};
 use iommu::{AttachError, FaultSink, Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, StreamId};
-use kernel::machine::{self, IommuRef, Machine, PcieHost, VirtioIommuIndex};
-use pci::{Bdf, Function};
+use gic::Priority;
+use kernel::machine::{self, Interrupt, IommuRef, Machine, PcieHost, VirtioIommuIndex};
+use pci::{Bdf, Function, PciError};
 
 /// Base class and subclass of a host bridge.
 const HOST_BRIDGE: u32 = 0x0600;
@@ -25,7 +26,7 @@ const HOST_BRIDGE: u32 = 0x0600;
 pub struct Viommu {
     driver: Arc<VirtioIommu>,
     iommu: Arc<dyn Iommu>,
-    _wiring: Wiring,
+    _wiring: Option<Wiring>,
     _master: Master,
     /// What its own messages go through, where it translates for itself.
     _doorbell: Option<Arc<dyn AddressSpace>>,
@@ -70,7 +71,9 @@ pub(crate) fn start(
     let master = unsafe { Master::of_iommu(function, device, &bus.messages) };
     master.release()?;
     let own = StreamId::new(description.rid.into());
-    let started = run(&master, name, spare(host, bus, this), faults)
+    // On the host's own bus a function's pin is the pin at the host.
+    let wire = function.interrupt_pin().and_then(|pin| host.intx.lookup(devfn >> 3, pin.number()));
+    let started = run(&master, name, spare(host, bus, this), wire, faults)
         .and_then(|(driver, wiring)| Ok((own_messages(&driver, host, this, own)?, driver, wiring)));
     match started {
         Ok((doorbell, driver, wiring)) => {
@@ -92,15 +95,32 @@ fn run(
     master: &Master,
     name: String,
     spare: Option<StreamId>,
+    wire: Option<Interrupt>,
     faults: Arc<dyn FaultSink>,
-) -> Result<(VirtioIommu, Wiring), Error> {
+) -> Result<(VirtioIommu, Option<Wiring>), Error> {
     let failed = |error| virtio(master, error);
-    let transport = Arc::new(PciTransport::new(master.function().clone()).map_err(failed)?);
-    let mut wiring = Wiring::new(master)?;
-    let config = Config { name, spare, vectors: wiring.vectors, ..Config::default() };
+    let function = master.function();
+    let transport = Arc::new(PciTransport::new(function.clone()).map_err(failed)?);
+    // Some have no vectors.
+    let mut wiring = match Wiring::new(master) {
+        Ok(wiring) => Some(wiring),
+        Err(Error::Pci { error: PciError::NoCapability(_), .. }) => None,
+        Err(error) => return Err(error),
+    };
+    let vectors = wiring.as_ref().map(|wiring| wiring.vectors).unwrap_or_default();
+    let config = Config { name, spare, vectors, ..Config::default() };
     let deadline = Deadline::after_millis(LIFECYCLE_MILLIS);
     let driver = VirtioIommu::new(transport, master.device().clone(), faults, config, deadline).map_err(failed)?;
-    wiring.connect(master, driver.config_handler().map_err(failed)?, driver.events().clone())?;
+    match (&mut wiring, wire) {
+        (Some(wiring), _) => {
+            wiring.connect(master, driver.config_handler().map_err(failed)?, driver.events().clone())?;
+        }
+        (None, Some(wire)) => {
+            interrupts::connect(wire, Priority::URGENT, driver.wired_handler().map_err(failed)?)?;
+            function.set_wired_interrupt(true);
+        }
+        (None, None) => log::warn!("{}: it has no interrupt; faults are not seen", driver.name()),
+    }
     Ok((driver, wiring))
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Bus, Chain, DeviceQueue, Model};
 use crate::Error;
+use crate::spec::pci::isr;
 use crate::spec::{feature, status};
 use crate::transport::{QueueSetup, Transport};
 use base::irq::Handler;
@@ -69,6 +70,8 @@ struct State {
     accepted: u64,
     queues: Vec<Option<DeviceQueue>>,
     config_vector: Option<u16>,
+    /// Why it would interrupt by wire.
+    isr: u8,
     generation: u8,
     generation_reads: u32,
     plan: VecDeque<Behaviour>,
@@ -97,6 +100,7 @@ impl FakeDevice {
             accepted: 0,
             queues,
             config_vector: None,
+            isr: 0,
             generation: 0,
             generation_reads: 0,
             plan: VecDeque::new(),
@@ -303,7 +307,11 @@ impl State {
         let old = queue.used;
         queue.put_used(bus, id, len);
         queue.used = queue.used.wrapping_add(jump);
-        if queue.publish_used(bus, old) { queue.setup.vector } else { None }
+        if !queue.publish_used(bus, old) {
+            return None;
+        }
+        self.isr |= isr::QUEUE;
+        queue.setup.vector
     }
 
     fn reset(&mut self) {
@@ -388,6 +396,10 @@ impl Transport for FakeDevice {
         }
         state.config_vector = vector;
         Ok(())
+    }
+
+    fn interrupt_status(&self) -> u8 {
+        std::mem::take(&mut self.state().isr)
     }
 
     fn config_generation(&self) -> u8 {

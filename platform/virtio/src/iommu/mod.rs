@@ -47,6 +47,7 @@ use crate::Error;
 use crate::device::{ConfigHandler, Core, Vectors};
 use crate::queue::QueueOptions;
 use crate::spec::device_type;
+use crate::spec::pci::isr;
 use crate::spec::iommu::{config, feature, queue, size, status};
 use crate::transport::{Transport, has_failed};
 use ::iommu::contract::{AddressSpace, Aperture, Iommu};
@@ -56,6 +57,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::Deadline;
+use base::irq::Handler;
 use base::time::Duration;
 use channel::{Channel, Outcome, attached, pause};
 use core::fmt;
@@ -80,7 +82,8 @@ pub struct Config {
     pub timeout: Duration,
     /// An endpoint of this device's that never masters the bus, and that nobody attaches.
     pub spare: Option<StreamId>,
-    /// Where it interrupts: configuration changes, and the event queue. Answers to requests are polled.
+    /// Where it interrupts: configuration changes, and the event queue; nowhere, and by wire, if it has no vectors. Answers to
+    /// requests are polled.
     pub vectors: Vectors,
 }
 
@@ -146,6 +149,7 @@ impl VirtioIommu {
                 response: limits.probe.unwrap_or(0) + size::TAIL,
                 segments: 0,
                 vector: None,
+                quiet: true,
             },
         )?;
         let events = core.add_queue(
@@ -156,6 +160,7 @@ impl VirtioIommu {
                 response: size::FAULT,
                 segments: 0,
                 vector: settings.vectors.queue,
+                quiet: false,
             },
         )?;
         let streams = Arc::new(Streams::default());
@@ -199,6 +204,16 @@ impl VirtioIommu {
     /// [`Error::ShutDown`].
     pub fn config_handler(&self) -> Result<Arc<ConfigHandler>, Error> {
         self.core.config_handler()
+    }
+
+    /// What serves the device's wired interrupt, where it has no vectors.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ShutDown`].
+    pub fn wired_handler(&self) -> Result<Arc<dyn Handler>, Error> {
+        let (transport, events) = (self.core.transport().clone(), self.events.clone());
+        Ok(Arc::new(Wired { transport, events, config: self.config_handler()? }))
     }
 
     /// Whether the device has failed to answer, and is asked nothing any more.
@@ -294,6 +309,25 @@ impl VirtioIommu {
             core::mem::forget((leaving, old.clone()));
         }
         result
+    }
+}
+
+/// Serves the wired interrupt.
+struct Wired {
+    transport: Arc<dyn Transport>,
+    events: Arc<Events>,
+    config: Arc<ConfigHandler>,
+}
+
+impl Handler for Wired {
+    fn handle(&self) {
+        let why = self.transport.interrupt_status();
+        if why & isr::CONFIG != 0 {
+            self.config.handle();
+        }
+        if why & isr::QUEUE != 0 {
+            self.events.handle();
+        }
     }
 }
 

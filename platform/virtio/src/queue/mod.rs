@@ -67,6 +67,8 @@ pub struct QueueOptions {
     pub segments: usize,
     /// MSI-X vector, or none for a queue that is polled.
     pub vector: Option<u16>,
+    /// Whether the device is asked not to interrupt at all, by wire either: the queue is polled.
+    pub quiet: bool,
 }
 
 /// One request to a device.
@@ -101,6 +103,7 @@ pub struct Queue {
     index: u16,
     size: u16,
     event_idx: bool,
+    quiet: bool,
     max_data: usize,
     header: usize,
     response: usize,
@@ -155,6 +158,10 @@ impl Queue {
         let memory = SlotMemory { header: options.header, response: options.response, indirect: table };
         let ring = Ring::new(device, size, memory)?;
         let areas = ring.areas();
+        let event_idx = features & feature::EVENT_IDX != 0;
+        if options.quiet {
+            ring.decline_interrupts(event_idx);
+        }
         let state = State {
             ring: Some(ring),
             slots: Slots::new(size)?,
@@ -167,7 +174,8 @@ impl Queue {
         Ok(Self {
             index,
             size,
-            event_idx: features & feature::EVENT_IDX != 0,
+            event_idx,
+            quiet: options.quiet,
             max_data,
             header: options.header,
             response: options.response,
@@ -344,7 +352,7 @@ impl Queue {
             let mut wakers = [const { None::<Waker> }; WAKE_BATCH];
             let more = {
                 let mut state = self.state.lock();
-                let result = state.drain(self.event_idx, &mut wakers);
+                let result = state.drain(self.event_idx && !self.quiet, &mut wakers);
                 match result {
                     Ok(more) => more,
                     Err(what) => {

@@ -55,6 +55,8 @@ pub trait Transport: Send + Sync {
     ///
     /// [`Error::NoVector`].
     fn set_config_vector(&self, vector: Option<u16>) -> Result<(), Error>;
+    /// Says why the device interrupts by wire ([`isr`](crate::spec::pci::isr)), and ends that interrupt. 0 where it does not.
+    fn interrupt_status(&self) -> u8;
     /// A number that differs when the configuration has changed.
     fn config_generation(&self) -> u8;
     /// Reads 32 bits of the configuration at byte `offset` (a multiple of 4), or `None` outside it.

@@ -38,6 +38,7 @@ pub struct PciTransport {
     common: Mmio,
     notify: Mmio,
     config: Option<Mmio>,
+    isr: Option<Mmio>,
     multiplier: u32,
     /// Offset in `notify` by queue.
     doorbells: Box<[AtomicUsize]>,
@@ -69,6 +70,7 @@ impl PciTransport {
             });
         }
         let config = window(&function, "device configuration", cfg_type::DEVICE, 4, 4)?.map(|found| found.mmio);
+        let isr = window(&function, "ISR status", cfg_type::ISR, 1, 1)?.map(|found| found.mmio);
         let queues = common.mmio.read16(NUM_QUEUES);
         let mut doorbells = Vec::new();
         doorbells.try_reserve_exact(usize::from(queues)).map_err(|_| Error::OutOfMemory)?;
@@ -79,6 +81,7 @@ impl PciTransport {
             common: common.mmio,
             notify: notify.mmio,
             config,
+            isr,
             multiplier,
             doorbells: doorbells.into_boxed_slice(),
             select: IrqMutex::new(()),
@@ -223,6 +226,10 @@ impl Transport for PciTransport {
 
     fn set_config_vector(&self, vector: Option<u16>) -> Result<(), Error> {
         self.write_vector(CONFIG_MSIX_VECTOR, vector)
+    }
+
+    fn interrupt_status(&self) -> u8 {
+        self.isr.map_or(0, |isr| isr.read8(0))
     }
 
     fn config_generation(&self) -> u8 {

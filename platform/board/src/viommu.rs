@@ -74,7 +74,10 @@ pub(crate) fn start(
     // On the host's own bus a function's pin is the pin at the host.
     let wire = function.interrupt_pin().and_then(|pin| host.intx.lookup(devfn >> 3, pin.number()));
     let started = run(&master, name, spare(host, bus, this), wire, faults)
-        .and_then(|(driver, wiring)| Ok((own_messages(&driver, host, this, own)?, driver, wiring)));
+        .and_then(|(driver, wiring)| {
+            let doorbell = if wiring.is_some() { own_messages(&driver, host, this, own)? } else { None };
+            Ok((doorbell, driver, wiring))
+        });
     match started {
         Ok((doorbell, driver, wiring)) => {
             // What came in before the interrupts got through.

@@ -134,6 +134,11 @@ impl FakeDevice {
         self.state().handlers.push((vector, handler));
     }
 
+    /// Disconnects all vectors.
+    pub fn disconnect(&self) {
+        self.state().handlers.clear();
+    }
+
     /// Changes how the registers behave.
     pub fn change(&self, change: impl FnOnce(&mut Registers)) {
         change(&mut self.state().registers);

@@ -2,7 +2,9 @@
 
 mod fdt;
 
-use fdt::{Node, QEMU, QEMU_7, QEMU_10, QEMU_10_GIC_V2, QEMU_10_VIRTIO_IOMMU, QEMU_11, cells, parse, places, set_word, write};
+use fdt::{
+    Node, QEMU, QEMU_7, QEMU_10, QEMU_10_GIC_V2, QEMU_10_VIRTIO_IOMMU, QEMU_11, cells, parse, places, set_word, write,
+};
 use iommu::{Iova, IovaRange, PhysAddr, PhysRange, StreamId};
 use kernel::machine::*;
 

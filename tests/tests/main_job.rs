@@ -170,9 +170,9 @@ fn on_a_virtio_iommu_every_access_of_disk_and_display_is_translated() {
     let text = std::fs::read_to_string(&file).unwrap();
     // The disk and the display, by their endpoints: slot 2 is 16, slot 3 is 24.
     for endpoint in [16, 24] {
-        let translated = text
-            .lines()
-            .any(|line| line.contains("virtio_iommu_translate_out") && line.trim_end().ends_with(&format!("sid={endpoint}")));
+        let translated = text.lines().any(|line| {
+            line.contains("virtio_iommu_translate_out") && line.trim_end().ends_with(&format!("sid={endpoint}"))
+        });
         assert!(translated, "no access of {endpoint} was translated: {counts:?}");
     }
 }

@@ -214,9 +214,6 @@ fn fence(hardware: &Hardware, stray: &dyn Stray, streams: &[StreamId]) -> Result
 fn close(made: u64, kept: u64) -> bool {
     let live = dma::live().live_mappings.saturating_sub(kept);
     let quarantine = dma::quarantine::report();
-    println!(
-        "mappings  {} live at the end of {} made, {} pages in quarantine",
-        live, made, quarantine.pages
-    );
+    println!("mappings  {} live at the end of {} made, {} pages in quarantine", live, made, quarantine.pages);
     live == 0 && quarantine.pages == 0
 }

@@ -13,9 +13,9 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use base::Deadline;
 use dma::Limits;
+use gic::Priority;
 use iommu::contract::{AddressSpace, Iommu};
 use iommu::{AttachError, FaultSink, Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, StreamId};
-use gic::Priority;
 use kernel::machine::{self, Interrupt, IommuRef, Machine, PcieHost, VirtioIommuIndex};
 use pci::{Bdf, Function, PciError};
 
@@ -73,11 +73,10 @@ pub(crate) fn start(
     let own = StreamId::new(description.rid.into());
     // On the host's own bus a function's pin is the pin at the host.
     let wire = function.interrupt_pin().and_then(|pin| host.intx.lookup(devfn >> 3, pin.number()));
-    let started = run(&master, name, spare(host, bus, this), wire, faults)
-        .and_then(|(driver, wiring)| {
-            let doorbell = if wiring.is_some() { own_messages(&driver, host, this, own)? } else { None };
-            Ok((doorbell, driver, wiring))
-        });
+    let started = run(&master, name, spare(host, bus, this), wire, faults).and_then(|(driver, wiring)| {
+        let doorbell = if wiring.is_some() { own_messages(&driver, host, this, own)? } else { None };
+        Ok((doorbell, driver, wiring))
+    });
     match started {
         Ok((doorbell, driver, wiring)) => {
             // What came in before the interrupts got through.
@@ -129,9 +128,7 @@ fn run(
 
 /// An endpoint that never masters the bus: the host bridge's own function, for which there is no driver.
 fn spare(host: &PcieHost, bus: &Bus, this: IommuRef) -> Option<StreamId> {
-    let is_bridge = |function: &&Arc<Function>| {
-        function.ids().class >> 8 == HOST_BRIDGE && !function.is_bus_master()
-    };
+    let is_bridge = |function: &&Arc<Function>| function.ids().class >> 8 == HOST_BRIDGE && !function.is_bus_master();
     let bridge = bus.host.functions().iter().find(is_bridge)?;
     let (iommu, stream) = host.stream_of(bridge.requester_id().get())?;
     (iommu == this).then_some(stream)

@@ -190,9 +190,10 @@ impl State {
             Asked::Unmap(domain, first, last) => {
                 let Some(domain) = self.domains.get_mut(&domain) else { return status::NOENT };
                 let touched = |start: u64, end: u64| start <= last && end >= first;
-                let cut = domain.mappings.iter().any(|(start, (end, ..))| {
-                    touched(*start, *end) && (*start < first || *end > last)
-                });
+                let cut = domain
+                    .mappings
+                    .iter()
+                    .any(|(start, (end, ..))| touched(*start, *end) && (*start < first || *end > last));
                 if cut {
                     return status::RANGE;
                 }

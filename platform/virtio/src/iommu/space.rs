@@ -152,7 +152,8 @@ impl Space {
             let chunk = &chunk[..count];
             let Some(last) = chunk.last() else { return Ok(()) };
             from = last.end();
-            let requests = chunk.iter().map(|record| self.map_request(domain, record.piece, record.prot.unwrap_or(Prot::empty())));
+            let requests =
+                chunk.iter().map(|record| self.map_request(domain, record.piece, record.prot.unwrap_or(Prot::empty())));
             let mut result = Ok(());
             let mut done = chunk.iter();
             self.common.channel.ask_all(requests, |outcome| {
@@ -166,10 +167,11 @@ impl Space {
                     record.stage = stage;
                 }
                 if result.is_ok() {
-                    result = super::channel::attached(outcome, ::iommu::StreamId::new(0)).map_err(|error| match error {
-                        AttachError::NoSuchStream(_) => AttachError::Unsupported("this mapping"),
-                        other => other,
-                    });
+                    result =
+                        super::channel::attached(outcome, ::iommu::StreamId::new(0)).map_err(|error| match error {
+                            AttachError::NoSuchStream(_) => AttachError::Unsupported("this mapping"),
+                            other => other,
+                        });
                 }
             });
             result?;

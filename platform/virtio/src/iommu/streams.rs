@@ -82,9 +82,7 @@ impl Streams {
         let list = self.list.lock();
         match list.iter().find(|(own, _)| *own == stream) {
             None | Some((_, Place::Blocked)) => Known::Blocked,
-            Some((_, place)) => {
-                Known::Attached(iova.and_then(|iova| Some(place.space()?.translate(iova)?.1)))
-            }
+            Some((_, place)) => Known::Attached(iova.and_then(|iova| Some(place.space()?.translate(iova)?.1))),
         }
     }
 }

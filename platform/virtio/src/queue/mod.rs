@@ -276,10 +276,8 @@ impl Queue {
         };
         let answer = (response != 0).then(|| ring.prepare_response(head, response));
         let first = (!header.is_empty()).then(|| ring.put_header(head, header));
-        let descriptors = first
-            .into_iter()
-            .chain(data.map(|part| Descriptor { part, write: access == Access::Write }))
-            .chain(answer);
+        let descriptors =
+            first.into_iter().chain(data.map(|part| Descriptor { part, write: access == Access::Write })).chain(answer);
         let mut at = head;
         for (index, descriptor) in descriptors.enumerate() {
             let last = index + 1 == entries;

@@ -27,7 +27,8 @@ fn a_replacement_has_no_moment_in_which_the_device_is_translated_by_neither() {
     let (old, new) = (space_with(&driver, 0x8000_0000), space_with(&driver, 0x9000_0000));
     // More than one batch of them, so that a domain filled late would be seen half full.
     for page in 0..100 {
-        map(&new, iova(0x10_0000 + page * 0x1000, 0x1000), &[phys(0x100_0000 + page * 0x2000, 0x1000)], super::RW).unwrap();
+        map(&new, iova(0x10_0000 + page * 0x1000, 0x1000), &[phys(0x100_0000 + page * 0x2000, 0x1000)], super::RW)
+            .unwrap();
     }
     driver.attach(id(A), &old).unwrap();
     rig.fake.watch(A, 0x1000);
@@ -150,8 +151,7 @@ fn a_lost_answer_to_an_attachment_keeps_both_spaces_in_doubt() {
 #[test]
 fn identifiers_are_used_again_only_when_they_are_free_and_may_run_out() {
     let rig = Rig::new(|registers| {
-        registers.config[crate::spec::iommu::config::DOMAIN_START..][..8]
-            .copy_from_slice(&[7, 0, 0, 0, 8, 0, 0, 0]);
+        registers.config[crate::spec::iommu::config::DOMAIN_START..][..8].copy_from_slice(&[7, 0, 0, 0, 8, 0, 0, 0]);
     });
     let driver = rig.start().unwrap();
     let spaces = [0x8000_0000, 0x9000_0000, 0xa000_0000].map(|target| space_with(&driver, target));

@@ -21,7 +21,8 @@ fn a_stopped_access_is_said_in_words() {
     map(&space, iova(0x1000, 0x1000), &[phys(0x8000_0000, 0x1000)], Prot::READ).unwrap();
     map(&space, iova(0x2000, 0x1000), &[phys(0x8000_0000, 0x1000)], RW).unwrap();
     driver.attach(id(A), &space).unwrap();
-    let (address, read, write) = (fault::F_ADDRESS, fault::F_ADDRESS | fault::F_READ, fault::F_ADDRESS | fault::F_WRITE);
+    let (address, read, write) =
+        (fault::F_ADDRESS, fault::F_ADDRESS | fault::F_READ, fault::F_ADDRESS | fault::F_WRITE);
     let cases = [
         (event(fault::R_MAPPING, address, A, 0x5678), A, Some(0x5678), None, FaultReason::NotMapped),
         (event(fault::R_MAPPING, read, A, 0x5678), A, Some(0x5678), Some(Access::Read), FaultReason::NotMapped),
@@ -55,7 +56,8 @@ fn a_flood_is_handed_on_whole_and_in_order_and_buffers_do_not_run_out() {
 fn events_that_make_no_sense_are_counted_and_do_no_harm() {
     let (rig, driver) = started();
     let good = event(fault::R_MAPPING, fault::F_ADDRESS, A, 0x1000);
-    for (bytes, len) in [(good, 0), (good, 23), (event(9, u32::MAX, u32::MAX, u64::MAX), 24), ([0xff; size::FAULT], 24)] {
+    for (bytes, len) in [(good, 0), (good, 23), (event(9, u32::MAX, u32::MAX, u64::MAX), 24), ([0xff; size::FAULT], 24)]
+    {
         assert!(rig.device.deliver(queue::EVENT, &bytes, len));
     }
     assert_eq!((rig.faults(), driver.events().counts()), (Vec::new(), (0, 4)));

@@ -5,7 +5,7 @@
 
 use crate::emulator::{Emulator, PROGRAM};
 use crate::progress::Progress;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -53,11 +53,12 @@ const PACKAGE_MANAGERS: [PackageManager; 4] = [
 ];
 
 impl PackageManager {
-    /// Returns the one line that installs QEMU by hand.
-    pub fn command_line(&self, window: bool) -> String {
+    /// Returns the one line that installs QEMU by hand, for `root` or for somebody who needs sudo.
+    pub fn command_line(&self, root: bool, window: bool) -> String {
+        let sudo = if root { "" } else { "sudo " };
         let mut line = match self.refresh {
-            Some(refresh) => format!("sudo {} && sudo {}", refresh.join(" "), self.install.join(" ")),
-            None => format!("sudo {}", self.install.join(" ")),
+            Some(refresh) => format!("{sudo}{} && {sudo}{}", refresh.join(" "), self.install.join(" ")),
+            None => format!("{sudo}{}", self.install.join(" ")),
         };
         if window {
             line = format!("{line} {}", self.window.join(" "));
@@ -85,25 +86,25 @@ pub fn emulator(explicit: Option<&Path>, yes: bool, window: bool, progress: &mut
     let prefix: &[&str] = match (is_root(), yes, find_in_path("sudo").is_some()) {
         (true, _, _) => &[],
         (false, true, true) => &["sudo"],
-        _ => bail!("{PROGRAM} is missing; install it with:\n  {}", manager.command_line(window)),
+        _ => bail!("{PROGRAM} is missing; install it with:\n  {}", manager.command_line(is_root(), window)),
     };
     progress.clear();
     eprintln!("{PROGRAM} is missing; installing it with {}", manager.program);
     if let Some(refresh) = manager.refresh {
         progress.step("updating the package lists");
-        run_quietly(&[prefix, refresh].concat()).with_context(|| by_hand(manager, window))?;
+        run_quietly(&[prefix, refresh].concat()).map_err(|error| by_hand(&error, manager, window))?;
     }
     progress.step("installing QEMU");
     let packages: &[&str] = if window { manager.window } else { &[] };
-    run_quietly(&[prefix, manager.install, packages].concat()).with_context(|| by_hand(manager, window))?;
+    run_quietly(&[prefix, manager.install, packages].concat()).map_err(|error| by_hand(&error, manager, window))?;
     match find_in_path(PROGRAM) {
         Some(program) => Emulator::inspect(&program),
         None => bail!("the package manager succeeded, yet {PROGRAM} is not in PATH; give it with --qemu PATH"),
     }
 }
 
-fn by_hand(manager: &PackageManager, window: bool) -> String {
-    format!("installing {PROGRAM} failed; try by hand:\n  {}\n", manager.command_line(window))
+fn by_hand(error: &anyhow::Error, manager: &PackageManager, window: bool) -> anyhow::Error {
+    anyhow!("{error:#}\ninstalling {PROGRAM} failed; try by hand:\n  {}", manager.command_line(is_root(), window))
 }
 
 /// Adds the kernel's target to the active toolchain if its libraries are missing.
@@ -166,14 +167,15 @@ mod tests {
     #[test]
     fn the_command_to_type_is_one_line() {
         for manager in PACKAGE_MANAGERS {
-            let line = manager.command_line(true);
+            let line = manager.command_line(false, true);
             assert!(line.starts_with("sudo ") && !line.contains('\n'), "{line}");
             assert!(manager.install.contains(&manager.install[0]) && line.contains(manager.window[0]), "{line}");
         }
         assert_eq!(
-            PACKAGE_MANAGERS[0].command_line(false),
+            PACKAGE_MANAGERS[0].command_line(false, false),
             "sudo apt-get update && sudo apt-get install -y --no-install-recommends qemu-system-arm"
         );
+        assert!(!PACKAGE_MANAGERS[0].command_line(true, false).contains("sudo"));
     }
 
     #[test]

@@ -186,6 +186,53 @@ fn bypassing_is_asked_for_by_name_and_ends_with_the_next_attachment() {
     assert_eq!(rig.fake.reach(A, 0x7000), None);
 }
 
+/// The answer comes when the domain that it is about is gone, and another in its place that was filled without the mapping.
+#[test]
+fn a_mapping_that_is_overtaken_by_a_swap_is_made_in_the_new_domain() {
+    let rig = Rig::new(|_| {});
+    let driver = rig.start_patiently(Some(id(SPARE)), 10_000).unwrap();
+    let (one, other) = (space_with(&driver, 0x8000_0000), driver.create().unwrap());
+    driver.attach(id(A), &one).unwrap();
+    let buffers = rig.device.kept();
+    rig.device.plan(&[Behaviour::Keep]);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| map(&one, iova(0x5000, 0x1000), &[phys(0x5_0000, 0x1000)], super::RW));
+        while rig.device.kept() == buffers {
+            std::thread::yield_now();
+        }
+        driver.attach(id(A), &other).unwrap();
+        driver.attach(id(A), &one).unwrap();
+        assert_eq!(rig.fake.reach(A, 0x5000), None, "nobody has mapped it there yet");
+        assert!(rig.device.release(buffers));
+        thread.join().unwrap().unwrap();
+    });
+    assert_eq!((rig.fake.reach(A, 0x5000), rig.fake.reach(A, 0x1000)), (Some((0x5_0000, 3)), Some((0x8000_0000, 3))));
+    one.revoke(&[iova(0x5000, 0x1000)]).unwrap();
+    assert_eq!(rig.fake.reach(A, 0x5000), None);
+}
+
+/// The range is no device's any more although the domain that the request names does not exist.
+#[test]
+fn a_revocation_that_is_overtaken_by_a_swap_holds() {
+    let rig = Rig::new(|_| {});
+    let driver = rig.start_patiently(Some(id(SPARE)), 10_000).unwrap();
+    let (one, other) = (space_with(&driver, 0x8000_0000), driver.create().unwrap());
+    driver.attach(id(A), &one).unwrap();
+    let buffers = rig.device.kept();
+    rig.device.plan(&[Behaviour::Keep]);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| one.revoke(&[iova(0x1000, 0x1000)]));
+        while rig.device.kept() == buffers {
+            std::thread::yield_now();
+        }
+        driver.attach(id(A), &other).unwrap();
+        driver.attach(id(A), &one).unwrap();
+        assert!(rig.device.release(buffers));
+        assert_eq!(thread.join().unwrap(), Ok(()));
+    });
+    assert_eq!(rig.fake.reach(A, 0x1000), None);
+}
+
 /// Threads that map and revoke while the space moves in and out of the device lose no mapping and leave none behind.
 #[test]
 fn mappings_made_while_the_space_is_swapped_are_all_there_and_those_revoked_are_not() {

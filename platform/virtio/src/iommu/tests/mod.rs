@@ -53,9 +53,13 @@ impl Rig {
     }
 
     fn start_with(&self, spare: Option<StreamId>) -> Result<VirtioIommu, Error> {
+        self.start_patiently(spare, 50)
+    }
+
+    fn start_patiently(&self, spare: Option<StreamId>, millis: u64) -> Result<VirtioIommu, Error> {
         let config = Config {
             name: "viommu".into(),
-            timeout: Duration::from_millis(50),
+            timeout: Duration::from_millis(millis),
             spare,
             vectors: Vectors { config: Some(0), queue: Some(1) },
         };

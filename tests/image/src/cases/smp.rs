@@ -41,7 +41,9 @@ fn map_and_unmap(core: usize) {
 fn on_all_cores(bench: &Bench) -> TestResult {
     let edu = bench.edu_master(0)?;
     let before = edu.device().stats().live_mappings;
-    (DONE.store(0, Ordering::Relaxed), WRONG.store(0, Ordering::Relaxed));
+    for counter in [&DONE, &WRONG] {
+        counter.store(0, Ordering::Relaxed);
+    }
     *DEVICE.lock() = Some(edu.device().clone());
     on_other_cores(bench.cores, map_and_unmap)?;
     map_and_unmap(0);

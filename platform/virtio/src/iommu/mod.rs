@@ -389,7 +389,12 @@ unsafe impl Iommu for VirtioIommu {
             Some(domain) => (domain, None),
             None => {
                 let holder = self.holder(stream, &old)?;
-                (self.found(target, holder)?, Some(holder))
+                let found = self.found(target, holder);
+                if found.is_err() && holder == stream && target.domain().is_some() {
+                    // It could not be taken out again: it is no more blocked.
+                    drop(self.streams.set(stream, Place::Translated(space.clone())));
+                }
+                (found?, Some(holder))
             }
         };
         let mut result = Ok(());
@@ -423,6 +428,8 @@ unsafe impl Iommu for VirtioIommu {
         let _turn = self.turn()?;
         let old = self.streams.enter(stream)?;
         let domain = match &old {
+            // Perhaps attached by a request whose answer was lost.
+            Place::Blocked if self.is_dead() => return Err(AttachError::Dead),
             Place::Blocked => return Ok(()),
             Place::Translated(_) => old.space().and_then(Space::domain),
             Place::Bypass(domain) => Some(domain.clone()),

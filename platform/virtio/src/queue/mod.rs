@@ -59,7 +59,7 @@ impl From<Failure> for Error {
 pub struct QueueOptions {
     /// The most entries; rounded down to a power of two and to what the device has.
     pub size: u16,
-    /// Bytes of the largest header.
+    /// Bytes of the largest header; 0 for a queue of buffers that the device only writes.
     pub header: usize,
     /// Bytes of the largest answer.
     pub response: usize,
@@ -73,7 +73,8 @@ pub struct QueueOptions {
 
 /// One request to a device.
 pub struct Command<'a> {
-    /// What the device reads first; at most [`QueueOptions::header`] bytes. May be empty where there is an answer.
+    /// What the device reads first; at most [`QueueOptions::header`] bytes. Empty only
+    /// in a queue without headers, and with an answer.
     pub header: &'a [u8],
     /// Lent memory.
     pub data: Parts<'a>,
@@ -237,7 +238,8 @@ impl Queue {
     /// As [`Queue::submit`].
     pub fn add(self: &Arc<Self>, command: Command<'_>) -> Result<Request, Error> {
         let Command { header, data, access, response, loans } = command;
-        let nothing = header.is_empty() && response == 0;
+        // A queue without headers is one of buffers that the device only writes.
+        let nothing = header.is_empty() && (self.header != 0 || response == 0);
         if nothing || header.len() > self.header || response > self.response {
             return Err(Error::TooLong);
         }

@@ -149,6 +149,24 @@ fn a_lost_answer_to_an_attachment_keeps_both_spaces_in_doubt() {
 }
 
 #[test]
+fn a_device_that_may_be_attached_is_not_taken_for_blocked() {
+    // The domain could be filled only in part, and the device not be taken out of it.
+    let (rig, driver) = started();
+    let space = space_with(&driver, 0x8000_0000);
+    map(&space, iova(0x5000, 0x1000), &[phys(0x5_0000, 0x1000)], super::RW).unwrap();
+    rig.fake.refuse(&[None, None, Some(status::NOMEM), Some(status::DEVERR)]);
+    assert_eq!(driver.attach(id(A), &space), Err(AttachError::OutOfMemory));
+    assert_eq!(rig.fake.reach(A, 0x1000), Some((0x8000_0000, 3)));
+    driver.block(id(A)).unwrap();
+    assert_eq!(rig.fake.reach(A, 0x1000), None);
+    // It was carried out, and never answered.
+    let (rig, driver) = started();
+    rig.device.plan(&[Behaviour::Keep]);
+    assert_eq!(driver.attach(id(A), &space_with(&driver, 0x8000_0000)), Err(AttachError::TimedOut));
+    assert_eq!(driver.block(id(A)), Err(AttachError::Dead));
+}
+
+#[test]
 fn identifiers_are_used_again_only_when_they_are_free_and_may_run_out() {
     let rig = Rig::new(|registers| {
         registers.config[crate::spec::iommu::config::DOMAIN_START..][..8].copy_from_slice(&[7, 0, 0, 0, 8, 0, 0, 0]);

@@ -53,6 +53,23 @@ fn a_flood_is_handed_on_whole_and_in_order_and_buffers_do_not_run_out() {
 }
 
 #[test]
+fn events_that_came_together_are_handed_on_in_the_order_in_which_they_came() {
+    let (rig, driver) = started();
+    rig.device.disconnect();
+    // Not a divisor of the number of buffers, so that every buffer is once the first.
+    for round in 0..50_u64 {
+        for event_of_round in 0..7 {
+            let bytes = event(fault::R_MAPPING, fault::F_ADDRESS, A, (round << 16) + (event_of_round << 12));
+            assert!(rig.device.deliver(queue::EVENT, &bytes, size::FAULT as u32));
+        }
+        driver.events().service();
+        let faults = rig.faults();
+        let expected = (0..7).map(|number| Some(Iova::new((round << 16) + (number << 12))));
+        assert!(faults.iter().map(|fault| fault.iova).eq(expected), "round {round}: {faults:?}");
+    }
+}
+
+#[test]
 fn events_that_make_no_sense_are_counted_and_do_no_harm() {
     let (rig, driver) = started();
     let good = event(fault::R_MAPPING, fault::F_ADDRESS, A, 0x1000);

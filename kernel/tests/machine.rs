@@ -2,7 +2,9 @@
 
 mod fdt;
 
-use fdt::{Node, QEMU, QEMU_7, QEMU_10, QEMU_10_GIC_V2, QEMU_11, cells, parse, places, set_word, write};
+use fdt::{
+    Node, QEMU, QEMU_7, QEMU_10, QEMU_10_GIC_V2, QEMU_10_VIRTIO_IOMMU, QEMU_11, cells, parse, places, set_word, write,
+};
 use iommu::{Iova, IovaRange, PhysAddr, PhysRange, StreamId};
 use kernel::machine::*;
 
@@ -77,7 +79,7 @@ fn qemus_tree_with_smmu_and_its_is_read_exactly() {
             ]
         );
         for rid in [0u16, 0x10, 0x1234, 0xffff] {
-            assert_eq!(host.stream_of(rid), Some((SmmuIndex(0), StreamId::new(rid.into()))));
+            assert_eq!(host.stream_of(rid), Some((IommuRef::Smmu(SmmuIndex(0)), StreamId::new(rid.into()))));
             assert_eq!(host.msi_of(rid), Some((MsiController::Its(0), rid.into())));
         }
         for slot in 0..32 {
@@ -105,6 +107,62 @@ fn a_tree_with_a_gicv2_and_no_smmu_is_read_exactly() {
     assert_eq!(machine.memory, [phys(0x4000_0000, 0x4000_0000)]);
     // The upper byte of a GICv2's PPI flags is a set of processors.
     assert_eq!(machine.timer.unwrap().virtual_, level(27));
+}
+
+#[test]
+fn a_tree_with_a_virtio_iommu_is_read_exactly() {
+    let machine = Machine::from_fdt(QEMU_10_VIRTIO_IOMMU).unwrap();
+    let iommu = VirtioIommu { path: format!("{PCIE}/{VIRTIO_IOMMU}"), host: 0, rid: 0x30, phandle: Some(0x8006) };
+    assert_eq!(machine.virtio_iommus, [iommu]);
+    assert!(machine.smmus.is_empty() && machine.masters.is_empty());
+    let [host] = machine.pcie.as_slice() else { panic!("{:?}", machine.pcie) };
+    let here = IommuRef::Virtio(VirtioIommuIndex(0));
+    let entry = |rid: u16, count| RidRange { rid, count, target: here, output: rid.into() };
+    // Everything but the IOMMU itself.
+    assert_eq!(host.iommu_map.entries, [entry(0, 0x30), entry(0x31, 0xffcf)]);
+    assert_eq!(host.stream_of(0x30), None);
+    for rid in [0u16, 0x2f, 0x31, 0xffff] {
+        assert_eq!(host.stream_of(rid), Some((here, StreamId::new(rid.into()))));
+    }
+    assert_eq!(host.msi_of(0x30), Some((MsiController::Its(0), 0x30)));
+}
+
+#[test]
+fn a_virtio_iommu_that_cannot_be_where_it_says_is_refused() {
+    let node = format!("{PCIE}/{VIRTIO_IOMMU}");
+    let fault = |edit: &dyn Fn(&mut Node)| {
+        let mut tree = parse(QEMU_10_VIRTIO_IOMMU);
+        edit(&mut tree);
+        match Machine::from_fdt(&write(&tree, &[])) {
+            Err(Error::Property { node, property, fault }) => (node, property, fault),
+            other => panic!("{other:?}"),
+        }
+    };
+    let reg = |value: &[u32]| fault(&|tree: &mut Node| _ = tree.at(&node).set("reg", cells(value)));
+    assert_eq!(reg(&[0x3000]), (node.clone(), "reg", PropertyFault::Length(4)));
+    for high in [0x0200_3000, 0x3004, 0x0100_0000] {
+        assert_eq!(reg(&[high, 0, 0, 0, 0]), (node.clone(), "reg", PropertyFault::Value(high.into())));
+    }
+    let unset = fault(&|tree: &mut Node| _ = tree.at(&node).unset("reg"));
+    assert_eq!(unset, (node.clone(), "reg", PropertyFault::Missing));
+    let cells_missing = fault(&|tree: &mut Node| _ = tree.at(&node).unset("#iommu-cells"));
+    assert_eq!(cells_missing, (node.clone(), "#iommu-cells", PropertyFault::Missing));
+    let twice = fault(&|tree: &mut Node| {
+        let other = tree.at(&format!("{PCIE}/virtio_iommu@6,1"));
+        other.set("compatible", "virtio,pci-iommu\0").set("reg", cells(&[0x3000, 0, 0, 0, 0]));
+    });
+    assert_eq!((twice.1, twice.2), ("reg", PropertyFault::Overlap(0x30)));
+    let homeless = fault(&|tree: &mut Node| _ = tree.at("/virtio_iommu").set("compatible", "virtio,pci-iommu\0"));
+    assert_eq!((homeless.0.as_str(), homeless.1), ("/virtio_iommu", "compatible"));
+}
+
+#[test]
+fn what_a_disabled_virtio_iommu_would_translate_is_translated_by_nobody() {
+    let mut tree = parse(QEMU_10_VIRTIO_IOMMU);
+    tree.at(&format!("{PCIE}/{VIRTIO_IOMMU}")).set("status", "disabled\0");
+    let machine = Machine::from_fdt(&write(&tree, &[])).unwrap();
+    assert!(machine.virtio_iommus.is_empty());
+    assert_eq!(machine.pcie[0].stream_of(8), None);
 }
 
 #[test]
@@ -154,6 +212,7 @@ fn fault(edit: impl FnOnce(&mut Node)) -> (String, &'static str, PropertyFault) 
 
 const GIC: &str = "/intc@8000000";
 const PCIE: &str = "/pcie@10000000";
+const VIRTIO_IOMMU: &str = "virtio_iommu@6,0";
 const SMMU: &str = "/smmuv3@9050000";
 const UART: &str = "/pl011@9000000";
 const MEMORY: &str = "/memory@40000000";
@@ -233,7 +292,7 @@ fn references_to_nowhere_or_to_the_wrong_kind_are_named() {
     }
     let (node, property, what) = fault(|tree| _ = tree.at(PCIE).set("iommu-map", cells(&[0, 0x8004, 0, 1])));
     assert_eq!((node.as_str(), property), (PCIE, "iommu-map"));
-    assert_eq!(what, PropertyFault::WrongKind { phandle: 0x8004, wanted: "an SMMUv3" });
+    assert_eq!(what, PropertyFault::WrongKind { phandle: 0x8004, wanted: "an SMMUv3 or a virtio-iommu" });
     let (node, property, what) = fault(|tree| _ = tree.at("/timer").set("phandle", cells(&[0x8003])));
     assert_eq!((property, what), ("phandle", PropertyFault::Phandle(0x8003)), "{node}");
     for reserved in [0, u32::MAX] {
@@ -267,7 +326,7 @@ fn addresses_go_through_every_bus_on_the_way() {
     };
     let machine = edited(|tree| build(tree, &[0, 0x12, 0x3400_0000, 0x20_0000])).unwrap();
     assert_eq!(machine.smmus[0].registers, phys(0x12_3410_0000, 0x2_0000));
-    assert_eq!(machine.pcie[0].stream_of(1), Some((SmmuIndex(0), StreamId::new(1))));
+    assert_eq!(machine.pcie[0].stream_of(1), Some((IommuRef::Smmu(SmmuIndex(0)), StreamId::new(1))));
     // One byte too small.
     let (node, property, what) = fault(|tree| build(tree, &[0, 0x12, 0x3400_0000, 0x11_ffff]));
     assert_eq!((node.as_str(), property, what), ("/outer", "ranges", PropertyFault::NotPassedOn(0x10_0000)));
@@ -382,7 +441,7 @@ fn reserved_memory_and_bus_masters_are_read() {
     let master = BusMaster {
         path: "/display@a0000000".into(),
         compatible: vec!["acme,display".into()],
-        streams: vec![(SmmuIndex(0), StreamId::new(0x42))],
+        streams: vec![(IommuRef::Smmu(SmmuIndex(0)), StreamId::new(0x42))],
         dma_coherent: false,
         memory_regions: vec![0],
     };

@@ -2,6 +2,7 @@
 //!
 //! `demo` is what runs when no command is named, so its options stand at the top level as well.
 
+use crate::machine::Iommu;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -20,11 +21,12 @@ Examples:
   cargo run -- --screenshot screen.png
   cargo run -- --disk card.img --picture '/DCIM/holiday photo.bmp' --gui
   cargo run -- --smp 8 --memory 16G --cpu max
+  cargo run -- --iommu virtio
   cargo run -- --trace 'smmuv3_*=smmu.log'
   cargo run -- -- -device pcie-root-port,id=rp0 -device edu,bus=rp0";
 
 /// Boots Sluice under QEMU: a picture on a disk becomes a picture on a screen, every byte moved by device DMA through
-/// the SMMUv3, and nothing else in memory reachable by either device.
+/// an IOMMU (an SMMUv3, or a virtio-iommu), and nothing else in memory reachable by either device.
 #[derive(Debug, Parser)]
 #[command(name = "cargo run --", bin_name = "cargo run --", version, after_help = AFTER_HELP)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -70,6 +72,9 @@ pub struct DemoOptions {
     /// Processor model, such as cortex-a57, cortex-a72, neoverse-n1 or max
     #[arg(long, value_name = "NAME", default_value = "cortex-a72")]
     pub cpu: String,
+    /// What translates for the devices
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = Iommu::SmmuV3)]
+    pub iommu: Iommu,
     /// The qemu-system-aarch64 to use instead of the one in PATH
     #[arg(long, value_name = "PATH")]
     pub qemu: Option<PathBuf>,
@@ -176,6 +181,16 @@ mod tests {
         let cli = Cli::try_parse_from(["x", "demo", "--", "-S"]).unwrap();
         let Some(Command::Demo(options)) = cli.command else { panic!("demo was not recognised") };
         assert_eq!(options.qemu_arguments, ["-S"]);
+    }
+
+    #[test]
+    fn the_iommu_is_an_smmuv3_unless_another_is_asked_for() {
+        let iommu = |arguments: &[&str]| Cli::try_parse_from([&["x"], arguments].concat()).map(|cli| cli.options.iommu);
+        assert_eq!(iommu(&[]).unwrap(), Iommu::SmmuV3);
+        for (word, kind) in [("smmuv3", Iommu::SmmuV3), ("virtio", Iommu::Virtio), ("none", Iommu::None)] {
+            assert_eq!(iommu(&["--iommu", word]).unwrap(), kind);
+        }
+        assert!(iommu(&["--iommu", "smmu"]).is_err());
     }
 
     #[test]

@@ -78,6 +78,7 @@ fn machine(options: &DemoOptions, disk: Disk, window: Option<&'static str>) -> M
     command_line.extend(options.append.iter().cloned());
     Machine {
         smp: options.smp,
+        iommu: options.iommu,
         memory: options.memory.as_str().to_string(),
         cpu: options.cpu.clone(),
         disk: Some(disk),

@@ -52,6 +52,19 @@ impl Disk {
     }
 }
 
+/// What translates for the devices on the PCIe bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+#[value(rename_all = "lower")]
+pub enum Iommu {
+    /// An SMMUv3
+    #[default]
+    SmmuV3,
+    /// A virtio-iommu, at slot 6
+    Virtio,
+    /// Nothing: the kernel refuses to run devices then, unless it is told --append iommu.off=allow
+    None,
+}
+
 /// A machine.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -61,8 +74,8 @@ pub struct Machine {
     pub memory: String,
     /// Processor model.
     pub cpu: String,
-    /// Whether there is an SMMUv3 before the PCIe bus.
-    pub smmu: bool,
+    /// What translates for the devices on the PCIe bus.
+    pub iommu: Iommu,
     /// Whether there is a virtio-gpu, at slot 3.
     pub gpu: bool,
     /// Whether there is an edu device, at slot 1.
@@ -87,7 +100,7 @@ impl Default for Machine {
             smp: 2,
             memory: "512M".into(),
             cpu: "cortex-a72".into(),
-            smmu: true,
+            iommu: Iommu::SmmuV3,
             gpu: true,
             edu: true,
             disk: None,
@@ -106,7 +119,7 @@ impl Machine {
     /// Fails if the traces ask for more than one file: QEMU writes one.
     pub fn arguments(&self, emulator: &Emulator, image: &Path, control: &Path) -> Result<Vec<OsString>> {
         let mut arguments = Arguments::default();
-        let iommu = if self.smmu { "smmuv3" } else { "none" };
+        let iommu = if self.iommu == Iommu::SmmuV3 { "smmuv3" } else { "none" };
         // The tree's random seeds would make two runs of one machine differ.
         arguments.two("-M", format!("virt,iommu={iommu},gic-version=3,dtb-randomness=off"));
         arguments.two("-cpu", &self.cpu).two("-smp", self.smp.to_string()).two("-m", &self.memory);
@@ -140,6 +153,10 @@ impl Machine {
         } else {
             "disable-legacy=on,iommu_platform=on"
         };
+        if self.iommu == Iommu::Virtio {
+            // Before the devices that it translates for. It starts as machines do, letting everything through.
+            arguments.two("-device", "virtio-iommu-pci,addr=6");
+        }
         if self.edu {
             arguments.two("-device", "edu,addr=1,dma_mask=0xffffffffffffffff");
         }
@@ -245,8 +262,17 @@ mod tests {
     }
 
     #[test]
+    fn a_virtio_iommu_comes_before_what_it_translates_for_and_without_an_smmu() {
+        let machine = Machine { iommu: Iommu::Virtio, ..Machine::default() };
+        let line = line(&machine, &emulator(Version(10, 0, 2), true));
+        assert!(line.contains("iommu=none"), "{line}");
+        let place = |device: &str| line.find(device).unwrap_or_else(|| panic!("no {device} in {line}"));
+        assert!(place("virtio-iommu-pci,addr=6") < place("edu,addr=1"), "{line}");
+    }
+
+    #[test]
     fn absent_devices_are_absent() {
-        let machine = Machine { smmu: false, gpu: false, edu: false, ..Machine::default() };
+        let machine = Machine { iommu: Iommu::None, gpu: false, edu: false, ..Machine::default() };
         let line = line(&machine, &emulator(Version(10, 0, 2), true));
         assert!(line.contains("iommu=none") && !line.contains("-device") && !line.contains("-append"), "{line}");
     }

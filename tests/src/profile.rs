@@ -3,11 +3,11 @@
 use crate::two_smmus;
 use anyhow::{Result, bail};
 use qemu::emulator::Emulator;
-use qemu::machine::{Disk, Machine};
+use qemu::machine::{Disk, Iommu, Machine};
 use std::ffi::OsString;
 
 /// The names, with what each is for.
-pub const PROFILES: [(&str, &str); 9] = [
+pub const PROFILES: [(&str, &str); 10] = [
     ("default", "two cores, and edu, a writable virtio-blk disk and a virtio-gpu on the root bus"),
     ("smp1", "as default, with one core"),
     ("smp8", "as default, with eight cores"),
@@ -16,7 +16,8 @@ pub const PROFILES: [(&str, &str); 9] = [
     ("bridge", "as default, and an edu behind each of two PCIe root ports"),
     ("testdev", "as default, and an iommu-testdev at slot 4 where this QEMU has one"),
     ("two_smmus", "as default without disk and display, and a second edu behind a second SMMU where this QEMU has one"),
-    ("bare", "no SMMU, no disk, no display, no edu"),
+    ("viommu", "as default, with a virtio-iommu in slot 6 in place of the SMMU"),
+    ("bare", "no IOMMU, no disk, no display, no edu"),
 ];
 
 /// Returns the machine of that name, with `disk` where it has one. The devices of a machine stand at fixed places: edu in
@@ -48,7 +49,8 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
             machine = Machine { gpu: false, ..Machine::default() };
             two_smmus::fit(&mut machine, emulator)?;
         }
-        "bare" => machine = Machine { smmu: false, gpu: false, edu: false, ..Machine::default() },
+        "viommu" => machine.iommu = Iommu::Virtio,
+        "bare" => machine = Machine { iommu: Iommu::None, gpu: false, edu: false, ..Machine::default() },
         _ => {
             let known: Vec<&str> = PROFILES.iter().map(|(name, _)| *name).collect();
             bail!("there is no machine {name:?}; the machines are {}", known.join(", "));

@@ -11,7 +11,7 @@ use dtoolkit::model::{DeviceTree, DeviceTreeNode};
 use dtoolkit::{Property as _, ToPropertyValue};
 use qemu::emulator::{Emulator, Version};
 use qemu::firmware;
-use qemu::machine::Machine;
+use qemu::machine::{Iommu, Machine};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
@@ -30,7 +30,7 @@ pub fn fit(machine: &mut Machine, emulator: &Emulator) -> Result<()> {
     if emulator.version < SINCE {
         return Ok(());
     }
-    machine.smmu = false;
+    machine.iommu = Iommu::None;
     let bridge = format!("pxb-pcie,id=pcie.1,bus_nr={BUS},bus=pcie.0,addr=7");
     let buses = ["arm-smmuv3,primary-bus=pcie.0", &bridge, "arm-smmuv3,primary-bus=pcie.1"];
     let tree = complete(&described(machine, emulator, &buses)?)?;

@@ -10,7 +10,7 @@ use qemu::disk::volume::{self, Bend, Entry, Fat};
 use qemu::disk::{self, table};
 use qemu::emulator::Version;
 use qemu::firmware::{self, Firmware};
-use qemu::machine::{Disk, Machine};
+use qemu::machine::{Disk, Iommu, Machine};
 use qemu::picture::{self, Rows};
 use qemu::progress::Progress;
 use qemu::session::{Event, Session};
@@ -134,6 +134,54 @@ fn every_access_of_disk_and_display_is_translated() {
         let translated = text.lines().any(|line| line.contains("smmuv3_translate_success") && line.contains(stream));
         assert!(translated, "no access of {stream} was translated: {counts:?}");
     }
+}
+
+/// The very same job, with another driver behind the IOMMU-API.
+#[test]
+fn on_a_virtio_iommu_the_picture_is_the_same_and_the_fence_holds() {
+    let ran = shows(&["--iommu", "virtio"], &original());
+    assert!(report(&ran, "viommu").contains("bypass off"), "{ran:#?}");
+    assert!(!ran.stdout.contains("smmu  "), "{ran:#?}");
+    for (device, stream) in [("edu", "stream 0x8 "), ("virtio-blk", "stream 0x10 "), ("virtio-gpu", "stream 0x18 ")] {
+        let stopped = ran.stdout.lines().any(|line| {
+            line.starts_with("fence")
+                && line.contains(device)
+                && line.contains("stopped")
+                && line.contains(stream)
+                && line.contains("memory unchanged")
+        });
+        assert!(stopped, "{device} was not shown to be stopped: {ran:#?}");
+    }
+    assert!(report(&ran, "by CPU").contains(" 0 bytes"), "{ran:#?}");
+    assert!(report(&ran, "mappings").contains(" 0 live"), "{ran:#?}");
+    assert!(report(&ran, "faults").contains(" 0 in the job"), "{ran:#?}");
+}
+
+#[test]
+fn on_a_virtio_iommu_every_access_of_disk_and_display_is_translated() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("trace");
+    let request = format!("virtio_iommu_*={}", file.display());
+    let ran = run(&["--iommu", "virtio", "--trace", &request]);
+    assert_eq!(ran.code, Some(0), "{ran:#?}");
+    let trace = Trace::read(&file, "virtio_iommu_").unwrap();
+    let counts: Vec<_> = trace.iter().collect();
+    for event in ["virtio_iommu_attach", "virtio_iommu_map", "virtio_iommu_unmap_done", "virtio_iommu_translate_out"] {
+        assert!(trace.of(event) > 0, "no {event}: {counts:?}");
+    }
+    let text = std::fs::read_to_string(&file).unwrap();
+    // The disk and the display, by their endpoints: slot 2 is 16, slot 3 is 24.
+    for endpoint in [16, 24] {
+        let translated = text.lines().any(|line| {
+            line.contains("virtio_iommu_translate_out") && line.trim_end().ends_with(&format!("sid={endpoint}"))
+        });
+        assert!(translated, "no access of {endpoint} was translated: {counts:?}");
+    }
+}
+
+#[test]
+fn with_no_iommu_asked_for_it_refuses() {
+    fails_with_one_sentence(&run(&["--iommu", "none"]), "iommu");
 }
 
 /// From QEMU's own account, on the target's test for it: nothing else in it unmaps anything.
@@ -276,7 +324,7 @@ fn an_smmu_that_is_a_device_of_its_own_does_with_either_stage_or_both() {
     for (stage, named) in [("1", "stage 1,"), ("2", "stage 2,"), ("nested", "stages 1 and 2,")] {
         let smmu = format!("arm-smmuv3,primary-bus=pcie.0,stage={stage}");
         let extra = ["-device", &smmu].map(Into::into).to_vec();
-        let ran = run_on(&Machine { smmu: false, disk: Some(default_disk()), extra, ..Machine::default() });
+        let ran = run_on(&Machine { iommu: Iommu::None, disk: Some(default_disk()), extra, ..Machine::default() });
         assert_eq!(ran.code, Some(0), "{stage}: {ran:#?}");
         assert!(report(&ran, "smmu").contains(named), "{stage}: {ran:#?}");
         assert_eq!(ran.stdout.matches("memory unchanged").count(), 3, "{stage}: {ran:#?}");
@@ -371,7 +419,7 @@ fn without_a_display_it_says_so() {
 
 #[test]
 fn without_an_smmu_it_refuses_unless_told_otherwise() {
-    let mut machine = Machine { smmu: false, disk: Some(default_disk()), ..Machine::default() };
+    let mut machine = Machine { iommu: Iommu::None, disk: Some(default_disk()), ..Machine::default() };
     fails_with_one_sentence(&run_on(&machine), "smmu");
     machine.command_line.push("iommu.off=allow".into());
     let ran = run_on(&machine);

@@ -14,8 +14,10 @@
 
 #![allow(unsafe_code)] // Declarations only: what is promised here is what safe code above relies on.
 
+use crate::domain::Reserved;
 use crate::{AttachError, Iova, IovaRange, MapError, OutOfMemory, PhysAddr, PhysRange, Prot, RevokeError, StreamId};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::any::Any;
 use core::fmt;
 use core::ops::Deref;
@@ -187,6 +189,18 @@ pub unsafe trait AddressSpace: Any + Send + Sync {
 pub unsafe trait Iommu: Send + Sync {
     /// A name for reports, such as `smmuv3@9050000`.
     fn name(&self) -> &str;
+
+    /// Asks the IOMMU itself which parts of `stream`'s address space are not for mappings, beyond what the machine's description
+    /// says. What is returned as [`ReservedKind::MsiDoorbell`](crate::domain::ReservedKind::MsiDoorbell) reaches the interrupt
+    /// controller without a mapping.
+    ///
+    /// # Errors
+    ///
+    /// See [`AttachError`].
+    fn reserved(&self, stream: StreamId) -> Result<Vec<Reserved>, AttachError> {
+        let _ = stream;
+        Ok(Vec::new())
+    }
 
     /// Makes an empty address space in which nothing is mapped.
     ///

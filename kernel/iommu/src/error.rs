@@ -38,6 +38,12 @@ pub enum MapError {
     /// No memory for a translation table.
     #[error("no memory for a translation table")]
     OutOfMemory,
+    /// The IOMMU refuses the mapping, for a reason of its own.
+    #[error("the IOMMU refuses the mapping")]
+    Refused,
+    /// The IOMMU has failed and takes no more commands.
+    #[error("the IOMMU takes no more commands")]
+    Dead,
 }
 
 impl From<OutOfMemory> for MapError {

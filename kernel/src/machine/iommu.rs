@@ -1,6 +1,6 @@
-//! SMMUs, and the bus masters behind them that are not on PCI.
+//! IOMMUs, and the bus masters behind them that are not on PCI.
 //!
-//! The `arm,smmu-v3` and `iommu` bindings. Arm IHI 0070, section 6.1 (register map) and 3.18 (interrupts).
+//! The `arm,smmu-v3`, `virtio,pci-iommu` and `iommu` bindings. Arm IHI 0070, section 6.1 (register map) and 3.18 (interrupts).
 
 use super::address::first_reg;
 use super::error::{Error, PropertyFault};
@@ -13,10 +13,38 @@ use alloc::{string::String, vec::Vec};
 
 /// What SMMUv3s are called.
 pub(super) const SMMU_V3: &[&str] = &["arm,smmu-v3"];
+/// What virtio-iommus on PCI are called.
+pub(super) const VIRTIO_IOMMU: &[&str] = &["virtio,pci-iommu"];
 
 /// An index into [`Machine::smmus`](super::Machine::smmus).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SmmuIndex(pub usize);
+
+/// An index into [`Machine::virtio_iommus`](super::Machine::virtio_iommus).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VirtioIommuIndex(pub usize);
+
+/// An IOMMU of the machine's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum IommuRef {
+    /// An SMMUv3.
+    Smmu(SmmuIndex),
+    /// A virtio-iommu.
+    Virtio(VirtioIommuIndex),
+}
+
+/// A virtio-iommu: a PCI function that translates for others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtioIommu {
+    /// The node's path.
+    pub path: String,
+    /// An index into [`Machine::pcie`](super::Machine::pcie): the host that it is behind.
+    pub host: usize,
+    /// Its requester ID there, as firmware has numbered the buses.
+    pub rid: u16,
+    /// Its phandle, if anything refers to it.
+    pub phandle: Option<u32>,
+}
 
 /// An SMMUv3.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,8 +85,8 @@ pub struct BusMaster {
     pub path: String,
     /// What it is.
     pub compatible: Vec<String>,
-    /// Its StreamIDs. Empty if all its SMMUs are disabled.
-    pub streams: Vec<(SmmuIndex, StreamId)>,
+    /// Its StreamIDs. Empty if all its IOMMUs are disabled.
+    pub streams: Vec<(IommuRef, StreamId)>,
     /// DMA is coherent with the processors' caches.
     pub dma_coherent: bool,
     /// Regions of [`Machine::reserved`](super::Machine::reserved) set aside for its DMA.
@@ -84,6 +112,34 @@ pub(super) fn smmus(tree: &Tree<'_>) -> Result<Vec<Smmu>, Error> {
         push(&mut found, smmu)?;
     }
     Ok(found)
+}
+
+/// Reads all virtio-iommus.
+pub(super) fn virtio_iommus(tree: &Tree<'_>) -> Result<Vec<VirtioIommu>, Error> {
+    let mut found: Vec<VirtioIommu> = Vec::new();
+    for node in tree.kind(|kinds| &kinds.virtio_iommus) {
+        let Some(host) = node.parent().and_then(|parent| parent.index_in(|kinds| &kinds.pcie)) else {
+            // Of a disabled host, perhaps: nothing behind it can be used.
+            return Err(node.fault("compatible", PropertyFault::Word));
+        };
+        let rid = function(node)?;
+        if found.iter().any(|other| (other.host, other.rid) == (host, rid)) {
+            return Err(node.fault("reg", PropertyFault::Overlap(rid.into())));
+        }
+        push(&mut found, VirtioIommu { path: node.try_path()?, host, rid, phandle: node.u32("phandle")? })?;
+    }
+    Ok(found)
+}
+
+/// The requester ID in the `reg` of a PCI function's node.
+fn function(node: Node<'_, '_>) -> Result<u16, Error> {
+    let Some(mut reg) = node.cells("reg")? else { return Err(node.fault("reg", PropertyFault::Missing)) };
+    let length = node.fault("reg", PropertyFault::Length(reg.len()));
+    // The first entry is the configuration space: three cells of address, two of size.
+    let (Some(high), Some(_), Some(_)) = (reg.cell(), reg.number(2), reg.number(2)) else { return Err(length) };
+    let bad = node.fault("reg", PropertyFault::Value(high.into()));
+    // Neither a space other than configuration, nor a register in it.
+    if high & 0xff00_00ff != 0 { Err(bad) } else { u16::try_from(high >> 8).map_err(|_| bad) }
 }
 
 fn named_interrupts(node: Node<'_, '_>) -> Result<SmmuInterrupts, Error> {
@@ -116,18 +172,21 @@ fn named_interrupts(node: Node<'_, '_>) -> Result<SmmuInterrupts, Error> {
     Ok(named)
 }
 
-/// Finds the SMMU that `phandle`, found in `node`'s `property`, stands for; `None` if it is disabled.
-pub(super) fn iommu_of(node: Node<'_, '_>, property: &'static str, phandle: u32) -> Result<Option<SmmuIndex>, Error> {
-    let smmu = node.resolve(property, phandle)?;
-    if !smmu.is_compatible(SMMU_V3)? {
-        return Err(node.fault(property, PropertyFault::WrongKind { phandle, wanted: "an SMMUv3" }));
+/// Finds the IOMMU that `phandle`, found in `node`'s `property`, stands for; `None` if it is disabled.
+pub(super) fn iommu_of(node: Node<'_, '_>, property: &'static str, phandle: u32) -> Result<Option<IommuRef>, Error> {
+    let iommu = node.resolve(property, phandle)?;
+    let found = if iommu.is_compatible(SMMU_V3)? {
+        iommu.index_in(|kinds| &kinds.smmus).map(|index| IommuRef::Smmu(SmmuIndex(index)))
+    } else if iommu.is_compatible(VIRTIO_IOMMU)? {
+        iommu.index_in(|kinds| &kinds.virtio_iommus).map(|index| IommuRef::Virtio(VirtioIommuIndex(index)))
+    } else {
+        return Err(node.fault(property, PropertyFault::WrongKind { phandle, wanted: "an SMMUv3 or a virtio-iommu" }));
+    };
+    match iommu.u32("#iommu-cells")? {
+        Some(1) => Ok(found),
+        Some(cells) => Err(iommu.fault("#iommu-cells", PropertyFault::Cells(cells))),
+        None => Err(iommu.fault("#iommu-cells", PropertyFault::Missing)),
     }
-    match smmu.u32("#iommu-cells")? {
-        Some(1) => {}
-        Some(cells) => return Err(smmu.fault("#iommu-cells", PropertyFault::Cells(cells))),
-        None => return Err(smmu.fault("#iommu-cells", PropertyFault::Missing)),
-    }
-    Ok(smmu.index_in(|kinds| &kinds.smmus).map(SmmuIndex))
 }
 
 /// Reads all bus masters with an `iommus` property.
@@ -141,10 +200,10 @@ pub(super) fn masters(tree: &Tree<'_>) -> Result<Vec<BusMaster>, Error> {
         let length = node.fault("iommus", PropertyFault::Length(list.len()));
         let mut streams = Vec::new();
         while let Some(phandle) = list.cell() {
-            let smmu = iommu_of(node, "iommus", phandle)?;
+            let iommu = iommu_of(node, "iommus", phandle)?;
             let Some(stream) = list.cell() else { return Err(length) };
-            if let Some(smmu) = smmu {
-                push(&mut streams, (smmu, StreamId::new(stream)))?;
+            if let Some(iommu) = iommu {
+                push(&mut streams, (iommu, StreamId::new(stream)))?;
             }
         }
         let mut compatible = Vec::new();

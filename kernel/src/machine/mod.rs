@@ -35,7 +35,7 @@ pub use cpu::{Cpu, EnableMethod, Psci, PsciConduit, PsciVersion, Timer};
 pub use error::{Error, HeaderFault, PropertyFault, StructureFault};
 pub use gic::{Gic, GicV2, GicV3, Its, MsiController, V2m};
 pub use interrupt::{Interrupt, Trigger};
-pub use iommu::{BusMaster, Smmu, SmmuIndex, SmmuInterrupts};
+pub use iommu::{BusMaster, IommuRef, Smmu, SmmuIndex, SmmuInterrupts, VirtioIommu, VirtioIommuIndex};
 pub use memory::{DynamicReservation, IommuAddresses, ReservedMemory};
 pub use pci::{DmaRange, IntxMap, PcieHost, RidMap, RidRange, Window, WindowKind};
 pub use validate::{MAX_DEPTH, MAX_NODES, MAX_PROPERTIES, MAX_SIZE};
@@ -75,7 +75,9 @@ pub struct Machine {
     pub pcie: Vec<PcieHost>,
     /// SMMUs.
     pub smmus: Vec<Smmu>,
-    /// Bus masters behind an SMMU that are not PCI devices.
+    /// Virtio-iommus.
+    pub virtio_iommus: Vec<VirtioIommu>,
+    /// Bus masters behind an IOMMU that are not PCI devices.
     pub masters: Vec<BusMaster>,
     /// QEMU's `fw_cfg`.
     pub fw_cfg: Option<PhysRange>,
@@ -115,6 +117,7 @@ impl Machine {
             v2m: gic::v2m(&tree)?,
             pcie: pci::hosts(&tree)?,
             smmus: iommu::smmus(&tree)?,
+            virtio_iommus: iommu::virtio_iommus(&tree)?,
             masters: iommu::masters(&tree)?,
             fw_cfg: chosen::fw_cfg(&tree)?,
             chosen: chosen::chosen(&tree)?,

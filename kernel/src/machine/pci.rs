@@ -6,14 +6,15 @@ use super::address::{BusCells, first_reg, to_cpu};
 use super::error::{Error, PropertyFault};
 use super::gic::{MsiController, msi_controller, msi_parent};
 use super::interrupt::{Interrupt, Nexus, follow};
-use super::iommu::{SmmuIndex, iommu_of};
+use super::iommu::{IommuRef, iommu_of};
 use super::memory::regions_of;
 use super::range::Span;
 use super::tree::{Node, Tree, push};
 use ::iommu::{Iova, PhysRange, StreamId};
 use alloc::{string::String, vec::Vec};
 
-const ECAM: &[&str] = &["pci-host-ecam-generic"];
+/// What host bridges with memory-mapped configuration space are called.
+pub(super) const ECAM: &[&str] = &["pci-host-ecam-generic"];
 /// Bytes of configuration space of one bus.
 const BUS: u64 = 1 << 20;
 /// Cells of a PCI address.
@@ -41,7 +42,7 @@ pub struct PcieHost {
     /// Regions of [`Machine::reserved`](super::Machine::reserved) set aside for DMA of devices behind this host.
     pub memory_regions: Vec<usize>,
     /// From requester IDs to StreamIDs.
-    pub iommu_map: RidMap<SmmuIndex>,
+    pub iommu_map: RidMap<IommuRef>,
     /// From requester IDs to DeviceIDs.
     pub msi_map: RidMap<MsiController>,
 }
@@ -135,9 +136,9 @@ impl IntxMap {
 }
 
 impl PcieHost {
-    /// Says which SMMU translates for requester ID `rid`, and the StreamID it has there. `None`: nobody translates.
-    pub fn stream_of(&self, rid: u16) -> Option<(SmmuIndex, StreamId)> {
-        self.iommu_map.lookup(rid).map(|(smmu, stream)| (smmu, StreamId::new(stream)))
+    /// Says which IOMMU translates for requester ID `rid`, and the StreamID it has there. `None`: nobody translates.
+    pub fn stream_of(&self, rid: u16) -> Option<(IommuRef, StreamId)> {
+        self.iommu_map.lookup(rid).map(|(iommu, stream)| (iommu, StreamId::new(stream)))
     }
 
     /// Says which MSI controller knows requester ID `rid`, and the DeviceID it has there.

@@ -12,7 +12,8 @@
 
 use super::error::{Error, HeaderFault, PropertyFault, StructureFault};
 use super::gic::{ITS, V2M};
-use super::iommu::SMMU_V3;
+use super::iommu::{SMMU_V3, VIRTIO_IOMMU};
+use super::pci::ECAM;
 use super::validate::{MAX_DEPTH, validate};
 use alloc::{string::String, vec::Vec};
 use core::cell::Cell;
@@ -41,6 +42,8 @@ const MAX_LIST: usize = 16 * 1024;
 #[derive(Default)]
 pub(super) struct Kinds {
     pub smmus: Vec<usize>,
+    pub virtio_iommus: Vec<usize>,
+    pub pcie: Vec<usize>,
     pub its: Vec<usize>,
     pub v2m: Vec<usize>,
     pub regions: Vec<usize>,
@@ -61,7 +64,8 @@ impl Kinds {
                 push(&mut regions, node.index)?;
             }
         }
-        Ok(Self { smmus: all(SMMU_V3)?, its: all(ITS)?, v2m: all(V2M)?, regions })
+        let (smmus, virtio_iommus, pcie) = (all(SMMU_V3)?, all(VIRTIO_IOMMU)?, all(ECAM)?);
+        Ok(Self { smmus, virtio_iommus, pcie, its: all(ITS)?, v2m: all(V2M)?, regions })
     }
 }
 

@@ -15,7 +15,8 @@ pub const QEMU_10: &[u8] = include_bytes!("../data/qemu-10.0-virt.dtb");
 pub const QEMU_7: &[u8] = include_bytes!("../data/qemu-7.2-virt.dtb");
 pub const QEMU_11: &[u8] = include_bytes!("../data/qemu-11.1-virt.dtb");
 pub const QEMU_10_GIC_V2: &[u8] = include_bytes!("../data/qemu-10.0-virt-gicv2.dtb");
-pub const QEMU: [&[u8]; 4] = [QEMU_10, QEMU_7, QEMU_11, QEMU_10_GIC_V2];
+pub const QEMU_10_VIRTIO_IOMMU: &[u8] = include_bytes!("../data/qemu-10.0-virt-virtio-iommu.dtb");
+pub const QEMU: [&[u8]; 5] = [QEMU_10, QEMU_7, QEMU_11, QEMU_10_GIC_V2, QEMU_10_VIRTIO_IOMMU];
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {

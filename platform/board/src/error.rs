@@ -39,10 +39,10 @@ pub enum Error {
         /// What it is.
         error: pci::PciError,
     },
-    /// No SMMU in the machine, or none that translates for a device.
+    /// No IOMMU in the machine, or none that translates for a device.
     #[error(
         "no IOMMU translates for {0}, so nothing would keep it from any memory; \
-         add iommu=smmuv3 to the machine, or iommu.off=allow to the command line to run unprotected"
+         add an IOMMU (iommu=smmuv3) to the machine, or iommu.off=allow to the command line to run unprotected"
     )]
     NotIsolated(String),
     /// A device could not be attached to its address space.

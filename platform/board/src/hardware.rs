@@ -3,6 +3,7 @@
 use crate::bus::Bus;
 use crate::masters::{Context, Known};
 use crate::memory::{COHERENT, NON_COHERENT};
+use crate::viommu::{self, Viommu};
 use crate::{Error, Master, interrupts};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -15,7 +16,7 @@ use gic::Priority;
 use iommu::FaultSink;
 use iommu::contract::Iommu;
 use kernel::faults::FaultLog;
-use kernel::machine::{self, Machine};
+use kernel::machine::{self, IommuRef, Machine};
 use pci::Function;
 use smmuv3::{Message, Messages, Smmu};
 use spin::Once;
@@ -24,6 +25,8 @@ use spin::Once;
 pub struct Hardware {
     machine: &'static Machine,
     smmus: Vec<Smmu<Mmio>>,
+    viommus: Vec<Viommu>,
+    /// The SMMUs, then the virtio-iommus.
     iommus: Vec<Arc<dyn Iommu>>,
     buses: Vec<Bus>,
     faults: Arc<FaultLog>,
@@ -31,8 +34,8 @@ pub struct Hardware {
 }
 
 impl Hardware {
-    /// Brings up the interrupt controller, every SMMU and every PCIe host. No device can reach memory when this returns: what is
-    /// behind an SMMU is blocked, and nothing masters the bus.
+    /// Brings up the interrupt controller, every SMMU, every PCIe host, and the IOMMUs that are PCI functions themselves. No device
+    /// can reach memory when this returns: what is behind an IOMMU is blocked, and nothing but an IOMMU masters the bus.
     ///
     /// # Errors
     ///
@@ -53,7 +56,13 @@ impl Hardware {
         for (index, description) in machine.pcie.iter().enumerate() {
             buses.push(Bus::enumerate(index, description)?);
         }
-        Ok(Self { machine, smmus, iommus, buses, faults, groups: IrqMutex::new(Vec::new()) })
+        let mut viommus = Vec::new();
+        for description in &machine.virtio_iommus {
+            let viommu = viommu::start(machine, description, &buses, faults.clone())?;
+            iommus.push(viommu.iommu().clone());
+            viommus.push(viommu);
+        }
+        Ok(Self { machine, smmus, viommus, iommus, buses, faults, groups: IrqMutex::new(Vec::new()) })
     }
 
     /// What it was made from.
@@ -66,12 +75,17 @@ impl Hardware {
         &self.smmus
     }
 
-    /// The same as IOMMUs.
+    /// The virtio-iommus, in the order of the device tree.
+    pub fn viommus(&self) -> &[Viommu] {
+        &self.viommus
+    }
+
+    /// All IOMMUs, of whatever kind.
     pub fn iommus(&self) -> &[Arc<dyn Iommu>] {
         &self.iommus
     }
 
-    /// What the SMMUs have stopped.
+    /// What the IOMMUs have stopped.
     pub fn faults(&self) -> &Arc<FaultLog> {
         &self.faults
     }
@@ -86,7 +100,7 @@ impl Hardware {
     ///
     /// # Errors
     ///
-    /// [`Error::NotIsolated`] where no SMMU translates for it, unless `allow_unprotected`; and others.
+    /// [`Error::NotIsolated`] where no IOMMU translates for it, unless `allow_unprotected`; and others.
     pub fn attach(
         &self,
         host: usize,
@@ -103,7 +117,7 @@ impl Hardware {
         let attached = Context {
             host_index: host,
             host: description,
-            iommus: &self.iommus,
+            iommu: &|kind| self.iommu(kind),
             messages: &bus.messages,
             allow_unprotected,
             known: &mut known,
@@ -167,6 +181,16 @@ fn connect_messages(
     }
 }
 
+impl Hardware {
+    /// An IOMMU by its name in the machine's description.
+    fn iommu(&self, which: IommuRef) -> Option<&Arc<dyn Iommu>> {
+        match which {
+            IommuRef::Smmu(index) => self.iommus.get(..self.smmus.len())?.get(index.0),
+            IommuRef::Virtio(index) => self.iommus.get(self.smmus.len()..)?.get(index.0),
+        }
+    }
+}
+
 /// Starts one SMMU: everything behind it is blocked.
 fn start(description: &machine::Smmu, faults: Arc<dyn FaultSink>) -> Result<Smmu<Mmio>, Error> {
     let registers = interrupts::map(&description.path, description.registers)?;
@@ -210,7 +234,7 @@ pub(crate) fn kind(function: &Function) -> Option<&'static str> {
 
 impl core::fmt::Debug for Hardware {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let smmus: Vec<String> = self.iommus.iter().map(|iommu| iommu.name().to_string()).collect();
-        f.debug_struct("Hardware").field("smmus", &smmus).finish_non_exhaustive()
+        let iommus: Vec<String> = self.iommus.iter().map(|iommu| iommu.name().to_string()).collect();
+        f.debug_struct("Hardware").field("iommus", &iommus).finish_non_exhaustive()
     }
 }

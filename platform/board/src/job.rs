@@ -35,6 +35,9 @@ pub fn main_job(hardware: &Hardware, options: &Options, operator: &impl Operator
     for smmu in hardware.smmus() {
         println!("smmu      {}", smmu.features());
     }
+    for viommu in hardware.viommus() {
+        println!("viommu    {}", viommu.driver().features());
+    }
     let ok = match run(hardware, options, operator) {
         Ok(held) => held,
         Err(sentence) => {
@@ -55,10 +58,12 @@ fn seconds(nanos: u64) -> f64 {
 
 /// Everything between the first device and the last; the devices are off the bus when it returns.
 fn run(hardware: &Hardware, options: &Options, operator: &impl Operator) -> Result<bool, String> {
+    // What IOMMUs have for themselves, and keep.
+    let before = dma::live();
     let mut devices = Devices { disk: None, screen: None, edu: None };
     let result = with_devices(hardware, options, operator, &mut devices);
     // Before the devices go, and with them what they have counted.
-    let made = dma::live().total_mappings;
+    let made = dma::live().total_mappings.saturating_sub(before.total_mappings);
     let mut stopped = true;
     let ends =
         [devices.disk.map(BlockDisk::stop), devices.screen.map(GpuScreen::stop), devices.edu.map(EduStray::stop)];
@@ -68,7 +73,7 @@ fn run(hardware: &Hardware, options: &Options, operator: &impl Operator) -> Resu
             stopped = false;
         }
     }
-    let clean = close(made);
+    let clean = close(made, before.live_mappings);
     result.map(|held| held && stopped && clean)
 }
 
@@ -135,7 +140,7 @@ fn describe(hardware: &Hardware, master: &Master) {
         }
     }
     let streams: String = master.streams().iter().map(|stream| format!(" {stream}")).collect();
-    let of = if hardware.smmus().len() > 1 {
+    let of = if hardware.iommus().len() > 1 {
         master.group().map(|group| format!(" of {}", group.iommu().name())).unwrap_or_default()
     } else {
         String::new()
@@ -216,13 +221,10 @@ fn fence(hardware: &Hardware, stray: &dyn Stray, streams: &[StreamId]) -> Result
     Ok(verdict.held())
 }
 
-/// What is left when all devices are off the bus.
-fn close(made: u64) -> bool {
-    let live = dma::live();
+/// What is left when all devices are off the bus, but for the `kept` mappings that were there before they came.
+fn close(made: u64, kept: u64) -> bool {
+    let live = dma::live().live_mappings.saturating_sub(kept);
     let quarantine = dma::quarantine::report();
-    println!(
-        "mappings  {} live at the end of {} made, {} pages in quarantine",
-        live.live_mappings, made, quarantine.pages
-    );
-    live.live_mappings == 0 && quarantine.pages == 0
+    println!("mappings  {} live at the end of {} made, {} pages in quarantine", live, made, quarantine.pages);
+    live == 0 && quarantine.pages == 0
 }

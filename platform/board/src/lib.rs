@@ -7,7 +7,7 @@
 //! # Order
 //!
 //! `Hardware::bring_up`: interrupts; then every SMMU, which blocks everything; then the PCIe hosts, whose devices cannot
-//! master the bus yet; a device gets an address space (`Hardware::attach`) before it gets bus mastering, and both before its
+//! master the bus yet; then the IOMMUs that are PCI functions (virtio-iommu), alone on the bus; a device gets an address space (`Hardware::attach`) before it gets bus mastering, and both before its
 //! driver starts.
 //!
 //! # Locking
@@ -30,6 +30,7 @@ mod masters;
 mod memory;
 mod messages;
 mod options;
+mod viommu;
 
 pub use drivers::{BlockDisk, EduStray, GpuScreen};
 pub use error::Error;
@@ -39,3 +40,4 @@ pub use job::{Operator, main_job};
 pub use masters::Master;
 pub use memory::{COHERENT, NON_COHERENT};
 pub use options::Options;
+pub use viommu::Viommu;

@@ -14,7 +14,7 @@ use iommu::contract::Iommu;
 use iommu::domain::{Domain, DomainKind, ReservedKind};
 use iommu::group::{AttachmentState, Group};
 use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, StreamId};
-use kernel::machine::{DmaRange, PcieHost, WindowKind};
+use kernel::machine::{DmaRange, IommuRef, PcieHost, WindowKind};
 use pci::{Attached, Function, RequesterId};
 
 /// A PCI function with its place in an address space.
@@ -27,6 +27,16 @@ pub struct Master {
 }
 
 impl Master {
+    /// The master of an IOMMU that is a PCI function itself: nothing translates for it.
+    ///
+    /// # Safety
+    ///
+    /// `device` is that function, and the caller vouches for it: it accesses no memory but what its driver tells it to.
+    pub(crate) unsafe fn of_iommu(function: &Arc<Function>, device: Device, messages: &Arc<Messages>) -> Self {
+        let covered = function.requester_ids().collect();
+        Self { function: function.clone(), device, group: None, covered, messages: messages.clone() }
+    }
+
     /// The function.
     pub fn function(&self) -> &Arc<Function> {
         &self.function
@@ -79,7 +89,8 @@ impl Master {
 
 // SAFETY:
 // - `covered` are the requester IDs whose streams are in the master's group, which is attached to an address space before the
-//   master is made (or the command line has allowed this device to go untranslated);
+//   master is made (or the command line has allowed this device to go untranslated, or it is the IOMMU itself, for which the
+//   board has vouched);
 // - a group is never let out of the IOMMU's hands: it changes between address spaces and being blocked.
 unsafe impl Attached for Master {
     fn covers(&self, requester: RequesterId) -> bool {
@@ -100,7 +111,7 @@ pub(crate) struct Known {
 pub(crate) struct Context<'a> {
     pub host_index: usize,
     pub host: &'a PcieHost,
-    pub iommus: &'a [Arc<dyn Iommu>],
+    pub iommu: &'a dyn Fn(IommuRef) -> Option<&'a Arc<dyn Iommu>>,
     pub messages: &'a Arc<Messages>,
     pub allow_unprotected: bool,
     pub known: &'a mut Vec<Known>,
@@ -113,8 +124,8 @@ impl Context<'_> {
         covered.extend(function.requester_ids());
         let streams = self.streams(function, name)?;
         let (device, group) = match streams {
-            Some((smmu, streams)) => {
-                let iommu = self.iommus.get(smmu).ok_or(Error::Missing("SMMU"))?;
+            Some((which, streams)) => {
+                let iommu = (self.iommu)(which).ok_or(Error::Missing("IOMMU"))?;
                 let group = self.group(iommu, function.requester_id(), streams, name)?;
                 let config = DeviceConfig {
                     name,
@@ -137,15 +148,15 @@ impl Context<'_> {
         Ok(Master { function: function.clone(), device, group, covered, messages: self.messages.clone() })
     }
 
-    /// The SMMU and the streams of a function. None if no SMMU translates for it.
-    fn streams(&self, function: &Function, name: &str) -> Result<Option<(usize, Vec<StreamId>)>, Error> {
-        let mut found: Option<(usize, Vec<StreamId>)> = None;
+    /// The IOMMU and the streams of a function. None if no IOMMU translates for it.
+    fn streams(&self, function: &Function, name: &str) -> Result<Option<(IommuRef, Vec<StreamId>)>, Error> {
+        let mut found: Option<(IommuRef, Vec<StreamId>)> = None;
         let mut untranslated = false;
         for requester in function.requester_ids() {
             match (self.host.stream_of(requester.get()), &mut found) {
                 (None, _) => untranslated = true,
-                (Some((smmu, stream)), None) => found = Some((smmu.0, Vec::from([stream]))),
-                (Some((smmu, stream)), Some((first, streams))) if smmu.0 == *first => {
+                (Some((iommu, stream)), None) => found = Some((iommu, Vec::from([stream]))),
+                (Some((iommu, stream)), Some((first, streams))) if iommu == *first => {
                     if !streams.contains(&stream) {
                         streams.push(stream);
                     }
@@ -160,16 +171,8 @@ impl Context<'_> {
     }
 
     fn unprotected(&self, name: &str, limits: Limits) -> Result<Device, dma::Error> {
-        let mut windows = Vec::new();
-        match &self.host.dma_ranges {
-            None => windows.push(BusWindow::identity()),
-            Some(ranges) => windows.extend(ranges.iter().map(|range| BusWindow { memory: range.cpu, bus: range.dma })),
-        }
-        let config =
-            DirectConfig { name, windows: &windows, limits, coherent: self.host.dma_coherent, memory: &COHERENT };
-        // SAFETY: whoever started the kernel has said that its devices may run unprotected, and is answerable for them; the
-        // windows and the coherence are the device tree's.
-        unsafe { Device::direct(config) }
+        // SAFETY: whoever started the kernel has said that its devices may run unprotected, and is answerable for them.
+        unsafe { direct(self.host, name, limits) }
     }
 
     /// The group of a requester ID, attached to its default domain.
@@ -188,7 +191,7 @@ impl Context<'_> {
             }
             return Ok(known.group.clone());
         }
-        let domain = Arc::new(self.domain(iommu, name)?);
+        let domain = Arc::new(self.domain(iommu, &streams, name)?);
         let group = Arc::new(Group::new(iommu.clone(), streams));
         self.known.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
         self.known.push(Known { host: self.host_index, requester, group: group.clone(), domain: domain.clone() });
@@ -197,7 +200,7 @@ impl Context<'_> {
     }
 
     /// A default domain: the doorbell, and nothing else.
-    fn domain(&self, iommu: &Arc<dyn Iommu>, name: &str) -> Result<Domain, Error> {
+    fn domain(&self, iommu: &Arc<dyn Iommu>, streams: &[StreamId], name: &str) -> Result<Domain, Error> {
         let space = |error| Error::Space { name: String::from(name), error };
         let hardware = iommu.create().map_err(|error| Error::Attach { name: String::from(name), error })?;
         let aperture = hardware.aperture();
@@ -213,7 +216,16 @@ impl Context<'_> {
             };
             domain.reserve(bus, ReservedKind::PciWindow).map_err(space)?;
         }
-        if let Some(doorbell) = interrupts::doorbell() {
+        let mut direct_messages = false;
+        for stream in streams {
+            for region in iommu.reserved(*stream).map_err(|error| Error::Attach { name: String::from(name), error })? {
+                let doorbell = interrupts::doorbell().map(|doorbell| Iova::new(doorbell.get()));
+                direct_messages |= region.kind == ReservedKind::MsiDoorbell
+                    && doorbell.is_some_and(|doorbell| region.range.contains(doorbell));
+                domain.reserve(region.range, region.kind).map_err(space)?;
+            }
+        }
+        if let Some(doorbell) = interrupts::doorbell().filter(|_| !direct_messages) {
             let page = aperture.page_size().max(PAGE_SIZE);
             let phys = doorbell.align_down(page);
             let iova = IovaRange::new(Iova::new(phys.get()), page).unwrap_or_default();
@@ -226,6 +238,22 @@ impl Context<'_> {
         }
         Ok(domain)
     }
+}
+
+/// A device of `host`'s that nothing translates for.
+///
+/// # Safety
+///
+/// The caller vouches for the device: it accesses no memory but what its driver tells it to.
+pub(crate) unsafe fn direct(host: &PcieHost, name: &str, limits: Limits) -> Result<Device, dma::Error> {
+    let mut windows = Vec::new();
+    match &host.dma_ranges {
+        None => windows.push(BusWindow::identity()),
+        Some(ranges) => windows.extend(ranges.iter().map(|range| BusWindow { memory: range.cpu, bus: range.dma })),
+    }
+    let config = DirectConfig { name, windows: &windows, limits, coherent: host.dma_coherent, memory: &COHERENT };
+    // SAFETY: the caller's promise; the windows and the coherence are the device tree's.
+    unsafe { Device::direct(config) }
 }
 
 /// From the lowest to the highest address that the bus carries.

@@ -35,6 +35,18 @@ pub enum InterruptPin {
     D,
 }
 
+impl InterruptPin {
+    /// As configuration space and device trees have it: INTA is 1.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::A => 1,
+            Self::B => 2,
+            Self::C => 3,
+            Self::D => 4,
+        }
+    }
+}
+
 /// Who needs what of the function; guarded by one lock.
 #[derive(Default)]
 struct Control {
@@ -271,6 +283,11 @@ impl Function {
             core::hint::spin_loop();
         }
         Ok(())
+    }
+
+    /// Lets the function use its wired interrupt ([`Function::interrupt_pin`]), or not, as at first. For functions without MSI-X.
+    pub fn set_wired_interrupt(&self, enabled: bool) {
+        self.update_command(|command| command.set(Command::INTX_DISABLE, !enabled));
     }
 
     /// Whether the function may issue transactions, from its Command register.

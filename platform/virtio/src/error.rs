@@ -231,6 +231,13 @@ pub enum Error {
         /// There.
         found: u64,
     },
+    /// The device lacks a feature without which its driver cannot work.
+    #[error("the device does not offer {0}")]
+    MissingFeature(&'static str),
+    /// The IOMMU goes on letting endpoints that are attached to nothing reach all of memory.
+    #[error("the IOMMU cannot be made to block what is attached to nothing (its bypass field stays {0})")]
+    BypassStuck(u8),
+
     /// All resource identifiers have been used.
     #[error("the GPU's resource identifiers are used up")]
     OutOfIds,

@@ -19,15 +19,18 @@
 //! - [`device`]: reset, feature negotiation, start and stop of one device.
 //! - [`queue`]: the split virtqueue, its in-flight table, requests as futures.
 //! - [`blk`], [`gpu`]: the drivers.
+//! - [`iommu`]: the driver of an IOMMU that is itself a virtio device. It implements the contract of `iommu::contract`, and only
+//!   for that says `unsafe`.
 //!
 //! # Locking
 //!
-//! Each queue has one `base::IrqMutex` around its bookkeeping; the GPU has one around its table of resources. Neither is held
+//! Each queue has one `base::IrqMutex` around its bookkeeping; the GPU has one around its table of resources (those of the IOMMU:
+//! see [`iommu`]). Neither is held
 //! while the other is taken, nor while a loan is dropped, a waker is woken, or anything is awaited. Handlers take the queue's
 //! lock only, allocate nothing and drop no loan (ending a loan waits for the IOMMU).
 
 #![cfg_attr(not(any(test, feature = "fakes")), no_std)]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 extern crate alloc;
 
@@ -37,6 +40,7 @@ mod error;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fakes;
 pub mod gpu;
+pub mod iommu;
 pub mod queue;
 pub mod spec;
 pub mod transport;

@@ -73,6 +73,7 @@ impl Block {
                 response: ID_SIZE + 1,
                 segments: options.segments,
                 vector: options.vectors.queue,
+                quiet: false,
             },
         )?;
         core.start(options.vectors.config)?;

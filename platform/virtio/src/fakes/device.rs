@@ -2,6 +2,7 @@
 
 use super::{Bus, Chain, DeviceQueue, Model};
 use crate::Error;
+use crate::spec::pci::isr;
 use crate::spec::{feature, status};
 use crate::transport::{QueueSetup, Transport};
 use base::irq::Handler;
@@ -57,6 +58,8 @@ pub struct Registers {
     pub resets: bool,
     /// MSI-X vectors that it takes.
     pub vectors: u16,
+    /// Whether it ignores writes of single bytes to its configuration.
+    pub read_only: bool,
     /// A status that it claims whatever was written.
     pub claims_status: Option<u8>,
 }
@@ -67,6 +70,8 @@ struct State {
     accepted: u64,
     queues: Vec<Option<DeviceQueue>>,
     config_vector: Option<u16>,
+    /// Why it would interrupt by wire.
+    isr: u8,
     generation: u8,
     generation_reads: u32,
     plan: VecDeque<Behaviour>,
@@ -95,6 +100,7 @@ impl FakeDevice {
             accepted: 0,
             queues,
             config_vector: None,
+            isr: 0,
             generation: 0,
             generation_reads: 0,
             plan: VecDeque::new(),
@@ -126,6 +132,11 @@ impl FakeDevice {
     /// Connects an MSI-X vector.
     pub fn connect(&self, vector: u16, handler: Arc<dyn Handler>) {
         self.state().handlers.push((vector, handler));
+    }
+
+    /// Disconnects all vectors.
+    pub fn disconnect(&self) {
+        self.state().handlers.clear();
     }
 
     /// Changes how the registers behave.
@@ -175,6 +186,20 @@ impl FakeDevice {
             }
             let index = index % state.kept.len();
             let (queue, chain, len) = state.kept.remove(index);
+            state.give_back(&*self.bus, queue, u32::from(chain.head), len, 0)
+        };
+        self.interrupt(vector);
+        true
+    }
+
+    /// Writes `bytes` into the oldest buffer of `queue` that it keeps and returns it with this length; `false` if it has none.
+    pub fn deliver(&self, queue: u16, bytes: &[u8], len: u32) -> bool {
+        let vector = {
+            let mut state = self.state();
+            let Some(index) = state.kept.iter().position(|(of, ..)| *of == queue) else { return false };
+            let (_, chain, _) = state.kept.remove(index);
+            // A test may well offer more than fits.
+            let _ = chain.write_at(&*self.bus, 0, bytes);
             state.give_back(&*self.bus, queue, u32::from(chain.head), len, 0)
         };
         self.interrupt(vector);
@@ -231,6 +256,10 @@ impl State {
 
     fn treat(&mut self, bus: &dyn Bus, queue: u16, chain: Chain) -> Vec<Option<u16>> {
         let id = u32::from(chain.head);
+        if self.model.holds(queue) {
+            self.kept.push((queue, chain, 0));
+            return Vec::new();
+        }
         let behaviour = self.plan.pop_front().unwrap_or(Behaviour::Honest);
         let carry_out = !matches!(
             behaviour,
@@ -283,7 +312,11 @@ impl State {
         let old = queue.used;
         queue.put_used(bus, id, len);
         queue.used = queue.used.wrapping_add(jump);
-        if queue.publish_used(bus, old) { queue.setup.vector } else { None }
+        if !queue.publish_used(bus, old) {
+            return None;
+        }
+        self.isr |= isr::QUEUE;
+        queue.setup.vector
     }
 
     fn reset(&mut self) {
@@ -370,6 +403,10 @@ impl Transport for FakeDevice {
         Ok(())
     }
 
+    fn interrupt_status(&self) -> u8 {
+        std::mem::take(&mut self.state().isr)
+    }
+
     fn config_generation(&self) -> u8 {
         let mut state = self.state();
         state.generation_reads += 1;
@@ -390,6 +427,14 @@ impl Transport for FakeDevice {
         let end = offset.saturating_add(4);
         if let Some(bytes) = state.registers.config.get_mut(offset..end) {
             bytes.copy_from_slice(&value.to_le_bytes());
+        }
+    }
+
+    fn config_write8(&self, offset: usize, value: u8) {
+        let mut state = self.state();
+        let sticks = !state.registers.read_only;
+        if let Some(byte) = state.registers.config.get_mut(offset).filter(|_| sticks) {
+            *byte = value;
         }
     }
 }

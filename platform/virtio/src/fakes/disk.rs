@@ -61,6 +61,7 @@ impl MemoryDisk {
             changes_once_after: None,
             resets: true,
             vectors: 2,
+            read_only: false,
             claims_status: None,
         }
     }

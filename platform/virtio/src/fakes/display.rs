@@ -78,6 +78,7 @@ impl MemoryDisplay {
             changes_once_after: None,
             resets: true,
             vectors: 3,
+            read_only: false,
             claims_status: None,
         }
     }

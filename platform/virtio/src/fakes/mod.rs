@@ -8,13 +8,15 @@ mod chain;
 mod device;
 mod disk;
 mod display;
+mod iommu;
 
 pub use chain::{Chain, DeviceQueue};
 pub use device::{Behaviour, FakeDevice, Registers};
 pub use disk::MemoryDisk;
 pub use display::MemoryDisplay;
+pub use iommu::{Asked, MemoryIommu};
 
-use iommu::Iova;
+use ::iommu::Iova;
 
 /// What a device reaches.
 pub trait Bus: Send + Sync {
@@ -28,6 +30,11 @@ pub trait Bus: Send + Sync {
 pub trait Model: Send {
     /// Carries out the request on `queue` and returns how many bytes it wrote.
     fn execute(&mut self, queue: u16, chain: &Chain, bus: &dyn Bus) -> u32;
+    /// Whether requests on `queue` are buffers that the device keeps until it has something to put into them.
+    fn holds(&self, queue: u16) -> bool {
+        let _ = queue;
+        false
+    }
     /// Forgets everything: the device was reset.
     fn reset(&mut self) {}
 }

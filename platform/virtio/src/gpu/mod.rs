@@ -82,6 +82,7 @@ impl Gpu {
                 response: RESP_EDID_SIZE,
                 segments: usize::from(DEPTH),
                 vector: options.vectors.queue,
+                quiet: false,
             },
         )?;
         core.start(options.vectors.config)?;

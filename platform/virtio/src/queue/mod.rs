@@ -59,7 +59,7 @@ impl From<Failure> for Error {
 pub struct QueueOptions {
     /// The most entries; rounded down to a power of two and to what the device has.
     pub size: u16,
-    /// Bytes of the largest header.
+    /// Bytes of the largest header; 0 for a queue of buffers that the device only writes.
     pub header: usize,
     /// Bytes of the largest answer.
     pub response: usize,
@@ -67,11 +67,14 @@ pub struct QueueOptions {
     pub segments: usize,
     /// MSI-X vector, or none for a queue that is polled.
     pub vector: Option<u16>,
+    /// Whether the device is asked not to interrupt at all, by wire either: the queue is polled.
+    pub quiet: bool,
 }
 
 /// One request to a device.
 pub struct Command<'a> {
-    /// What the device reads first; at most [`QueueOptions::header`] bytes.
+    /// What the device reads first; at most [`QueueOptions::header`] bytes. Empty only
+    /// in a queue without headers, and with an answer.
     pub header: &'a [u8],
     /// Lent memory.
     pub data: Parts<'a>,
@@ -101,6 +104,7 @@ pub struct Queue {
     index: u16,
     size: u16,
     event_idx: bool,
+    quiet: bool,
     max_data: usize,
     header: usize,
     response: usize,
@@ -155,6 +159,10 @@ impl Queue {
         let memory = SlotMemory { header: options.header, response: options.response, indirect: table };
         let ring = Ring::new(device, size, memory)?;
         let areas = ring.areas();
+        let event_idx = features & feature::EVENT_IDX != 0;
+        if options.quiet {
+            ring.decline_interrupts(event_idx);
+        }
         let state = State {
             ring: Some(ring),
             slots: Slots::new(size)?,
@@ -167,7 +175,8 @@ impl Queue {
         Ok(Self {
             index,
             size,
-            event_idx: features & feature::EVENT_IDX != 0,
+            event_idx,
+            quiet: options.quiet,
             max_data,
             header: options.header,
             response: options.response,
@@ -229,7 +238,9 @@ impl Queue {
     /// As [`Queue::submit`].
     pub fn add(self: &Arc<Self>, command: Command<'_>) -> Result<Request, Error> {
         let Command { header, data, access, response, loans } = command;
-        if header.is_empty() || header.len() > self.header || response > self.response {
+        // A queue without headers is one of buffers that the device only writes.
+        let nothing = header.is_empty() && (self.header != 0 || response == 0);
+        if nothing || header.len() > self.header || response > self.response {
             return Err(Error::TooLong);
         }
         let mut count = 0;
@@ -245,7 +256,7 @@ impl Queue {
         let total = bytes + header.len() as u64 + response as u64;
         u32::try_from(total).map_err(|_| Error::TooLong)?;
         let writable = if access == Access::Write { bytes } else { 0 } + response as u64;
-        let entries = 1 + count + usize::from(response != 0);
+        let entries = usize::from(!header.is_empty()) + count + usize::from(response != 0);
         self.reap();
 
         let mut guard = self.state.lock();
@@ -266,9 +277,9 @@ impl Queue {
             }
         };
         let answer = (response != 0).then(|| ring.prepare_response(head, response));
-        let descriptors = core::iter::once(ring.put_header(head, header))
-            .chain(data.map(|part| Descriptor { part, write: access == Access::Write }))
-            .chain(answer);
+        let first = (!header.is_empty()).then(|| ring.put_header(head, header));
+        let descriptors =
+            first.into_iter().chain(data.map(|part| Descriptor { part, write: access == Access::Write })).chain(answer);
         let mut at = head;
         for (index, descriptor) in descriptors.enumerate() {
             let last = index + 1 == entries;
@@ -341,7 +352,7 @@ impl Queue {
             let mut wakers = [const { None::<Waker> }; WAKE_BATCH];
             let more = {
                 let mut state = self.state.lock();
-                let result = state.drain(self.event_idx, &mut wakers);
+                let result = state.drain(self.event_idx && !self.quiet, &mut wakers);
                 match result {
                     Ok(more) => more,
                     Err(what) => {

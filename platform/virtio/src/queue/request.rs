@@ -68,7 +68,9 @@ impl Request {
         self.taken || state.failure.is_some() || state.slots.phase(self.head) != Phase::InFlight
     }
 
-    fn try_take(&mut self, response: &mut [u8]) -> Option<Result<u32, Error>> {
+    /// The result if it is there, as [`Request::poll`] without a waker. Allocates nothing; for handlers too where the request has
+    /// no loans.
+    pub(crate) fn try_take(&mut self, response: &mut [u8]) -> Option<Result<u32, Error>> {
         if self.taken {
             return Some(Err(Error::AlreadyTaken));
         }

@@ -181,6 +181,16 @@ impl Ring {
         u32::from_le(word) as u16
     }
 
+    /// Asks for no interrupts. With `EVENT_IDX` that cannot be said: one in 65536 entries will interrupt.
+    pub fn decline_interrupts(&self, event_idx: bool) {
+        if event_idx {
+            // The entry before the first comes last.
+            self.set_used_event(u16::MAX);
+        } else {
+            self.available[0].store(spec::AVAIL_F_NO_INTERRUPT.to_le(), Ordering::Relaxed);
+        }
+    }
+
     /// Asks for an interrupt when the used index passes `index` (meaningful with `EVENT_IDX`).
     pub fn set_used_event(&self, index: u16) {
         self.available[2 + usize::from(self.size)].store(index.to_le(), Ordering::Relaxed);

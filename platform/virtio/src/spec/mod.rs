@@ -3,6 +3,7 @@
 
 pub mod blk;
 pub mod gpu;
+pub mod iommu;
 pub mod pci;
 pub mod queue;
 
@@ -12,6 +13,8 @@ pub mod device_type {
     pub const BLOCK: u16 = 2;
     /// GPU device.
     pub const GPU: u16 = 16;
+    /// IOMMU device.
+    pub const IOMMU: u16 = 23;
 }
 
 /// The device status field \[2.1\].

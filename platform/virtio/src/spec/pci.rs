@@ -39,6 +39,14 @@ pub mod cfg_type {
     pub const DEVICE: u8 = 4;
 }
 
+/// Bits of the ISR status \[4.1.4.5\].
+pub mod isr {
+    /// A queue has used entries.
+    pub const QUEUE: u8 = 1;
+    /// The configuration has changed.
+    pub const CONFIG: u8 = 2;
+}
+
 /// Byte offsets in `struct virtio_pci_common_cfg` \[4.1.4.3\].
 pub mod common {
     /// Which half of the device's features to read.

@@ -10,6 +10,9 @@ pub const DESC_F_INDIRECT: u16 = 4;
 /// Used ring flag: the device does not want to be notified.
 pub const USED_F_NO_NOTIFY: u16 = 1;
 
+/// Available ring flag: the driver does not want to be interrupted (without `EVENT_IDX`).
+pub const AVAIL_F_NO_INTERRUPT: u16 = 1;
+
 /// The largest queue.
 pub const MAX_SIZE: u16 = 32768;
 

@@ -55,12 +55,16 @@ pub trait Transport: Send + Sync {
     ///
     /// [`Error::NoVector`].
     fn set_config_vector(&self, vector: Option<u16>) -> Result<(), Error>;
+    /// Says why the device interrupts by wire ([`isr`](crate::spec::pci::isr)), and ends that interrupt. 0 where it does not.
+    fn interrupt_status(&self) -> u8;
     /// A number that differs when the configuration has changed.
     fn config_generation(&self) -> u8;
     /// Reads 32 bits of the configuration at byte `offset` (a multiple of 4), or `None` outside it.
     fn config_read(&self, offset: usize) -> Option<u32>;
     /// Writes 32 bits of the configuration at byte `offset` (a multiple of 4). Outside it, does nothing.
     fn config_write(&self, offset: usize, value: u32);
+    /// Writes 8 bits of the configuration at byte `offset`. Outside it, does nothing.
+    fn config_write8(&self, offset: usize, value: u8);
 }
 
 /// Resets the device and waits until it says that it has \[2.4, 4.1.4.3.1\]. When this returns `Ok` the device has forgotten its

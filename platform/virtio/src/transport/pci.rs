@@ -38,6 +38,7 @@ pub struct PciTransport {
     common: Mmio,
     notify: Mmio,
     config: Option<Mmio>,
+    isr: Option<Mmio>,
     multiplier: u32,
     /// Offset in `notify` by queue.
     doorbells: Box<[AtomicUsize]>,
@@ -69,6 +70,7 @@ impl PciTransport {
             });
         }
         let config = window(&function, "device configuration", cfg_type::DEVICE, 4, 4)?.map(|found| found.mmio);
+        let isr = window(&function, "ISR status", cfg_type::ISR, 1, 1)?.map(|found| found.mmio);
         let queues = common.mmio.read16(NUM_QUEUES);
         let mut doorbells = Vec::new();
         doorbells.try_reserve_exact(usize::from(queues)).map_err(|_| Error::OutOfMemory)?;
@@ -79,6 +81,7 @@ impl PciTransport {
             common: common.mmio,
             notify: notify.mmio,
             config,
+            isr,
             multiplier,
             doorbells: doorbells.into_boxed_slice(),
             select: IrqMutex::new(()),
@@ -225,6 +228,10 @@ impl Transport for PciTransport {
         self.write_vector(CONFIG_MSIX_VECTOR, vector)
     }
 
+    fn interrupt_status(&self) -> u8 {
+        self.isr.map_or(0, |isr| isr.read8(0))
+    }
+
     fn config_generation(&self) -> u8 {
         self.common.read8(CONFIG_GENERATION)
     }
@@ -237,6 +244,12 @@ impl Transport for PciTransport {
         let place = self.config.and_then(|config| config.part(offset, 4)).filter(|_| offset.is_multiple_of(4));
         if let Some(place) = place {
             place.write32(0, value);
+        }
+    }
+
+    fn config_write8(&self, offset: usize, value: u8) {
+        if let Some(place) = self.config.and_then(|config| config.part(offset, 1)) {
+            place.write8(0, value);
         }
     }
 }

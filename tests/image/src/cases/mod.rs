@@ -4,6 +4,7 @@ mod boot;
 mod disk;
 mod fence;
 mod interrupts;
+mod iommus;
 mod machine;
 mod memory;
 mod pcie;

@@ -2,10 +2,11 @@
 
 use super::boot::on_other_cores;
 use super::pattern;
+use crate::Bench;
 use base::IrqMutex;
 use core::sync::atomic::{AtomicU64, Ordering};
 use dma::{Bidirectional, Device, Ladder};
-use ktest::{expect, expect_eq, ktest};
+use ktest::{TestResult, expect, expect_eq, ktest};
 
 static DEVICE: IrqMutex<Option<Device>> = IrqMutex::new(None);
 static DONE: AtomicU64 = AtomicU64::new(0);
@@ -37,20 +38,37 @@ fn map_and_unmap(core: usize) {
     }
 }
 
+fn on_all_cores(bench: &Bench) -> TestResult {
+    let edu = bench.edu_master(0)?;
+    let before = edu.device().stats().live_mappings;
+    for counter in [&DONE, &WRONG] {
+        counter.store(0, Ordering::Relaxed);
+    }
+    *DEVICE.lock() = Some(edu.device().clone());
+    on_other_cores(bench.cores, map_and_unmap)?;
+    map_and_unmap(0);
+    *DEVICE.lock() = None;
+    expect_eq!(WRONG.load(Ordering::Relaxed), 0);
+    expect_eq!(DONE.load(Ordering::Relaxed), u64::from(ROUNDS) * bench.cores as u64);
+    expect_eq!(edu.device().stats().live_mappings, before);
+    edu.arrest()?;
+    Ok(())
+}
+
 ktest! {
     fn all_cores_map_and_unmap_for_one_device_at_once(bench) {
-        let edu = bench.edu_master(0)?;
-        let before = edu.device().stats().live_mappings;
-        *DEVICE.lock() = Some(edu.device().clone());
-        on_other_cores(bench.cores, map_and_unmap)?;
-        map_and_unmap(0);
-        *DEVICE.lock() = None;
-        expect_eq!(WRONG.load(Ordering::Relaxed), 0);
-        expect_eq!(DONE.load(Ordering::Relaxed), u64::from(ROUNDS) * bench.cores as u64);
-        expect_eq!(edu.device().stats().live_mappings, before);
+        on_all_cores(bench)?;
         expect!(!bench.hardware.smmus()[0].is_dead());
-        edu.arrest()?;
         Ok(())
     }
     machine: smp8
+}
+
+ktest! {
+    fn all_cores_map_and_unmap_at_once_by_requests_to_a_virtio_iommu(bench) {
+        on_all_cores(bench)?;
+        expect!(!bench.hardware.viommus()[0].driver().is_dead());
+        Ok(())
+    }
+    machine: viommu
 }

@@ -1,0 +1,110 @@
+//! Events of the device, sensible and not.
+
+use super::{A, B, RW, id, iova, map, phys, started};
+use crate::spec::iommu::{fault, queue, size};
+use ::iommu::contract::Iommu;
+use ::iommu::{Access, Fault, FaultReason, Iova, Prot};
+
+fn event(reason: u8, flags: u32, endpoint: u32, address: u64) -> [u8; size::FAULT] {
+    let mut bytes = [0; size::FAULT];
+    bytes[0] = reason;
+    bytes[fault::FLAGS..][..4].copy_from_slice(&flags.to_le_bytes());
+    bytes[fault::ENDPOINT..][..4].copy_from_slice(&endpoint.to_le_bytes());
+    bytes[fault::ADDRESS..][..8].copy_from_slice(&address.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn a_stopped_access_is_said_in_words() {
+    let (rig, driver) = started();
+    let space = driver.create().unwrap();
+    map(&space, iova(0x1000, 0x1000), &[phys(0x8000_0000, 0x1000)], Prot::READ).unwrap();
+    map(&space, iova(0x2000, 0x1000), &[phys(0x8000_0000, 0x1000)], RW).unwrap();
+    driver.attach(id(A), &space).unwrap();
+    let (address, read, write) =
+        (fault::F_ADDRESS, fault::F_ADDRESS | fault::F_READ, fault::F_ADDRESS | fault::F_WRITE);
+    let cases = [
+        (event(fault::R_MAPPING, address, A, 0x5678), A, Some(0x5678), None, FaultReason::NotMapped),
+        (event(fault::R_MAPPING, read, A, 0x5678), A, Some(0x5678), Some(Access::Read), FaultReason::NotMapped),
+        (event(fault::R_MAPPING, write, A, 0x1004), A, Some(0x1004), Some(Access::Write), FaultReason::Permission),
+        (event(fault::R_MAPPING, address, A, 0x1004), A, Some(0x1004), None, FaultReason::Permission),
+        (event(fault::R_MAPPING, write, A, 0x2004), A, Some(0x2004), Some(Access::Write), FaultReason::NotMapped),
+        (event(fault::R_DOMAIN, address, B, 0x1000), B, Some(0x1000), None, FaultReason::Blocked),
+        (event(fault::R_UNKNOWN, 0, 77, 0x1000), 77, None, None, FaultReason::Blocked),
+        (event(fault::R_UNKNOWN, 0, A, 0x1000), A, None, None, FaultReason::Other),
+    ];
+    for (bytes, stream, at, access, reason) in cases {
+        assert!(rig.device.deliver(queue::EVENT, &bytes, size::FAULT as u32));
+        let [Fault { stream: who, iova, access: what, reason: why, .. }] = rig.faults()[..] else { panic!("not one") };
+        assert_eq!((who, iova, what, why), (id(stream), at.map(Iova::new), access, reason), "{bytes:?}");
+    }
+}
+
+#[test]
+fn a_flood_is_handed_on_whole_and_in_order_and_buffers_do_not_run_out() {
+    let (rig, driver) = started();
+    for round in 0..1000_u64 {
+        let bytes = event(fault::R_MAPPING, fault::F_ADDRESS, A, round << 12);
+        assert!(rig.device.deliver(queue::EVENT, &bytes, size::FAULT as u32), "no buffer in round {round}");
+    }
+    let faults = rig.faults();
+    assert!(faults.iter().map(|fault| fault.iova).eq((0..1000).map(|round| Some(Iova::new(round << 12)))));
+    assert_eq!(driver.events().counts(), (1000, 0));
+}
+
+#[test]
+fn events_that_came_together_are_handed_on_in_the_order_in_which_they_came() {
+    let (rig, driver) = started();
+    rig.device.disconnect();
+    // Not a divisor of the number of buffers, so that every buffer is once the first.
+    for round in 0..50_u64 {
+        for event_of_round in 0..7 {
+            let bytes = event(fault::R_MAPPING, fault::F_ADDRESS, A, (round << 16) + (event_of_round << 12));
+            assert!(rig.device.deliver(queue::EVENT, &bytes, size::FAULT as u32));
+        }
+        driver.events().service();
+        let faults = rig.faults();
+        let expected = (0..7).map(|number| Some(Iova::new((round << 16) + (number << 12))));
+        assert!(faults.iter().map(|fault| fault.iova).eq(expected), "round {round}: {faults:?}");
+    }
+}
+
+#[test]
+fn events_that_make_no_sense_are_counted_and_do_no_harm() {
+    let (rig, driver) = started();
+    let good = event(fault::R_MAPPING, fault::F_ADDRESS, A, 0x1000);
+    for (bytes, len) in [(good, 0), (good, 23), (event(9, u32::MAX, u32::MAX, u64::MAX), 24), ([0xff; size::FAULT], 24)]
+    {
+        assert!(rig.device.deliver(queue::EVENT, &bytes, len));
+    }
+    assert_eq!((rig.faults(), driver.events().counts()), (Vec::new(), (0, 4)));
+    // A claim to have written more than fits is cut.
+    assert!(rig.device.deliver(queue::EVENT, &good, u32::MAX));
+    assert_eq!((rig.faults().len(), driver.events().counts()), (1, (1, 4)));
+}
+
+#[test]
+fn the_wired_interrupt_is_served_by_reading_why() {
+    let (rig, driver) = started();
+    let wire = driver.wired_handler().unwrap();
+    wire.handle();
+    assert!(rig.faults().is_empty());
+    // With the vectors' handlers gone only the wire is left.
+    rig.device.disconnect();
+    assert!(rig.device.deliver(queue::EVENT, &event(fault::R_DOMAIN, 0, B, 0), size::FAULT as u32));
+    assert!(rig.faults().is_empty());
+    wire.handle();
+    assert_eq!(rig.faults().len(), 1);
+}
+
+#[test]
+fn answers_to_requests_raise_no_interrupt() {
+    let (rig, driver) = started();
+    let _ = crate::transport::Transport::interrupt_status(&*rig.device);
+    let space = driver.create().unwrap();
+    driver.attach(id(A), &space).unwrap();
+    for round in 0..200_u64 {
+        map(&space, iova(round << 12, 0x1000), &[phys(0x8000_0000, 0x1000)], RW).unwrap();
+    }
+    assert_eq!(crate::transport::Transport::interrupt_status(&*rig.device), 0);
+}

@@ -149,6 +149,15 @@ impl FaultLog {
         })
     }
 
+    /// Gives back what [`FaultLog::take_exceeded`] gave, to be taken again later. Who was forgiven meanwhile stays so.
+    pub fn put_back(&self, exceeded: &Exceeded) {
+        let mut state = self.state.lock();
+        let same = |tally: &&mut Tally| tally.stream == exceeded.fault.stream && tally.count >= exceeded.count;
+        if let Some(tally) = state.tallies.iter_mut().flatten().find(same) {
+            tally.exceeded = Some(exceeded.fault);
+        }
+    }
+
     /// Gives `streams` their full budget again.
     pub fn forgive(&self, streams: &[StreamId]) {
         for place in &mut self.state.lock().tallies {

@@ -1,6 +1,7 @@
 //! All of the machine's hardware, brought up in the order that keeps devices from memory.
 
 use crate::bus::Bus;
+use crate::containment::Containment;
 use crate::masters::{Context, Known};
 use crate::memory::{COHERENT, NON_COHERENT};
 use crate::{Error, Master, interrupts};
@@ -12,8 +13,8 @@ use arch::mmio::Mmio;
 use base::IrqMutex;
 use dma::Limits;
 use gic::Priority;
-use iommu::FaultSink;
 use iommu::contract::Iommu;
+use iommu::{Fault, FaultSink};
 use kernel::faults::FaultLog;
 use kernel::machine::{self, Machine};
 use pci::Function;
@@ -26,6 +27,7 @@ pub struct Hardware {
     iommus: Vec<Arc<dyn Iommu>>,
     buses: Vec<Bus>,
     faults: Arc<FaultLog>,
+    containment: Arc<Containment>,
     groups: IrqMutex<Vec<Known>>,
 }
 
@@ -39,6 +41,7 @@ impl Hardware {
     pub fn bring_up(machine: &'static Machine) -> Result<Self, Error> {
         interrupts::init(machine)?;
         let faults = Arc::new(FaultLog::new());
+        let containment = Containment::of(&faults);
         let mut smmus = Vec::new();
         let mut iommus: Vec<Arc<dyn Iommu>> = Vec::new();
         for description in &machine.smmus {
@@ -50,7 +53,7 @@ impl Hardware {
         for (index, description) in machine.pcie.iter().enumerate() {
             buses.push(Bus::enumerate(index, description)?);
         }
-        Ok(Self { machine, smmus, iommus, buses, faults, groups: IrqMutex::new(Vec::new()) })
+        Ok(Self { machine, smmus, iommus, buses, faults, containment, groups: IrqMutex::new(Vec::new()) })
     }
 
     /// What it was made from.
@@ -71,6 +74,17 @@ impl Hardware {
     /// What the SMMUs have stopped.
     pub fn faults(&self) -> &Arc<FaultLog> {
         &self.faults
+    }
+
+    /// Says what the DMA-API knows of a fault: which device, and what became of the address. `None` if no device in use has the
+    /// stream.
+    pub fn explain(&self, fault: &Fault) -> Option<String> {
+        self.containment.explain(fault)
+    }
+
+    /// How often a device that did not stop faulting was taken off the bus.
+    pub fn contained(&self) -> u64 {
+        self.containment.count()
     }
 
     /// All PCI functions, with the index of their host.
@@ -100,6 +114,9 @@ impl Hardware {
         let attached = Context {
             host_index: host,
             host: description,
+            machine: self.machine,
+            functions: bus.host.functions(),
+            containment: &self.containment,
             iommus: &self.iommus,
             messages: &bus.messages,
             allow_unprotected,

@@ -6,13 +6,17 @@ use qemu::machine::{Disk, Machine};
 use std::ffi::OsString;
 
 /// The names, with what each is for.
-pub const PROFILES: [(&str, &str); 8] = [
+pub const PROFILES: [(&str, &str); 9] = [
     ("default", "two cores, and edu, a writable virtio-blk disk and a virtio-gpu on the root bus"),
     ("smp1", "as default, with one core"),
     ("smp8", "as default, with eight cores"),
     ("el2", "as default, entered at EL2"),
     ("max", "as default, with the newest processor QEMU has"),
     ("bridge", "as default, and an edu behind each of two PCIe root ports"),
+    (
+        "groups",
+        "as default, and edus: two behind a bridge to conventional PCI, two in one device, one behind a root port",
+    ),
     ("testdev", "as default, and an iommu-testdev at slot 4 where this QEMU has one"),
     ("bare", "no SMMU, no disk, no display, no edu"),
 ];
@@ -36,6 +40,19 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
                 "-device",
                 &edu("port2"),
             ]));
+        }
+        "groups" => {
+            for device in [
+                "pcie-pci-bridge,id=conventional,addr=8",
+                "edu,bus=conventional,addr=1,dma_mask=0xffffffffffffffff",
+                "edu,bus=conventional,addr=2,dma_mask=0xffffffffffffffff",
+                "edu,addr=9.0,multifunction=on,dma_mask=0xffffffffffffffff",
+                "edu,addr=9.1,dma_mask=0xffffffffffffffff",
+                "pcie-root-port,id=alone,addr=a,chassis=3",
+                "edu,bus=alone,dma_mask=0xffffffffffffffff",
+            ] {
+                machine.extra.extend(words(["-device", device]));
+            }
         }
         "testdev" => {
             if emulator.has_device("iommu-testdev")? {

@@ -40,6 +40,8 @@ fn stopped(
     expect_eq!(noted.fault.access, Some(access));
     expect_eq!(noted.fault.reason, reason);
     expect_eq!(noted.fault.iova, Some(at));
+    let event = if reason == FaultReason::Permission { "F_PERMISSION" } else { "F_TRANSLATION" };
+    expect_eq!(noted.fault.event, event);
     expect!(edu.master().streams().contains(&noted.fault.stream));
     Ok(())
 }

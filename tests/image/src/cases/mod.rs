@@ -1,14 +1,17 @@
 //! The tests, by what they are about.
 
 mod boot;
+mod containment;
 mod disk;
 mod fence;
+mod groups;
 mod interrupts;
 mod machine;
 mod memory;
 mod pcie;
 mod screen;
 mod smp;
+mod spaces;
 
 use alloc::vec::Vec;
 

@@ -162,6 +162,9 @@ impl Watch<'_> {
         let live = !self.options.qemu_arguments.is_empty();
         if !live && (out_of_time || !end.status.success()) {
             eprint!("{}", end.words);
+        } else if !live {
+            // A warning is about what the user asked for, such as a trace event that does not exist.
+            end.words.lines().filter(|line| line.contains("warning: ")).for_each(|line| eprintln!("{line}"));
         }
         if out_of_time {
             eprintln!(

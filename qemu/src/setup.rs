@@ -5,7 +5,7 @@
 
 use crate::emulator::{Emulator, PROGRAM};
 use crate::progress::Progress;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -91,19 +91,19 @@ pub fn emulator(explicit: Option<&Path>, yes: bool, window: bool, progress: &mut
     eprintln!("{PROGRAM} is missing; installing it with {}", manager.program);
     if let Some(refresh) = manager.refresh {
         progress.step("updating the package lists");
-        run_quietly(&[prefix, refresh].concat()).with_context(|| by_hand(manager, window))?;
+        run_quietly(&[prefix, refresh].concat()).map_err(|error| by_hand(&error, manager, window))?;
     }
     progress.step("installing QEMU");
     let packages: &[&str] = if window { manager.window } else { &[] };
-    run_quietly(&[prefix, manager.install, packages].concat()).with_context(|| by_hand(manager, window))?;
+    run_quietly(&[prefix, manager.install, packages].concat()).map_err(|error| by_hand(&error, manager, window))?;
     match find_in_path(PROGRAM) {
         Some(program) => Emulator::inspect(&program),
         None => bail!("the package manager succeeded, yet {PROGRAM} is not in PATH; give it with --qemu PATH"),
     }
 }
 
-fn by_hand(manager: &PackageManager, window: bool) -> String {
-    format!("installing {PROGRAM} failed; try by hand:\n  {}\n", manager.command_line(window))
+fn by_hand(error: &anyhow::Error, manager: &PackageManager, window: bool) -> anyhow::Error {
+    anyhow!("{error:#}\ninstalling {PROGRAM} failed; try by hand:\n  {}", manager.command_line(window))
 }
 
 /// Adds the kernel's target to the active toolchain if its libraries are missing.

@@ -6,9 +6,9 @@
 
 use super::Failure;
 use crate::class::Stray;
-use crate::faults::FaultLog;
+use crate::faults::{FaultLog, Noted};
 use alloc::string::{String, ToString};
-use base::{Deadline, Instant};
+use base::{Deadline, Instant, wait_until};
 use core::hint::black_box;
 use dma::Pages;
 use iommu::{Fault, Iova, PAGE_SIZE, StreamId};
@@ -69,13 +69,20 @@ pub fn prove(stray: &dyn Stray, streams: &[StreamId], faults: &FaultLog) -> Resu
     let verdict = match stray.stray(iova, Deadline::after_millis(PATIENCE)) {
         Err(error) => Verdict::NotTried(error),
         Ok(()) => {
-            let noted = faults.wait_for(streams, since, Deadline::after_millis(PATIENCE));
+            let mut stopped = None;
+            // Out of time or not: what was found last is the answer. A fault elsewhere says nothing about this access.
+            let _ = wait_until(Deadline::after_millis(PATIENCE), || {
+                stopped = faults.iter().find_map(|Noted { fault, latest, .. }| {
+                    let at = fault.iova.filter(|at| (address..address + TARGET).contains(&at.get()))?;
+                    (streams.contains(&fault.stream) && latest >= since).then_some((fault, at))
+                });
+                stopped.is_some()
+            });
             // The compiler knows of no other writer than this function; the question is whether there was one.
             if !is_intact(black_box(target.as_slice())) {
                 Verdict::Breached
-            } else if let Some(noted) = noted {
-                let at = noted.fault.iova.unwrap_or(iova);
-                Verdict::Stopped { fault: noted.fault, explanation: device.explain(at).to_string() }
+            } else if let Some((fault, at)) = stopped {
+                Verdict::Stopped { fault, explanation: device.explain(at).to_string() }
             } else {
                 Verdict::NotReported
             }

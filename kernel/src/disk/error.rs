@@ -2,6 +2,7 @@
 
 use super::reader::ReadError;
 use alloc::string::String;
+use core::fmt;
 
 /// Why a disk cannot be read, or a file on it not be found.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,15 +48,15 @@ pub enum Error {
     #[error("the chain of extended boot records is broken at sector {0}")]
     ExtendedChain(u64),
     /// No partition has a FAT filesystem.
-    #[error("none of the disk's {partitions} partitions has a FAT filesystem")]
+    #[error("{}", NoneOf(*partitions))]
     NoFilesystem {
         /// How many partitions there are.
         partitions: usize,
     },
     /// The boot sector of a FAT filesystem contradicts itself.
-    #[error("the FAT filesystem of partition {partition} is damaged: {what}")]
+    #[error("the FAT filesystem{} is damaged: {what}", Of(*partition))]
     BootSector {
-        /// The partition's number.
+        /// The partition's number; 0 if the disk is not divided.
         partition: u32,
         /// What is wrong.
         what: &'static str,
@@ -177,4 +178,26 @@ pub enum GptFault {
     /// The disk has too few sectors for a GPT.
     #[error("the disk is too small")]
     TooSmall,
+}
+
+/// Says that no partition has a filesystem that can be read.
+struct NoneOf(usize);
+
+impl fmt::Display for NoneOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str("the disk has no partitions, and no FAT filesystem without them"),
+            1 => f.write_str("the disk's one partition has no FAT filesystem"),
+            many => write!(f, "none of the disk's {many} partitions has a FAT filesystem"),
+        }
+    }
+}
+
+/// Says which partition is meant, where there are any.
+struct Of(u32);
+
+impl fmt::Display for Of {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == 0 { Ok(()) } else { write!(f, " of partition {}", self.0) }
+    }
 }

@@ -86,7 +86,8 @@ pub unsafe fn init(frames: Frames<'_>) -> Result<(), Error> {
     })
 }
 
-/// `memory` without `reserved` (in any order, overlapping or not), in whole pages, sorted.
+/// `memory` without `reserved` (in any order, overlapping or not), in whole pages, sorted; what touches is one range. (A machine
+/// with several nodes describes one stretch of memory in pieces.)
 ///
 /// # Errors
 ///
@@ -111,6 +112,13 @@ pub fn subtract(memory: &[PhysRange], reserved: &[PhysRange]) -> Result<Vec<Phys
         free.extend(between(start, range.end()));
     }
     free.sort_unstable();
+    free.dedup_by(|next, last| match PhysRange::between(last.start(), next.end()) {
+        Some(both) if last.end() == next.start() => {
+            *last = both;
+            true
+        }
+        _ => false,
+    });
     Ok(free)
 }
 
@@ -188,6 +196,16 @@ mod tests {
         assert_eq!(
             subtract(&memory, &reserved).unwrap(),
             [range(0x4000_0000, 0x4100_0000), range(0x4200_0000, 0x5000_0000), range(0x8000_1000, 0x9000_0000)]
+        );
+    }
+
+    #[test]
+    fn memory_in_pieces_that_touch_is_one_range() {
+        let memory = [range(0x3000, 0x5000), range(0x1000, 0x3000), range(0x6000, 0x7000)];
+        assert_eq!(subtract(&memory, &[]).unwrap(), [range(0x1000, 0x5000), range(0x6000, 0x7000)]);
+        assert_eq!(
+            subtract(&memory, &[range(0x2000, 0x3000)]).unwrap(),
+            [range(0x1000, 0x2000), range(0x3000, 0x5000), range(0x6000, 0x7000)]
         );
     }
 

@@ -163,11 +163,12 @@ impl Zones {
         frames.div_ceil(64)
     }
 
-    /// Adds `range`, made of whole frames which the caller gives away, with zeroed memory for its map. Only at the start.
+    /// Adds `range`, made of whole frames which the caller gives away, with zeroed memory for its map. Only at the start. Ranges that
+    /// touch are refused: the tree would merge free blocks over the border, and what is allocated there would lie in no region.
     pub(super) fn add(&mut self, range: PhysRange, map: &'static mut [u64]) -> Result<(), Error> {
         let frames = frame_of(range.start())..frame_of(range.end());
-        let overlaps = self.regions.iter().any(|r| r.frames.start < frames.end && frames.start < r.frames.end);
-        if overlaps || map.len() < Self::map_words(frames.len()) {
+        let touches = self.regions.iter().any(|r| r.frames.start <= frames.end && frames.start <= r.frames.end);
+        if touches || map.len() < Self::map_words(frames.len()) {
             return Err(Error::BadRequest { count: frames.len(), alignment: PAGE_SIZE });
         }
         self.regions.try_reserve(1).map_err(|_| Error::TooLittle)?;
@@ -291,6 +292,17 @@ mod tests {
         assert!(zones.alloc(1, 1, Zone::Below4GiB).unwrap().end().get() <= 4 * GIB);
         // Blocks never merge over the border: each half can be had as a whole, once its single frames are back, but not both as one.
         assert!(zones.alloc(128, 1, Zone::Any).is_err());
+    }
+
+    #[test]
+    fn a_range_that_touches_another_is_refused() {
+        let mut zones = zones(&[(GIB, 256)]);
+        for start in [GIB + 256 * PAGE_SIZE, GIB - 256 * PAGE_SIZE, GIB] {
+            let range = PhysRange::new(PhysAddr::new(start), 256 * PAGE_SIZE).unwrap();
+            assert!(zones.add(range, Box::leak(Box::new([0; 4]))).is_err());
+        }
+        let apart = PhysRange::new(PhysAddr::new(GIB + 257 * PAGE_SIZE), 256 * PAGE_SIZE).unwrap();
+        zones.add(apart, Box::leak(Box::new([0; 4]))).unwrap();
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::{BlockDisk, EduStray, Error, GpuScreen, Hardware, Master, Options};
 use alloc::format;
 use alloc::string::{String, ToString};
 use base::Instant;
+use core::fmt;
 use dma::Limits;
 use iommu::StreamId;
 use kernel::class::{Disk, Stray};
@@ -132,8 +133,8 @@ fn describe(hardware: &Hardware, master: &Master) {
         return;
     };
     struct Space<'a>(&'a iommu::domain::Domain);
-    impl core::fmt::Display for Space<'_> {
-        fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+    impl fmt::Display for Space<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             self.0.space().describe(f)
         }
     }
@@ -144,6 +145,16 @@ fn describe(hardware: &Hardware, master: &Master) {
         String::new()
     };
     println!("device    {name:<20} stream{streams}{of}, {} domain, {}", domain.kind(), Space(&domain));
+}
+
+/// A number and what it counts: for one, and for any other number.
+struct Count(usize, &'static str, &'static str);
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(count, one, many) = *self;
+        write!(f, "{count} {}", if count == 1 { one } else { many })
+    }
 }
 
 /// Disk to screen.
@@ -159,28 +170,28 @@ fn picture(disk: &BlockDisk, screen: &GpuScreen, options: &Options, operator: &i
     let fat = format!("{:?}", source.located.fat).to_uppercase();
     println!("disk      {megabytes} MB, {table}, {fat}");
     println!(
-        "picture   {}: {}, {} x {}, {} extents",
+        "picture   {}: {}, {} x {}, {}",
         source.path,
         source.picture.name(),
         source.picture.width(),
         source.picture.height(),
-        source.located.file.extents.len()
+        Count(source.located.file.extents.len(), "extent", "extents")
     );
     let outcome = demo::show(disk, screen, &source, operator)?;
     println!(
-        "screen    {} x {} of {} x {}, from {} pages in {} runs, {} device address",
+        "screen    {} x {} of {} x {}, from {} in {}, {}",
         source.picture.width(),
         source.picture.height(),
         source.screen.0,
         source.screen.1,
-        outcome.from_disk.div_ceil(iommu::PAGE_SIZE),
-        outcome.runs,
-        outcome.segments
+        Count(outcome.from_disk.div_ceil(iommu::PAGE_SIZE) as usize, "page", "pages"),
+        Count(outcome.runs, "run", "runs"),
+        Count(outcome.segments, "device address", "device addresses")
     );
     println!(
-        "by DMA    {} bytes disk -> memory in {} transfers, {} bytes memory -> screen, {} bytes of metadata",
+        "by DMA    {} bytes disk -> memory in {}, {} bytes memory -> screen, {} bytes of metadata",
         Bytes(outcome.from_disk),
-        outcome.transfers,
+        Count(outcome.transfers, "transfer", "transfers"),
         Bytes(outcome.to_screen),
         Bytes(source.metadata)
     );

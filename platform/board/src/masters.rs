@@ -73,14 +73,16 @@ impl Master {
         self.function.enable_bus_master(self).map_err(|error| self.pci(error))
     }
 
-    /// Takes the function off the bus, and blocks its group unless another function of it is in use.
+    /// Takes the function off the bus, and blocks its group unless another function of it is in use; the latter also where the
+    /// function does not come to rest.
     ///
     /// # Errors
     ///
     /// [`Error::Pci`], [`Error::Dma`].
     pub fn arrest(&self) -> Result<(), Error> {
-        self.function.disable_bus_master().map_err(|error| self.pci(error))?;
-        self.device.shut_down().map_err(|error| Error::Dma { name: self.device.name().to_string(), error })
+        let rested = self.function.disable_bus_master().map_err(|error| self.pci(error));
+        let blocked = self.device.shut_down();
+        blocked.map_err(|error| Error::Dma { name: self.device.name().to_string(), error }).and(rested)
     }
 
     fn pci(&self, error: pci::PciError) -> Error {

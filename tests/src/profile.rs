@@ -1,12 +1,12 @@
 //! The machines that on-target tests ask for by name.
 
 use anyhow::{Result, bail};
-use qemu::emulator::Emulator;
+use qemu::emulator::{Emulator, Version};
 use qemu::machine::{Disk, Machine};
 use std::ffi::OsString;
 
 /// The names, with what each is for.
-pub const PROFILES: [(&str, &str); 9] = [
+pub const PROFILES: [(&str, &str); 10] = [
     ("default", "two cores, and edu, a writable virtio-blk disk and a virtio-gpu on the root bus"),
     ("smp1", "as default, with one core"),
     ("smp8", "as default, with eight cores"),
@@ -17,6 +17,7 @@ pub const PROFILES: [(&str, &str); 9] = [
         "groups",
         "as default, and edus: two behind a bridge to conventional PCI, two in one device, one behind a root port",
     ),
+    ("stage1", "as default, with an SMMU that has stage 1 only where this QEMU has such a machine"),
     ("testdev", "as default, and an iommu-testdev at slot 4 where this QEMU has one"),
     ("bare", "no SMMU, no disk, no display, no edu"),
 ];
@@ -54,6 +55,12 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
                 machine.extra.extend(words(["-device", device]));
             }
         }
+        "stage1" => {
+            // Later machines have both stages, whatever is asked for; earlier emulators have stage 1 only, and no such machine.
+            if emulator.version >= Version(9, 1, 0) {
+                machine.extra = words(["-machine", "type=virt-9.1"]);
+            }
+        }
         "testdev" => {
             if emulator.has_device("iommu-testdev")? {
                 machine.extra = words(["-device", "iommu-testdev,addr=4"]);
@@ -75,7 +82,6 @@ fn words<const N: usize>(words: [&str; N]) -> Vec<OsString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qemu::emulator::Version;
     use qemu::machine::DiskFormat;
 
     #[test]

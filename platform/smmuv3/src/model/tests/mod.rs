@@ -8,6 +8,7 @@ mod queue;
 mod random;
 mod revoke;
 mod start;
+mod swap;
 
 use super::{Model, ModelMemory, Traits};
 use crate::{Config, Error, Smmu};

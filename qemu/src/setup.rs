@@ -53,11 +53,12 @@ const PACKAGE_MANAGERS: [PackageManager; 4] = [
 ];
 
 impl PackageManager {
-    /// Returns the one line that installs QEMU by hand.
-    pub fn command_line(&self, window: bool) -> String {
+    /// Returns the one line that installs QEMU by hand, for `root` or for somebody who needs sudo.
+    pub fn command_line(&self, root: bool, window: bool) -> String {
+        let sudo = if root { "" } else { "sudo " };
         let mut line = match self.refresh {
-            Some(refresh) => format!("sudo {} && sudo {}", refresh.join(" "), self.install.join(" ")),
-            None => format!("sudo {}", self.install.join(" ")),
+            Some(refresh) => format!("{sudo}{} && {sudo}{}", refresh.join(" "), self.install.join(" ")),
+            None => format!("{sudo}{}", self.install.join(" ")),
         };
         if window {
             line = format!("{line} {}", self.window.join(" "));
@@ -85,7 +86,7 @@ pub fn emulator(explicit: Option<&Path>, yes: bool, window: bool, progress: &mut
     let prefix: &[&str] = match (is_root(), yes, find_in_path("sudo").is_some()) {
         (true, _, _) => &[],
         (false, true, true) => &["sudo"],
-        _ => bail!("{PROGRAM} is missing; install it with:\n  {}", manager.command_line(window)),
+        _ => bail!("{PROGRAM} is missing; install it with:\n  {}", manager.command_line(is_root(), window)),
     };
     progress.clear();
     eprintln!("{PROGRAM} is missing; installing it with {}", manager.program);
@@ -103,7 +104,7 @@ pub fn emulator(explicit: Option<&Path>, yes: bool, window: bool, progress: &mut
 }
 
 fn by_hand(error: &anyhow::Error, manager: &PackageManager, window: bool) -> anyhow::Error {
-    anyhow!("{error:#}\ninstalling {PROGRAM} failed; try by hand:\n  {}", manager.command_line(window))
+    anyhow!("{error:#}\ninstalling {PROGRAM} failed; try by hand:\n  {}", manager.command_line(is_root(), window))
 }
 
 /// Adds the kernel's target to the active toolchain if its libraries are missing.
@@ -166,14 +167,15 @@ mod tests {
     #[test]
     fn the_command_to_type_is_one_line() {
         for manager in PACKAGE_MANAGERS {
-            let line = manager.command_line(true);
+            let line = manager.command_line(false, true);
             assert!(line.starts_with("sudo ") && !line.contains('\n'), "{line}");
             assert!(manager.install.contains(&manager.install[0]) && line.contains(manager.window[0]), "{line}");
         }
         assert_eq!(
-            PACKAGE_MANAGERS[0].command_line(false),
+            PACKAGE_MANAGERS[0].command_line(false, false),
             "sudo apt-get update && sudo apt-get install -y --no-install-recommends qemu-system-arm"
         );
+        assert!(!PACKAGE_MANAGERS[0].command_line(true, false).contains("sudo"));
     }
 
     #[test]

@@ -75,12 +75,23 @@ pub fn block_on<F: Future>(deadline: Deadline, future: F) -> Result<F::Output, T
     let bit = 1_u64 << core;
     let waker = waker(core);
     let mut context = Context::from_waker(&waker);
+    // A future that blocks on another one shares this core's bit with it. Whoever is outside looks once more.
+    let _look_again = LookAgain(bit);
     loop {
         READY.fetch_and(!bit, Ordering::SeqCst);
         if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
             return Ok(output);
         }
         wait_until(deadline, || READY.load(Ordering::SeqCst) & bit != 0)?;
+    }
+}
+
+/// Leaves the core's bit set.
+struct LookAgain(u64);
+
+impl Drop for LookAgain {
+    fn drop(&mut self) {
+        READY.fetch_or(self.0, Ordering::SeqCst);
     }
 }
 
@@ -170,5 +181,21 @@ mod tests {
             indices.sort_unstable();
             assert!(indices.windows(2).all(|pair| pair[0] != pair[1]), "{indices:?}");
         });
+    }
+
+    /// The inner `block_on` swallows the wake-up of the outer one; without the second look the outer would time out.
+    #[test]
+    fn a_future_that_blocks_on_another_does_not_lose_its_own_wake_up() {
+        let mut polls = 0;
+        let future = core::future::poll_fn(|context| {
+            polls += 1;
+            if polls == 2 {
+                return Poll::Ready(());
+            }
+            context.waker().wake_by_ref();
+            block_on(Deadline::after_millis(5_000), core::future::ready(())).unwrap();
+            Poll::Pending
+        });
+        assert_eq!(block_on(Deadline::after_millis(2_000), future), Ok(()));
     }
 }

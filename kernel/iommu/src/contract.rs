@@ -24,7 +24,14 @@ use core::sync::atomic::AtomicU64;
 /// Where translation tables, stream tables and queues come from.
 ///
 /// Objects of this trait live as long as the kernel.
-pub trait TableMemory: Send + Sync {
+///
+/// # Safety
+///
+/// What hardware walks decides what devices reach, so the memory must be what it is said to be: [`TableMemory::allocate`] returns
+/// memory that nobody else uses until it comes back through [`TableMemory::free`], at the physical address that it names, of
+/// the size and alignment asked for, zeroed as the hardware sees it; [`TableMemory::publish`] and [`TableMemory::observe`] do
+/// what they say.
+pub unsafe trait TableMemory: Send + Sync {
     /// Allocates `bytes` (a power of two, at least 64) of zeroed, physically contiguous memory, aligned to its size, and makes
     /// the zeroes visible to the hardware walker.
     ///
@@ -57,9 +64,13 @@ pub struct TableBlock {
 }
 
 impl TableBlock {
-    /// Wraps an allocation. For implementations of [`TableMemory`]: `words` is not used by anybody else until it comes back
-    /// through [`TableMemory::free`].
-    pub fn new(phys: PhysAddr, words: &'static [AtomicU64], memory: &'static dyn TableMemory) -> Self {
+    /// Wraps an allocation. For implementations of [`TableMemory`].
+    ///
+    /// # Safety
+    ///
+    /// `words` are at `phys`, come from `memory`, and are not used by anybody else until they come back through
+    /// [`TableMemory::free`] of `memory`, which may then treat them as free.
+    pub unsafe fn new(phys: PhysAddr, words: &'static [AtomicU64], memory: &'static dyn TableMemory) -> Self {
         Self { phys, words, memory }
     }
 

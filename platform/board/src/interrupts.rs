@@ -1,7 +1,7 @@
 //! The interrupt controller of the machine.
 
 use crate::Error;
-use crate::memory::COHERENT;
+use crate::memory::NON_COHERENT;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -61,8 +61,9 @@ pub(crate) fn init(machine: &Machine) -> Result<&'static Gic, Error> {
     // SAFETY:
     // - the windows are where the device tree says the GIC's are, mapped as device registers for good, and this is the only
     //   driver of them (the static is set once, by the first core);
-    // - the tables come from memory that lives as long as they do.
-    let gic = unsafe { Gic::new(distributor, &redistributors, its, &COHERENT) }?;
+    // - the tables come from memory that lives as long as they do. They are cleaned to memory at every change, which is rare:
+    //   the device tree does not say whether a GIC snoops.
+    let gic = unsafe { Gic::new(distributor, &redistributors, its, &NON_COHERENT) }?;
     let gic = GIC.call_once(|| gic);
     arch::exception::set_irq_entry(|| {
         if let Some(gic) = GIC.get() {

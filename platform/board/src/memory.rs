@@ -94,7 +94,9 @@ unsafe impl DmaMemory for KernelMemory {
     }
 }
 
-impl TableMemory for KernelMemory {
+// SAFETY: frames come from the kernel's allocator, which gives each to one owner only; they are zeroed and cleaned before they
+// are handed out, and cleaned or discarded by virtual address where the hardware does not snoop.
+unsafe impl TableMemory for KernelMemory {
     fn allocate(&'static self, bytes: usize) -> Result<TableBlock, OutOfMemory> {
         let len = bytes as u64;
         let range = allocate(len, len, PhysAddr::new(u64::MAX))?;
@@ -105,7 +107,8 @@ impl TableMemory for KernelMemory {
         // access is atomic.
         let words = unsafe { core::slice::from_raw_parts(pointer.cast::<AtomicU64>().as_ptr(), bytes / 8) };
         self.publish(words);
-        Ok(TableBlock::new(range.start(), words, self))
+        // SAFETY: just allocated, for the caller alone; it comes back through `free`.
+        Ok(unsafe { TableBlock::new(range.start(), words, self) })
     }
 
     fn free(&self, phys: PhysAddr, words: &'static [AtomicU64]) {

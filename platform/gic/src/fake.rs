@@ -29,7 +29,8 @@ fn layout(bytes: usize) -> Layout {
     Layout::from_size_align(bytes, bytes).unwrap()
 }
 
-impl TableMemory for FakeMemory {
+// SAFETY: leaked allocations of the test's own, zeroed, at addresses that only the fakes understand.
+unsafe impl TableMemory for FakeMemory {
     fn allocate(&'static self, bytes: usize) -> Result<TableBlock, OutOfMemory> {
         assert!(bytes.is_power_of_two() && bytes >= 64);
         // SAFETY: the size is not zero.
@@ -38,7 +39,8 @@ impl TableMemory for FakeMemory {
         // SAFETY: zeroed, aligned, and ours until `free`.
         let words = unsafe { core::slice::from_raw_parts(pointer.as_ptr(), bytes / 8) };
         self.live.fetch_add(bytes, Ordering::SeqCst);
-        Ok(TableBlock::new(PhysAddr::new(pointer.as_ptr().expose_provenance() as u64), words, self))
+        // SAFETY: just allocated, for the caller alone; it comes back through `free`.
+        Ok(unsafe { TableBlock::new(PhysAddr::new(pointer.as_ptr().expose_provenance() as u64), words, self) })
     }
 
     fn free(&self, _phys: PhysAddr, words: &'static [AtomicU64]) {

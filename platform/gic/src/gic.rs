@@ -250,7 +250,12 @@ impl Gic {
         let affinity = self.redistributor(cpu::index())?.affinity();
         self.table.set(id, handler)?;
         if id >= FIRST_SPI {
-            return self.distributor.enable(id, trigger, priority.0, affinity);
+            return self.distributor.enable(id, trigger, priority.0, affinity).inspect_err(|_| {
+                // It was never enabled, so that nothing runs the handler.
+                if let Err(error) = self.table.clear(id) {
+                    log::error!("interrupt {id}: {error}");
+                }
+            });
         }
         let mut private = self.private.lock();
         if let Some(slot) = private.get_mut(id as usize) {

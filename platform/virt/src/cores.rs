@@ -50,8 +50,15 @@ pub fn affinities(machine: &Machine) -> Result<Vec<u64>, Error> {
     let mut list = Vec::new();
     list.try_reserve(machine.cpus.len() + 1).map_err(|_| Error::Memory(mm::Error::TooLittle))?;
     list.push(first);
-    let others = machine.cpus.iter().filter(|cpu| cpu.mpidr != first && cpu.enable == EnableMethod::Psci);
-    list.extend(others.map(|cpu| cpu.mpidr).take(MAX_CPUS - 1));
+    let others = || machine.cpus.iter().filter(|cpu| cpu.mpidr != first && cpu.enable == EnableMethod::Psci);
+    list.extend(others().map(|cpu| cpu.mpidr).take(MAX_CPUS - 1));
+    let left_out = machine.cpus.len().saturating_sub(list.len());
+    if left_out != 0 {
+        log::warn!(
+            "{left_out} of {} cores are not used: more than {MAX_CPUS}, or not to be started by PSCI",
+            machine.cpus.len()
+        );
+    }
     Ok(list)
 }
 

@@ -112,7 +112,10 @@ fn bring_up(info: BootInfo) -> Result<Boot, Error> {
     // SAFETY: all of `linear` was put into the linear map just now; what of it the image, the boot loader and firmware use is in
     // `reserved`; nothing else runs.
     unsafe { mm::init(frames) }.map_err(Error::Memory)?;
-    arch::mmu::set_table_source(|| mm::alloc_zeroed(1, mm::Zone::Any).ok().map(|frame| frame.start().get()));
+    // SAFETY: the frames come zeroed from the allocator, which knows only memory of the linear map, and are never given back.
+    unsafe {
+        arch::mmu::set_table_source(|| mm::alloc_zeroed(1, mm::Zone::Any).ok().map(|frame| frame.start().get()));
+    }
     Ok(Boot { machine, options, entered_at: info.entered_at, console })
 }
 

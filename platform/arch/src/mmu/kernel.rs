@@ -112,9 +112,12 @@ pub fn image() -> Physical {
     image_to_phys(layout::image_start())..image_to_phys(layout::image_end())
 }
 
-/// Gives the tables a way to get more frames, once there is a frame allocator. A frame is zeroed, reachable in the linear map, and
-/// given away for good. Called with the tables' lock held.
-pub fn set_table_source(source: fn() -> Option<u64>) {
+/// Gives the tables a way to get more frames, once there is a frame allocator. Called with the tables' lock held.
+///
+/// # Safety
+///
+/// Each frame that `source` returns is zeroed, reachable in the linear map, and given away for good.
+pub unsafe fn set_table_source(source: fn() -> Option<u64>) {
     SPACE.lock().source.frames = Some(source);
 }
 

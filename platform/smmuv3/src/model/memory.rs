@@ -1,5 +1,7 @@
 //! Memory whose contents the SMMU sees only once they have been published, and the driver only once it has observed them.
 
+#![allow(unsafe_code)] // Implements the unsafe trait of table memory.
+
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -128,7 +130,9 @@ impl ModelMemory {
     }
 }
 
-impl TableMemory for ModelMemory {
+// SAFETY: the blocks are allocations of the model's own, zeroed for processor and walker alike, and named by addresses that it
+// gives to one owner at a time.
+unsafe impl TableMemory for ModelMemory {
     fn allocate(&'static self, bytes: usize) -> Result<TableBlock, OutOfMemory> {
         let mut state = self.state.lock();
         match &mut state.allowance {
@@ -146,7 +150,8 @@ impl TableMemory for ModelMemory {
         state.blocks.insert(phys, Block { seen: alloc::vec![0; words.len()], freed: false });
         state.live += 1;
         drop(state);
-        Ok(TableBlock::new(PhysAddr::new(phys), words, self))
+        // SAFETY: just allocated, for the caller alone; it comes back through `free`.
+        Ok(unsafe { TableBlock::new(PhysAddr::new(phys), words, self) })
     }
 
     fn free(&self, phys: PhysAddr, _words: &'static [AtomicU64]) {

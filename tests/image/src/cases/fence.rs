@@ -226,6 +226,20 @@ ktest! {
 }
 
 ktest! {
+    /// The host counts the commands of this test in QEMU's trace.
+    fn sixty_four_scattered_megabytes_are_streamed(bench) {
+        let edu = bench.edu()?;
+        let device = edu.master().device();
+        let mut buffer = device.page_set(1 << 20, Ladder::SINGLE_PAGES)?;
+        for _ in 0..64 {
+            buffer = device.map::<FromDevice, _>(buffer).map_err(|rejected| rejected.error)?.unmap()?;
+        }
+        edu.stop()?;
+        Ok(())
+    }
+}
+
+ktest! {
     /// One stopped transfer of 4092 bytes makes a thousand records here.
     fn a_flood_of_events_keeps_the_first_and_does_not_stall(bench) {
         let edu = bench.edu()?;

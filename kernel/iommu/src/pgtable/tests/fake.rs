@@ -1,5 +1,7 @@
 //! Table memory with a walker that sees only what was published, and an independent reader of what it sees.
 
+#![allow(unsafe_code)] // Implements the unsafe trait of table memory.
+
 use crate::contract::{TableBlock, TableMemory};
 use crate::pgtable::{Geometry, Granule, PageTable, Stage};
 use crate::{OutOfMemory, PhysAddr};
@@ -160,7 +162,8 @@ impl State {
     }
 }
 
-impl TableMemory for FakeMemory {
+// SAFETY: words of the test's own, which no hardware walks; a walker of the test sees what was published.
+unsafe impl TableMemory for FakeMemory {
     fn allocate(&'static self, bytes: usize) -> Result<TableBlock, OutOfMemory> {
         let mut state = self.state.lock().unwrap();
         assert!(bytes.is_power_of_two() && bytes >= 64);
@@ -187,7 +190,8 @@ impl TableMemory for FakeMemory {
         state.next = phys + bytes as u64;
         state.by_words.insert(words.as_ptr().addr(), phys);
         state.blocks.insert(phys, Block { words, seen: alloc::vec![0; bytes / 8] });
-        Ok(TableBlock::new(PhysAddr::new(phys), words, self))
+        // SAFETY: just allocated, for the caller alone; it comes back through `free`.
+        Ok(unsafe { TableBlock::new(PhysAddr::new(phys), words, self) })
     }
 
     fn free(&self, phys: PhysAddr, words: &'static [AtomicU64]) {

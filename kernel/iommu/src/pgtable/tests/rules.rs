@@ -1,5 +1,7 @@
 //! What a mapping may be, what the entries say, and what happens when cores meet.
 
+#![allow(unsafe_code)] // Implements the unsafe trait of table memory.
+
 use super::fake::FakeMemory;
 use super::*;
 use crate::contract::{TableBlock, TableMemory};
@@ -189,10 +191,12 @@ fn a_table_is_not_put_over_a_block() {
 /// Memory that does as little as possible, so that two cores meet at the tables and not here.
 struct Quiet;
 
-impl TableMemory for Quiet {
+// SAFETY: leaked words of the test's own, which no hardware walks.
+unsafe impl TableMemory for Quiet {
     fn allocate(&'static self, bytes: usize) -> Result<TableBlock, OutOfMemory> {
         let words: &'static [AtomicU64] = Box::leak((0..bytes / 8).map(|_| AtomicU64::new(0)).collect::<Box<[_]>>());
-        Ok(TableBlock::new(PhysAddr::new(words.as_ptr().addr() as u64 & !0xfff), words, self))
+        // SAFETY: just allocated, for the caller alone; it comes back through `free`.
+        Ok(unsafe { TableBlock::new(PhysAddr::new(words.as_ptr().addr() as u64 & !0xfff), words, self) })
     }
 
     fn free(&self, _: PhysAddr, _: &'static [AtomicU64]) {}

@@ -95,7 +95,7 @@ pub use lent::{Lent, Segment, Slices, slice};
 pub use limits::Limits;
 pub use mapped::Mapped;
 pub use memory::{AttributeError, Cacheability, DmaMemory, PageRequest, RawPages};
-pub use owned::{IdentityAttachment, OwnedAttachment, OwnedDomain, Placed};
+pub use owned::{IdentityAttachment, OwnedAttachment, OwnedDomain, Placed, vouch};
 pub use page_set::{Ladder, PageSet};
 pub use pages::Pages;
 pub use quarantine::Quarantined;

@@ -35,9 +35,12 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::mem::{self, ManuallyDrop};
 use core::panic::Location;
+use iommu::contract::Iommu;
 use iommu::domain::{Domain, DomainKind, ReservedKind};
 use iommu::group::{AttachmentState, Group};
-use iommu::{AttachError, IdentityCapability, Iova, IovaError, IovaRange, PhysAddr, PhysRange, Prot, RevokeError};
+use iommu::{
+    AttachError, IdentityCapability, Iova, IovaError, IovaRange, PhysAddr, PhysRange, Prot, RevokeError, StreamId,
+};
 
 /// Milliseconds that another core may take for a change of the same group.
 const BUSY_MILLIS: u64 = 2_000;
@@ -463,6 +466,20 @@ impl fmt::Debug for OwnedAttachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "OwnedAttachment({} to {})", self.away.device.name(), self.domain.0.name)
     }
+}
+
+/// Vouches for one device, for [`IdentityAttachment::new`].
+///
+/// # Safety
+///
+/// As [`IdentityCapability::vouch`], for the group of the device that the capability will be used for.
+pub unsafe fn vouch() -> IdentityCapability {
+    fn let_through(iommu: &dyn Iommu, stream: StreamId) -> Result<(), AttachError> {
+        // SAFETY: called by a group that was given the capability below, whose maker has promised what this needs.
+        unsafe { iommu.bypass(stream) }
+    }
+    // SAFETY: the caller's promise.
+    unsafe { IdentityCapability::vouch(let_through) }
 }
 
 /// A device that is not translated. Dropping it puts the device back into its DMA domain.

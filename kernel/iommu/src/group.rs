@@ -23,7 +23,7 @@
 
 use crate::contract::Iommu;
 use crate::domain::{Domain, DomainKind};
-use crate::identity::{self, IdentityCapability};
+use crate::identity::IdentityCapability;
 use crate::{AttachError, StreamId};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -327,7 +327,7 @@ impl Group {
     fn move_one(&self, stream: StreamId, place: &Place) -> Result<(), AttachError> {
         match place {
             Place::Default(domain) | Place::Owned(domain) => self.iommu.attach(stream, domain.space()),
-            Place::Identity(capability) => identity::bypass(&*self.iommu, stream, capability),
+            Place::Identity(capability) => capability.bypass(&*self.iommu, stream),
             Place::Blocked | Place::Stranded(_) => self.iommu.block(stream),
         }
     }

@@ -27,5 +27,5 @@ mod testing;
 pub use addr::{Iova, IovaRange, PAGE_SIZE, PhysAddr, PhysRange, StreamId, VirtAddr};
 pub use error::{AttachError, GeometryError, IovaError, MapError, OutOfMemory, RevokeError};
 pub use fault::{Access, Fault, FaultReason, FaultSink};
-pub use identity::IdentityCapability;
+pub use identity::{Bypass, IdentityCapability};
 pub use prot::Prot;

@@ -4,7 +4,7 @@ use dma::fakes::{FakeDevice, FakeSystem};
 use dma::{Bidirectional, Error, FromDevice, Ladder, Mapped, OwnedDomain, PageSet, Pages, ToDevice};
 use iommu::domain::ReservedKind;
 use iommu::group::AttachmentState;
-use iommu::{AttachError, IdentityCapability, Iova, IovaError, IovaRange, PAGE_SIZE, PhysRange, Prot};
+use iommu::{AttachError, Iova, IovaError, IovaRange, PAGE_SIZE, PhysRange, Prot};
 use proptest::prelude::*;
 
 const AT: Iova = Iova::new(0x10_0000);
@@ -176,7 +176,7 @@ fn raw_ranges_and_identity_need_a_promise_and_end_as_everything_does() {
     drop((placed, attachment));
 
     // SAFETY: as above.
-    let identity = dma::IdentityAttachment::new(&device.device, unsafe { IdentityCapability::vouch() }).unwrap();
+    let identity = dma::IdentityAttachment::new(&device.device, unsafe { dma::vouch() }).unwrap();
     assert_eq!(byte(&device, Iova::new(run.start().get())), Some(8));
     drop(identity);
     assert_eq!(byte(&device, Iova::new(run.start().get())), None);

@@ -3,8 +3,9 @@
 //! A handler neither waits nor allocates. What it cannot do it announces with [`Ticket::raise`]; the next core that waits, or is
 //! idle already, does it before it sleeps: there, by the rules of [`wait_until`](crate::wait_until), no lock is held.
 //!
-//! Work is done once for any number of announcements before it begins, by one core at a time for each core's turn, and never
-//! inside other work. Work that finds it is too early announces itself again.
+//! Work is done once for any number of announcements before it begins, and never inside other work. What is announced again
+//! while it is being done may be done by another core at the same time. Work that finds it is too early announces itself again.
+//! A wait may take longer than its deadline by what the work takes.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Once;
@@ -69,23 +70,30 @@ fn run_pending(core_bit: u64) {
 mod tests {
     use super::*;
     use crate::{Deadline, wait_until};
+    use core::cell::Cell;
     use core::sync::atomic::{AtomicBool, AtomicU32};
 
     static DONE: AtomicU32 = AtomicU32::new(0);
     static TOO_EARLY: AtomicBool = AtomicBool::new(true);
     static TICKET: Once<Ticket> = Once::new();
 
-    /// Waits itself, which must not begin it anew, and puts itself off once.
-    fn work() {
-        let _ = wait_until(Deadline::after_millis(1), || false);
-        if TOO_EARLY.swap(false, Ordering::SeqCst) {
-            TICKET.get().unwrap().raise();
-            return;
-        }
-        DONE.fetch_add(1, Ordering::SeqCst);
+    std::thread_local! {
+        static AT_WORK: Cell<bool> = const { Cell::new(false) };
     }
 
-    /// Red when a core slept with work pending, and when work was begun inside work (it never returned).
+    /// Puts itself off once, and waits, in which it must not be begun anew.
+    fn work() {
+        assert!(!AT_WORK.replace(true), "work inside work");
+        if TOO_EARLY.swap(false, Ordering::SeqCst) {
+            TICKET.get().unwrap().raise();
+            assert!(wait_until(Deadline::after_millis(1), || false).is_err());
+        } else {
+            DONE.fetch_add(1, Ordering::SeqCst);
+        }
+        AT_WORK.set(false);
+    }
+
+    /// Red when waiting did no work, and when work was begun inside work.
     #[test]
     fn work_is_done_by_who_waits_once_and_again_if_it_was_too_early() {
         let ticket = *TICKET.call_once(|| register(work).unwrap());

@@ -452,6 +452,49 @@ fn reserved_memory_and_bus_masters_are_read() {
     assert!(error.contains("/reserved-memory/pool@60000000") || error.contains("secret@70000000"), "{error}");
 }
 
+/// Red when a path was compared by its beginning only, and when memory at other addresses was taken for one to one.
+#[test]
+fn firmwares_addresses_are_found_for_the_functions_they_are_meant_for() {
+    let mut tree = parse(QEMU_10);
+    let parent = tree.at("/reserved-memory");
+    parent.set("#address-cells", cells(&[2])).set("#size-cells", cells(&[2])).set("ranges", "");
+    let screen = tree.at("/reserved-memory/screen@60000000");
+    screen.set("reg", cells(&[0, 0x6000_0000, 0, 0x10_0000]));
+    screen.set("iommu-addresses", cells(&[0x9001, 0x0200_0000, 0, 0x6000_0000, 0, 0x10_0000]));
+    let log = tree.at("/reserved-memory/log@61000000");
+    log.set("reg", cells(&[0, 0x6100_0000, 0, 0x1000]));
+    // Elsewhere, and for everything behind the host.
+    log.set("iommu-addresses", cells(&[0x9003, 0, 0x7000_0000, 0, 0x1000]));
+    let hidden = tree.at("/reserved-memory/hidden");
+    hidden.set("iommu-addresses", cells(&[0x9002, 0, 0, 0x6200_0000, 0, 0x2000]));
+    let host = tree.at(PCIE);
+    host.set("phandle", cells(&[0x9003]));
+    let behind = format!("{PCIE}/bridge@8/display@0,1");
+    for (path, phandle) in [(format!("{PCIE}/display@1f,2"), 0x9001), (behind.clone(), 0x9002)] {
+        tree.at(&path).set("phandle", cells(&[phandle])).set("reg", cells(&[0, 0, 0, 0, 0]));
+    }
+    let bridge = tree.at(&format!("{PCIE}/bridge@8"));
+    bridge.set("#address-cells", cells(&[3])).set("#size-cells", cells(&[2])).set("reg", cells(&[0x4000, 0, 0, 0, 0]));
+    let machine = Machine::from_fdt(&write(&tree, &[])).unwrap();
+    assert_eq!(machine.reserved.iter().map(|region| region.iommu_addresses.len()).sum::<usize>(), 3);
+
+    let iova = |start, len| IovaRange::new(Iova::new(start), len).unwrap();
+    let everybody = FirmwareRegion { iova: iova(0x7000_0000, 0x1000), memory: None };
+    let display = FirmwareRegion { iova: iova(0x6000_0000, 0x10_0000), memory: Some(phys(0x6000_0000, 0x10_0000)) };
+    let hidden = FirmwareRegion { iova: iova(0x6200_0000, 0x2000), memory: None };
+    let of = |way: &[(u8, u8)]| {
+        let mut found: Vec<_> = machine.firmware_regions(0, way).collect();
+        found.sort_by_key(|region| region.iova);
+        found
+    };
+    assert_eq!(of(&[(0x1f, 2)]), [display, everybody]);
+    assert_eq!(of(&[(8, 0), (0, 1)]), [hidden, everybody]);
+    for other in [&[(0x1f, 0)][..], &[(1, 2)], &[(8, 0)], &[(8, 0), (0, 0)], &[(0, 1)]] {
+        assert_eq!(of(other), [everybody], "{other:?}");
+    }
+    assert_eq!(machine.firmware_regions(1, &[(0x1f, 2)]).count(), 0);
+}
+
 #[test]
 fn chosen_is_read_and_checked() {
     let chosen = edited(|tree| {

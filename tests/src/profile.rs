@@ -2,18 +2,23 @@
 
 use crate::two_smmus;
 use anyhow::{Result, bail};
-use qemu::emulator::Emulator;
+use qemu::emulator::{Emulator, Version};
 use qemu::machine::{Disk, Iommu, Machine};
 use std::ffi::OsString;
 
 /// The names, with what each is for.
-pub const PROFILES: [(&str, &str); 10] = [
+pub const PROFILES: [(&str, &str); 12] = [
     ("default", "two cores, and edu, a writable virtio-blk disk and a virtio-gpu on the root bus"),
     ("smp1", "as default, with one core"),
     ("smp8", "as default, with eight cores"),
     ("el2", "as default, entered at EL2"),
     ("max", "as default, with the newest processor QEMU has"),
     ("bridge", "as default, and an edu behind each of two PCIe root ports"),
+    (
+        "groups",
+        "as default, and edus: two behind a bridge to conventional PCI, two in one device, one behind a root port",
+    ),
+    ("stage1", "as default, with an SMMU that has stage 1 only where this QEMU has such a machine"),
     ("testdev", "as default, and an iommu-testdev at slot 4 where this QEMU has one"),
     ("two_smmus", "as default without disk and display, and a second edu behind a second SMMU where this QEMU has one"),
     ("viommu", "as default, with a virtio-iommu in slot 6 in place of the SMMU"),
@@ -39,6 +44,25 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
                 "-device",
                 &edu("port2"),
             ]));
+        }
+        "groups" => {
+            for device in [
+                "pcie-pci-bridge,id=conventional,addr=8",
+                "edu,bus=conventional,addr=1,dma_mask=0xffffffffffffffff",
+                "edu,bus=conventional,addr=2,dma_mask=0xffffffffffffffff",
+                "edu,addr=9.0,multifunction=on,dma_mask=0xffffffffffffffff",
+                "edu,addr=9.1,dma_mask=0xffffffffffffffff",
+                "pcie-root-port,id=alone,addr=a,chassis=3",
+                "edu,bus=alone,dma_mask=0xffffffffffffffff",
+            ] {
+                machine.extra.extend(words(["-device", device]));
+            }
+        }
+        "stage1" => {
+            // Later machines have both stages, whatever is asked for; earlier emulators have stage 1 only, and no such machine.
+            if emulator.version >= Version(9, 1, 0) {
+                machine.extra = words(["-machine", "type=virt-9.1"]);
+            }
         }
         "testdev" => {
             if emulator.has_device("iommu-testdev")? {
@@ -66,7 +90,6 @@ fn words<const N: usize>(words: [&str; N]) -> Vec<OsString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qemu::emulator::Version;
     use qemu::machine::DiskFormat;
 
     #[test]

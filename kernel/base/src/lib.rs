@@ -9,7 +9,7 @@
 //!
 //! - [`IrqMutex`] masks interrupts on this core while it is held, so that a handler may take it too.
 //! - No lock is held across a wait: [`wait_until`] must be called with no [`IrqMutex`] held.
-//! - Handlers neither allocate nor wait.
+//! - Handlers neither allocate nor wait; what they cannot do, cores that wait do for them ([`deferred`]).
 
 #![no_std]
 
@@ -18,6 +18,7 @@ extern crate std;
 
 pub mod barrier;
 pub mod cpu;
+pub mod deferred;
 mod hooks;
 pub mod irq;
 mod lock;

@@ -5,9 +5,9 @@
 //! condition, a notifier looks for sleepers *after* it has changed it, and an interrupt that arrives between the look and the
 //! WFI is pending and ends the WFI at once.
 
-use crate::cpu;
 use crate::hooks::__private as hooks;
 use crate::time::{Deadline, Instant};
+use crate::{cpu, deferred};
 use core::future::Future;
 use core::pin::pin;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -26,7 +26,8 @@ pub struct TimedOut;
 
 /// Sleeps until `condition` holds.
 ///
-/// `condition` is called with interrupts masked and must neither block nor allocate. The caller holds no lock.
+/// `condition` is called with interrupts masked and must neither block nor allocate. The caller holds no lock. Work that
+/// handlers have left ([`deferred`]) is done before sleeping.
 ///
 /// # Errors
 ///
@@ -34,11 +35,12 @@ pub struct TimedOut;
 pub fn wait_until(deadline: Deadline, mut condition: impl FnMut() -> bool) -> Result<(), TimedOut> {
     let bit = 1_u64 << cpu::index();
     loop {
+        deferred::run(bit);
         let state = hooks::irq_save();
         SLEEPING.fetch_or(bit, Ordering::SeqCst);
         let expired = Instant::now() >= deadline.instant();
         let holds = condition();
-        if !holds && !expired {
+        if !holds && !expired && !deferred::is_due(bit) {
             hooks::sleep(deadline.instant().as_nanos());
         }
         SLEEPING.fetch_and(!bit, Ordering::SeqCst);

@@ -23,7 +23,7 @@ use alloc::sync::Arc;
 use core::fmt;
 use core::panic::Location;
 use core::sync::atomic::Ordering;
-use iommu::group::Group;
+use iommu::group::{AttachmentState, Group};
 use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, RevokeError};
 
 /// What a device behind an IOMMU is made of.
@@ -216,6 +216,18 @@ impl Device {
         Mapped::new(self, buffer, Location::caller())
     }
 
+    /// Lends `buffer` to the device at `iova`: for devices that insist on an address. From here on until the mapping ends, the
+    /// DMA-API allocates only from what remains.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::map`]; [`Error::Iova`] where part of the range is reserved or lent already, or out of the device's reach;
+    /// [`Error::NotIsolated`] where nothing translates.
+    #[track_caller]
+    pub fn map_at<D: Direction, B: Buffer>(&self, iova: Iova, buffer: B) -> Result<Mapped<D, B>, Rejected<B>> {
+        Mapped::new_at(self, Some(iova), buffer, Location::caller())
+    }
+
     /// Allocates a zeroed `T` that the CPU and the device share without synchronization.
     ///
     /// # Errors
@@ -251,13 +263,33 @@ impl Device {
         scoped::run(self, bytes, f, Location::caller())
     }
 
-    /// Says what the records know of a DMA address: for fault reports. Neither allocates nor waits.
+    /// Says what the records know of a DMA address: for fault reports. Neither allocates nor waits; looks at the group's state
+    /// under its lock.
     pub fn explain(&self, iova: Iova) -> Explanation<'_> {
         let translation = match &self.0.backend {
             Backend::Translated(translated) => translated.space().translate(iova),
             Backend::Direct(_) => None,
         };
-        Explanation::new(&self.0.name, &self.0.records, translation, iova)
+        let elsewhere = match &self.0.backend {
+            Backend::Translated(translated) => match translated.group().current() {
+                state @ (AttachmentState::Owned | AttachmentState::Identity) => Some(state),
+                _ => None,
+            },
+            Backend::Direct(_) => None,
+        };
+        Explanation::new(&self.0.name, &self.0.records, translation, elsewhere, iova)
+    }
+
+    /// The way through the IOMMU.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotIsolated`] where there is none.
+    pub(crate) fn translated(&self) -> Result<&Translated, Error> {
+        match &self.0.backend {
+            Backend::Translated(translated) => Ok(translated),
+            Backend::Direct(_) => Err(Error::NotIsolated(self.0.name.clone())),
+        }
     }
 
     /// What is lent to the device, and what was.
@@ -265,33 +297,51 @@ impl Device {
         DeviceStats::of(&self.0.records)
     }
 
-    /// Blocks the device's group: from here on the device reaches nothing. For removal; mappings may outlive it harmlessly.
+    /// Takes the device out of use: nothing can be mapped for it any more, and if no other device of its group is in use, the
+    /// group is blocked, so that it reaches nothing. For removal; mappings may outlive it harmlessly. (A device that shares its
+    /// group with one in use cannot be told from it by the IOMMU: whoever removes it takes it off the bus first.)
     ///
     /// # Errors
     ///
     /// [`Error::Attach`]. A device without an IOMMU cannot be blocked; that is no error.
     pub fn shut_down(&self) -> Result<(), Error> {
         match &self.0.backend {
-            Backend::Translated(translated) => Ok(translated.group().block()?),
+            Backend::Translated(translated) => Ok(translated.leave()?),
             Backend::Direct(_) => Ok(()),
         }
     }
 
-    /// Lends the memory of `runs`, `len` bytes.
+    /// Lends the memory of `runs`, `len` bytes: at `at`, or wherever there is room.
     ///
     /// # Safety
     ///
     /// Until [`Loan::end`] returns `Ok`, the device may access the memory within `prot`: there is no reference to it that
     /// this would invalidate, and it is not freed.
     #[inline]
-    pub(crate) unsafe fn lend(&self, runs: &[PhysRange], len: u64, prot: Prot, site: Site) -> Result<Loan, Error> {
+    pub(crate) unsafe fn lend(
+        &self,
+        at: Option<Iova>,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        site: Site,
+    ) -> Result<Loan, Error> {
         let prot = if self.0.coherent { prot } else { prot | Prot::NON_COHERENT };
         let (segments, range) = match &self.0.backend {
             Backend::Translated(translated) => {
-                // SAFETY: the caller's promise is what `map` asks for.
-                let range = unsafe { translated.map(runs, len, prot, &self.0.limits, &self.0.name) }?;
+                let range = match at {
+                    // SAFETY: the caller's promise is what `map` asks for.
+                    None => unsafe { translated.map(runs, len, prot, &self.0.limits, &self.0.name) }?,
+                    Some(iova) => {
+                        let range = IovaRange::new(iova, len).ok_or(Error::BadSize(len))?;
+                        // SAFETY: as above.
+                        unsafe { translated.map_at(range, runs, prot, &self.0.limits, &self.0.name) }?;
+                        range
+                    }
+                };
                 (Segments::One(Segment { iova: range.start(), len }), range)
             }
+            Backend::Direct(_) if at.is_some() => return Err(Error::NotIsolated(self.0.name.clone())),
             Backend::Direct(windows) => {
                 let segments = windows.segments(runs, &self.0.limits, &self.0.name)?;
                 let first = segments.as_slice().first().map(|segment| segment.iova).unwrap_or_default();
@@ -299,7 +349,7 @@ impl Device {
             }
         };
         let slot = self.0.records.begin(range, prot, site);
-        Ok(Loan { device: self.clone(), segments, range, slot, site })
+        Ok(Loan { device: self.clone(), segments, range, slot, site, fixed: at.is_some() })
     }
 }
 
@@ -325,6 +375,8 @@ pub(crate) struct Loan {
     pub(crate) range: IovaRange,
     slot: Slot,
     pub(crate) site: Site,
+    /// It is where its driver wanted it: its range was reserved rather than allocated.
+    fixed: bool,
 }
 
 impl Loan {
@@ -346,7 +398,11 @@ impl Loan {
                 return Err((cause, self));
             }
             inner.records.end(self.slot, self.range, self.site, site);
-            translated.release(self.range);
+            if self.fixed {
+                translated.release_fixed(self.range);
+            } else {
+                translated.release(self.range);
+            }
         } else {
             inner.records.end(self.slot, self.range, self.site, site);
         }

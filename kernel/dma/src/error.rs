@@ -6,7 +6,7 @@ use alloc::collections::TryReserveError;
 use alloc::sync::Arc;
 use core::fmt;
 use iommu::group::AttachmentState;
-use iommu::{AttachError, Iova, IovaError, MapError, OutOfMemory, PhysRange};
+use iommu::{AttachError, Iova, IovaError, MapError, OutOfMemory, PhysRange, RevokeError};
 
 /// Why a request of the DMA-API was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -95,6 +95,18 @@ pub enum Error {
     /// The state of the device's group could not be changed.
     #[error("cannot attach: {0}")]
     Attach(#[from] AttachError),
+    /// A domain lacks what a device needs wherever it is attached, has what is another device's, or is for devices that treat
+    /// the caches otherwise.
+    #[error("the domain {domain} is not fit for {device}")]
+    Unfit {
+        /// The domain's name.
+        domain: Arc<str>,
+        /// Who.
+        device: Arc<str>,
+    },
+    /// A revocation gave no guarantee.
+    #[error("cannot revoke: {0}")]
+    Revoke(RevokeError),
     /// The cacheability of coherent memory could not be changed.
     #[error("cannot change how memory is cached: {0}")]
     Attributes(#[from] AttributeError),

@@ -5,6 +5,7 @@ use crate::site::Site;
 use base::time::Duration;
 use core::fmt;
 use core::sync::atomic::Ordering;
+use iommu::group::AttachmentState;
 use iommu::{Iova, IovaRange, PhysAddr, Prot};
 
 /// What is known of a DMA address of one device. Its `Display` is one line for a report.
@@ -50,6 +51,11 @@ pub enum Fate {
         /// How long ago.
         ago: Duration,
     },
+    /// The device is not in the address space of the DMA-API at this moment: what is lent there does not matter.
+    Elsewhere {
+        /// Where its group is instead.
+        state: AttachmentState,
+    },
     /// Neither.
     Unknown {
         /// The closest loan that ends at or before the address, and the bytes from its end to the address.
@@ -66,14 +72,23 @@ impl<'a> Explanation<'a> {
         device: &'a str,
         records: &Records,
         translation: Option<(PhysAddr, Prot)>,
+        elsewhere: Option<AttachmentState>,
         address: Iova,
     ) -> Self {
-        Self { device, address, fate: Fate::of(records, translation, address) }
+        Self { device, address, fate: Fate::of(records, translation, elsewhere, address) }
     }
 }
 
 impl Fate {
-    fn of(records: &Records, translation: Option<(PhysAddr, Prot)>, address: Iova) -> Self {
+    fn of(
+        records: &Records,
+        translation: Option<(PhysAddr, Prot)>,
+        elsewhere: Option<AttachmentState>,
+        address: Iova,
+    ) -> Self {
+        if let Some(state) = elsewhere {
+            return Self::Elsewhere { state };
+        }
         let (mut below, mut above) = (None, None);
         for LiveMapping { range, prot, site } in records.live() {
             if range.contains(address) {
@@ -141,6 +156,9 @@ impl fmt::Display for Explanation<'_> {
             Fate::Ended { range, mapped_at, unmapped_at, ago } => {
                 write!(f, "{address} was unmapped {} us ago by {device} at {}", ago.as_micros(), At(unmapped_at))?;
                 write!(f, " ({range}, lent at {})", At(mapped_at))
+            }
+            Fate::Elsewhere { state } => {
+                write!(f, "{address} is not the DMA-API's: {device} is {state}")
             }
             Fate::Unknown { below, above, forgotten } => {
                 let history = if forgotten { "is not mapped, nor was it lately" } else { "was never mapped" };

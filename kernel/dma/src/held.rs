@@ -14,6 +14,7 @@ use crate::site::Site;
 use crate::{Device, Direction, Error};
 use core::marker::PhantomData;
 use core::mem::{self, ManuallyDrop};
+use iommu::Iova;
 
 /// Memory `M` that a device has, in direction `D`. Dropping it revokes.
 pub(crate) struct Held<D: Direction, M: Spans> {
@@ -26,6 +27,12 @@ impl<D: Direction, M: Spans> Held<D, M> {
     /// Lends `memory`.
     #[inline]
     pub(crate) fn lend(device: &Device, memory: M, site: Site) -> Result<Self, (M, Error)> {
+        Self::lend_at(device, None, memory, site)
+    }
+
+    /// Lends `memory`, at a fixed address if there is one.
+    #[inline]
+    pub(crate) fn lend_at(device: &Device, at: Option<Iova>, memory: M, site: Site) -> Result<Self, (M, Error)> {
         let len = memory.spans_len();
         if !device.is_coherent()
             && let Err(error) = prepare::<D, M>(&memory, 0, len)
@@ -36,7 +43,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
         // - `memory` is owned: nobody has a reference into it (contract of Spans), and from here on it is reached through
         //   atomics only, until `take_back` or a drop has revoked the loan;
         // - it is not freed before that either: if the revocation fails, it is forgotten.
-        match unsafe { device.lend(memory.spans_runs(), len, D::PROT, site) } {
+        match unsafe { device.lend(at, memory.spans_runs(), len, D::PROT, site) } {
             Ok(loan) => {
                 Ok(Self { loan: ManuallyDrop::new(loan), memory: ManuallyDrop::new(memory), direction: PhantomData })
             }
@@ -138,7 +145,7 @@ pub(crate) fn prepare<D: Direction, M: Spans>(memory: &M, offset: u64, len: u64)
 
 /// After a device that does not snoop has written: lines that were fetched speculatively meanwhile are discarded.
 #[cold]
-fn fetch<D: Direction, M: Spans>(memory: &M, offset: u64, len: u64) -> Result<(), Error> {
+pub(crate) fn fetch<D: Direction, M: Spans>(memory: &M, offset: u64, len: u64) -> Result<(), Error> {
     let Some(maintained_by) = memory.maintained_by().filter(|_| D::DEVICE_WRITES) else { return Ok(()) };
     for_each_span(memory, offset, len, |span| maintained_by.invalidate(span.ptr, span.bytes))
 }

@@ -31,6 +31,9 @@
 //! - The permission of the device follows from the type of the direction (R5), and so does what the CPU may copy.
 //! - A DMA address belongs to one device: drivers check a loan with [`Device::check_loan`].
 //!
+//! A driver that wants an address space for itself has an [`OwnedDomain`] (the IOMMU-API): it says what lies where, and swaps
+//! whole address spaces under a running device.
+//!
 //! All of it rests on the contract of [`iommu::contract`], and on the promises of [`DmaMemory`]. Devices without an IOMMU are
 //! held by nothing: making one is `unsafe` ([`Device::direct`]).
 //!
@@ -68,6 +71,7 @@ mod lent;
 mod limits;
 mod mapped;
 mod memory;
+mod owned;
 mod page_set;
 mod pages;
 pub mod quarantine;
@@ -91,6 +95,7 @@ pub use lent::{Lent, Segment, Slices, slice};
 pub use limits::Limits;
 pub use mapped::Mapped;
 pub use memory::{AttributeError, Cacheability, DmaMemory, PageRequest, RawPages};
+pub use owned::{IdentityAttachment, OwnedAttachment, OwnedDomain, Placed, vouch};
 pub use page_set::{Ladder, PageSet};
 pub use pages::Pages;
 pub use quarantine::Quarantined;

@@ -19,7 +19,12 @@ pub struct Mapped<D: Direction, B: Buffer> {
 impl<D: Direction, B: Buffer> Mapped<D, B> {
     #[inline]
     pub(crate) fn new(device: &Device, buffer: B, site: Site) -> Result<Self, Rejected<B>> {
-        match Held::lend(device, buffer, site) {
+        Self::new_at(device, None, buffer, site)
+    }
+
+    #[inline]
+    pub(crate) fn new_at(device: &Device, at: Option<Iova>, buffer: B, site: Site) -> Result<Self, Rejected<B>> {
+        match Held::lend_at(device, at, buffer, site) {
             Ok(held) => Ok(Self { held }),
             Err((buffer, error)) => Err(Rejected { buffer, error }),
         }

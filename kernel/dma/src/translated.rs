@@ -5,14 +5,16 @@
 
 use crate::{Error, Limits};
 use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, Ordering};
 use iommu::contract::AddressSpace;
 use iommu::domain::Domain;
 use iommu::group::{AttachmentState, Group};
-use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot};
+use iommu::{AttachError, Iova, IovaError, IovaRange, PAGE_SIZE, PhysRange, Prot};
 
-/// The way through an IOMMU.
+/// The way through an IOMMU. While it lives, and has not been told to leave, it is a user of the group.
 pub(crate) struct Translated {
     group: Arc<Group>,
+    left: AtomicBool,
     domain: Arc<Domain>,
     space: Arc<dyn AddressSpace>,
     /// The smallest and the largest leaf of the space, in bytes.
@@ -28,11 +30,29 @@ impl Translated {
         let aperture = space.aperture();
         let largest_leaf = 1 << (63 - aperture.page_sizes.max(PAGE_SIZE).leading_zeros());
         let page_size = aperture.page_size().max(PAGE_SIZE);
-        Ok(Self { group, domain, space, page_size, largest_leaf })
+        group.enter();
+        Ok(Self { group, left: AtomicBool::new(false), domain, space, page_size, largest_leaf })
     }
 
-    pub(crate) fn group(&self) -> &Group {
+    pub(crate) fn group(&self) -> &Arc<Group> {
         &self.group
+    }
+
+    pub(crate) fn domain(&self) -> &Arc<Domain> {
+        &self.domain
+    }
+
+    /// Whether the device uses its group no more.
+    pub(crate) fn has_left(&self) -> bool {
+        self.left.load(Ordering::Relaxed)
+    }
+
+    /// Stops being a user of the group, which is blocked if there is no other.
+    pub(crate) fn leave(&self) -> Result<(), AttachError> {
+        if self.left.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.group.leave().map(drop)
     }
 
     #[inline]
@@ -60,10 +80,7 @@ impl Translated {
     ) -> Result<IovaRange, Error> {
         // A change of attachment right after this look is harmless: the mapping is then made in an address space that the
         // device is not attached to.
-        let state = self.group.current();
-        if state != AttachmentState::Default {
-            return Err(not_attached(state, device));
-        }
+        self.check_attached(device)?;
         let align = self.align(runs, len, limits);
         let range = self.domain.iova().allocate(len, align, Iova::new(limits.address_mask))?;
         // SAFETY: the caller's promise.
@@ -73,6 +90,40 @@ impl Translated {
                 self.release(range);
                 Err(error.into())
             }
+        }
+    }
+
+    /// Maps `runs` at `range`, which the allocator is kept from.
+    ///
+    /// # Safety
+    ///
+    /// As [`AddressSpace::map`].
+    pub(crate) unsafe fn map_at(
+        &self,
+        range: IovaRange,
+        runs: &[PhysRange],
+        prot: Prot,
+        limits: &Limits,
+        device: &Arc<str>,
+    ) -> Result<(), Error> {
+        self.check_attached(device)?;
+        if range.end().get() - 1 > limits.address_mask {
+            return Err(Error::Iova(IovaError::OutOfWindow(range)));
+        }
+        self.domain.iova().reserve(range)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.space.map(range, runs, prot) }.map_err(|error| {
+            self.release_fixed(range);
+            error.into()
+        })
+    }
+
+    #[inline]
+    fn check_attached(&self, device: &Arc<str>) -> Result<(), Error> {
+        match self.group.current() {
+            AttachmentState::Default if !self.has_left() => Ok(()),
+            AttachmentState::Default => Err(not_attached(AttachmentState::Blocked, device)),
+            state => Err(not_attached(state, device)),
         }
     }
 
@@ -96,6 +147,22 @@ impl Translated {
     pub(crate) fn release(&self, range: IovaRange) {
         if let Err(error) = self.domain.iova().free(range) {
             log::error!("dma: address range {range} is lost: {error}");
+        }
+    }
+
+    /// Gives a range that was mapped where its driver wanted it back to the allocator, after its revocation.
+    #[cold]
+    pub(crate) fn release_fixed(&self, range: IovaRange) {
+        if let Err(error) = self.domain.iova().release(range) {
+            log::error!("dma: address range {range} is lost: {error}");
+        }
+    }
+}
+
+impl Drop for Translated {
+    fn drop(&mut self) {
+        if let Err(error) = self.leave() {
+            log::error!("dma: a group could not be blocked when its last device was given up: {error}");
         }
     }
 }

@@ -107,6 +107,9 @@ pub enum AttachError {
     /// No driver owns the group, or not with the domain that was named.
     #[error("the group is not owned with this domain")]
     NotOwned,
+    /// So many bus masters of the group are in use: none of them can have it for itself.
+    #[error("{0} bus masters of the group are in use")]
+    Shared(usize),
     /// A domain of this kind cannot be attached in this way.
     #[error("a domain of kind {0} cannot be attached so")]
     WrongKind(DomainKind),

@@ -5,6 +5,12 @@
 //! neither or, per stream, both. The default domain and all that is mapped in it stay as they are; when the driver detaches,
 //! the streams get it back. Meanwhile [`Group::domain`] is `None`, which is how the DMA-API knows that it must refuse.
 //!
+//! # Users
+//!
+//! Each bus master of a group that is in use counts as one of its users ([`Group::enter`], [`Group::leave`]). When the last one
+//! leaves, the group is blocked, and not before: what one master's driver gives up, another's may still be using. A domain of a
+//! driver's own, or identity, is for a group with one user: the others would be moved without being asked.
+//!
 //! # Failures
 //!
 //! All streams of a group are attached, or none is: when one cannot be, those that have moved are moved back. Where that is
@@ -17,6 +23,7 @@
 
 use crate::contract::Iommu;
 use crate::domain::{Domain, DomainKind};
+use crate::identity::IdentityCapability;
 use crate::{AttachError, StreamId};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -33,6 +40,8 @@ pub enum AttachmentState {
     Default,
     /// What the driver that owns the group maps.
     Owned,
+    /// All of memory: the board vouches for them.
+    Identity,
     /// What they could reach before, or what they will reach after a change that is being made.
     Changing,
     /// Nothing, as far as the IOMMU could be made to see to it.
@@ -45,6 +54,7 @@ impl fmt::Display for AttachmentState {
             Self::Blocked => "blocked",
             Self::Default => "in its DMA domain",
             Self::Owned => "owned by its driver",
+            Self::Identity => "untranslated",
             Self::Changing => "changing",
             Self::Stranded => "stranded",
         })
@@ -58,6 +68,8 @@ enum Place {
     Blocked,
     Default(Arc<Domain>),
     Owned(Arc<Domain>),
+    /// What the board has said to vouch for the masters.
+    Identity(IdentityCapability),
     /// Because of this stream.
     Stranded(StreamId),
 }
@@ -67,7 +79,7 @@ impl Place {
     fn domain(&self) -> Option<&Arc<Domain>> {
         match self {
             Self::Default(domain) | Self::Owned(domain) => Some(domain),
-            Self::Blocked | Self::Stranded(_) => None,
+            Self::Blocked | Self::Identity(_) | Self::Stranded(_) => None,
         }
     }
 }
@@ -78,6 +90,8 @@ struct State {
     /// The default domain while a driver owns the group.
     parked: Option<Arc<Domain>>,
     changing: bool,
+    /// Bus masters that are in use.
+    users: usize,
 }
 
 /// A change that has been decided on.
@@ -117,8 +131,42 @@ impl Group {
             Place::Blocked => AttachmentState::Blocked,
             Place::Default(_) => AttachmentState::Default,
             Place::Owned(_) => AttachmentState::Owned,
+            Place::Identity(_) => AttachmentState::Identity,
             Place::Stranded(_) => AttachmentState::Stranded,
         }
+    }
+
+    /// How many of its bus masters are in use.
+    pub fn users(&self) -> usize {
+        self.state.lock().users
+    }
+
+    /// Counts one more bus master in use. Changes nothing for the streams.
+    pub fn enter(&self) {
+        self.state.lock().users += 1;
+    }
+
+    /// Counts one bus master less; after the last one the group is blocked, wherever it was. Says whether it was the last.
+    ///
+    /// # Errors
+    ///
+    /// As [`Group::block`]; the master does not count any more all the same.
+    pub fn leave(&self) -> Result<bool, AttachError> {
+        let last = {
+            let mut state = self.state.lock();
+            state.users = state.users.saturating_sub(1);
+            state.users == 0
+        };
+        if last {
+            self.block()?;
+        }
+        Ok(last)
+    }
+
+    /// The domain that the streams are attached to now, whatever its kind.
+    pub fn attached(&self) -> Option<Arc<Domain>> {
+        let state = self.state.lock();
+        if state.changing { None } else { state.place.domain().cloned() }
     }
 
     /// The default domain, if the group is attached to it now: otherwise the DMA-API must refuse.
@@ -142,7 +190,7 @@ impl Group {
         }
         self.change(|state| match state.place {
             Place::Blocked | Place::Default(_) => Ok(Change { place: Place::Default(domain), parked: None }),
-            Place::Owned(_) => Err(AttachError::Owned),
+            Place::Owned(_) | Place::Identity(_) => Err(AttachError::Owned),
             Place::Stranded(stream) => Err(AttachError::Stranded(stream)),
         })
     }
@@ -152,17 +200,34 @@ impl Group {
     ///
     /// # Errors
     ///
-    /// As [`Group::attach_default`].
+    /// As [`Group::attach_default`]; [`AttachError::Shared`] while several of the group's masters are in use.
     pub fn attach_owned(&self, domain: Arc<Domain>) -> Result<(), AttachError> {
         if domain.kind() != DomainKind::Owned {
             return Err(AttachError::WrongKind(domain.kind()));
         }
-        self.change(|state| match &state.place {
-            Place::Blocked => Ok(Change { place: Place::Owned(domain), parked: None }),
-            Place::Default(default) => Ok(Change { place: Place::Owned(domain), parked: Some(default.clone()) }),
-            Place::Owned(_) => Err(AttachError::Owned),
+        self.change(|state| Self::take(state, Place::Owned(domain)))
+    }
+
+    /// Lets the streams reach all of memory untranslated, in place of the default domain, until [`Group::detach_owned`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Group::attach_owned`].
+    pub fn attach_identity(&self, capability: IdentityCapability) -> Result<(), AttachError> {
+        self.change(|state| Self::take(state, Place::Identity(capability)))
+    }
+
+    /// Decides on taking the group away from the DMA-API.
+    fn take(state: &State, place: Place) -> Result<Change, AttachError> {
+        if state.users > 1 {
+            return Err(AttachError::Shared(state.users));
+        }
+        match &state.place {
+            Place::Blocked => Ok(Change { place, parked: None }),
+            Place::Default(default) => Ok(Change { place, parked: Some(default.clone()) }),
+            Place::Owned(_) | Place::Identity(_) => Err(AttachError::Owned),
             Place::Stranded(stream) => Err(AttachError::Stranded(*stream)),
-        })
+        }
     }
 
     /// Swaps the owner's domain `from` for `to` under the running device. That the caller has `from` is its claim to be the
@@ -184,7 +249,7 @@ impl Group {
         })
     }
 
-    /// Ends the ownership: the group is back in its default domain, or blocked if it had none.
+    /// Ends the ownership, or identity: the group is back in its default domain, or blocked if it had none.
     ///
     /// # Errors
     ///
@@ -192,7 +257,7 @@ impl Group {
     /// owns the group, unless it is [`AttachError::Stranded`].
     pub fn detach_owned(&self) -> Result<(), AttachError> {
         self.change(|state| match state.place {
-            Place::Owned(_) => {
+            Place::Owned(_) | Place::Identity(_) => {
                 let place = state.parked.clone().map_or(Place::Blocked, Place::Default);
                 Ok(Change { place, parked: None })
             }
@@ -221,9 +286,9 @@ impl Group {
             state.changing = true;
             (state.place.clone(), to)
         };
-        let result = match to.place.domain() {
-            Some(domain) => self.move_all(&from, domain),
-            None => self.block_all(),
+        let result = match &to.place {
+            Place::Blocked | Place::Stranded(_) => self.block_all(),
+            place => self.move_all(&from, place),
         };
         let end = match result {
             Ok(()) => Some(to),
@@ -242,25 +307,29 @@ impl Group {
         result
     }
 
-    /// Attaches all streams to `domain`, or moves those back that were moved.
-    fn move_all(&self, from: &Place, domain: &Domain) -> Result<(), AttachError> {
+    /// Moves all streams to `place`, or moves those back that were moved.
+    fn move_all(&self, from: &Place, place: &Place) -> Result<(), AttachError> {
         for (index, stream) in self.streams.iter().enumerate() {
-            let Err(error) = self.iommu.attach(*stream, domain.space()) else { continue };
+            let Err(error) = self.move_one(*stream, place) else { continue };
             log::warn!("{}: stream {stream} was not attached: {error}", self.iommu.name());
             // A stream that was refused is where it was. One that the IOMMU has begun to change may be anywhere.
             let begun = matches!(error, AttachError::TimedOut | AttachError::Dead);
             for stream in self.streams.iter().take(index + usize::from(begun)) {
-                let back = match from.domain() {
-                    Some(domain) => self.iommu.attach(*stream, domain.space()),
-                    None => self.iommu.block(*stream),
-                };
-                if back.is_err() {
+                if self.move_one(*stream, from).is_err() {
                     return Err(self.block_all().err().unwrap_or(AttachError::Stranded(*stream)));
                 }
             }
             return Err(error);
         }
         Ok(())
+    }
+
+    fn move_one(&self, stream: StreamId, place: &Place) -> Result<(), AttachError> {
+        match place {
+            Place::Default(domain) | Place::Owned(domain) => self.iommu.attach(stream, domain.space()),
+            Place::Identity(capability) => capability.bypass(&*self.iommu, stream),
+            Place::Blocked | Place::Stranded(_) => self.iommu.block(stream),
+        }
     }
 
     /// Blocks all streams, or as many as can be.

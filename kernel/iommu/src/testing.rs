@@ -67,6 +67,7 @@ unsafe impl AddressSpace for FakeSpace {
 pub enum Call {
     Attach(u32, String),
     Block(u32),
+    Bypass(u32),
 }
 
 type Hook = Box<dyn Fn() + Send + Sync>;
@@ -158,7 +159,9 @@ unsafe impl Iommu for FakeIommu {
         Ok(())
     }
 
-    unsafe fn bypass(&self, _: StreamId) -> Result<(), AttachError> {
-        Err(AttachError::Unsupported("bypass"))
+    unsafe fn bypass(&self, stream: StreamId) -> Result<(), AttachError> {
+        self.call(Call::Bypass(stream.get()))?;
+        self.attached.lock().unwrap().insert(stream.get(), "bypass".into());
+        Ok(())
     }
 }

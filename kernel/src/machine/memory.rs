@@ -132,7 +132,8 @@ fn region(parent: Node<'_, '_>, node: Node<'_, '_>) -> Result<ReservedMemory, Er
     Ok(ReservedMemory { path: node.try_path()?, ranges, dynamic, no_map, reusable, compatible, iommu_addresses })
 }
 
-/// Reads `iommu-addresses`: (device, address, size), the two numbers in the cells of the bus that the device is on.
+/// Reads `iommu-addresses`: (device, address, size), the two numbers in the cells of the bus that the device is on. On a PCI
+/// bus a cell that says which space is meant stands before the address; there is only one for DMA.
 fn iommu_addresses(node: Node<'_, '_>) -> Result<Vec<IommuAddresses>, Error> {
     let property = "iommu-addresses";
     let mut found = Vec::new();
@@ -141,7 +142,13 @@ fn iommu_addresses(node: Node<'_, '_>) -> Result<Vec<IommuAddresses>, Error> {
     while let Some(phandle) = list.cell() {
         let device = node.resolve(property, phandle)?;
         let bus = device.parent().ok_or_else(|| node.fault(property, PropertyFault::Unresolved(phandle)))?;
-        let cells = BusCells::plain(bus)?;
+        let mut cells = BusCells::of(bus)?;
+        if cells.address == 3 {
+            let Some(_space) = list.cell() else { return Err(length) };
+            cells.address = 2;
+        } else {
+            cells = BusCells::plain(bus)?;
+        }
         let (Some(base), Some(size)) = (list.number(cells.address), list.number(cells.size)) else {
             return Err(length);
         };

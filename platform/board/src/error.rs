@@ -69,6 +69,17 @@ pub enum Error {
         /// What it is.
         error: iommu::MapError,
     },
+    /// What firmware uses could not be kept mapped.
+    #[error("{name}: what firmware has given it cannot be mapped: {error}")]
+    Firmware {
+        /// Which.
+        name: String,
+        /// What it is.
+        error: iommu::MapError,
+    },
+    /// A device was contained, and not everybody has let go of its group.
+    #[error("{0} has been contained: it, or another device that cannot be told from it, did not stop faulting")]
+    Contained(String),
     /// A device's DMA side.
     #[error("{name}: {error}")]
     Dma {

@@ -1,6 +1,7 @@
 //! All of the machine's hardware, brought up in the order that keeps devices from memory.
 
 use crate::bus::Bus;
+use crate::containment::Containment;
 use crate::masters::{Context, Known};
 use crate::memory::{COHERENT, NON_COHERENT};
 use crate::viommu::{self, Viommu};
@@ -13,8 +14,8 @@ use arch::mmio::Mmio;
 use base::IrqMutex;
 use dma::Limits;
 use gic::Priority;
-use iommu::FaultSink;
 use iommu::contract::Iommu;
+use iommu::{Fault, FaultSink};
 use kernel::faults::FaultLog;
 use kernel::machine::{self, IommuRef, Machine};
 use pci::Function;
@@ -30,6 +31,7 @@ pub struct Hardware {
     iommus: Vec<Arc<dyn Iommu>>,
     buses: Vec<Bus>,
     faults: Arc<FaultLog>,
+    containment: Arc<Containment>,
     groups: IrqMutex<Vec<Known>>,
 }
 
@@ -44,6 +46,7 @@ impl Hardware {
         interrupts::init(machine)?;
         let faults = Arc::new(FaultLog::new());
         arch::timer::set_deferred(serve_backlogs);
+        let containment = Containment::of(&faults);
         let mut smmus = Vec::new();
         let mut iommus: Vec<Arc<dyn Iommu>> = Vec::new();
         for description in &machine.smmus {
@@ -62,7 +65,7 @@ impl Hardware {
             iommus.push(viommu.iommu().clone());
             viommus.push(viommu);
         }
-        Ok(Self { machine, smmus, viommus, iommus, buses, faults, groups: IrqMutex::new(Vec::new()) })
+        Ok(Self { machine, smmus, viommus, iommus, buses, faults, containment, groups: IrqMutex::new(Vec::new()) })
     }
 
     /// What it was made from.
@@ -88,6 +91,17 @@ impl Hardware {
     /// What the IOMMUs have stopped.
     pub fn faults(&self) -> &Arc<FaultLog> {
         &self.faults
+    }
+
+    /// Says what the DMA-API knows of a fault: which device, and what became of the address. `None` if no device in use has the
+    /// stream.
+    pub fn explain(&self, fault: &Fault) -> Option<String> {
+        self.containment.explain(fault)
+    }
+
+    /// How often a device that did not stop faulting was taken off the bus.
+    pub fn contained(&self) -> u64 {
+        self.containment.count()
     }
 
     /// All PCI functions, with the index of their host.
@@ -118,6 +132,9 @@ impl Hardware {
             host_index: host,
             host: description,
             iommu: &|kind| self.iommu(kind),
+            machine: self.machine,
+            functions: bus.host.functions(),
+            containment: &self.containment,
             messages: &bus.messages,
             allow_unprotected,
             known: &mut known,

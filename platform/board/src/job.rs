@@ -60,6 +60,7 @@ fn seconds(nanos: u64) -> f64 {
 fn run(hardware: &Hardware, options: &Options, operator: &impl Operator) -> Result<bool, String> {
     // What IOMMUs have for themselves, and keep.
     let before = dma::live();
+    hardware.faults().set_budget(options.fault_budget);
     let mut devices = Devices { disk: None, screen: None, edu: None };
     let result = with_devices(hardware, options, operator, &mut devices);
     // Before the devices go, and with them what they have counted.
@@ -92,6 +93,9 @@ fn with_devices(
     println!("faults    {} in the job", faults.total());
     for noted in faults.iter() {
         println!("  {} ({} records)", noted.fault, noted.count);
+        if let Some(explanation) = hardware.explain(&noted.fault) {
+            println!("    {explanation}");
+        }
     }
     let edu = devices.edu.as_ref().map(|edu| (edu as &dyn Stray, edu.master().streams()));
     let screen = (screen as &dyn Stray, screen.master().streams());
@@ -212,7 +216,7 @@ fn fence(hardware: &Hardware, stray: &dyn Stray, streams: &[StreamId]) -> Result
     match &verdict {
         Verdict::Stopped { fault, explanation } => {
             println!("fence     {device} sent to {target}: stopped, {fault}; memory unchanged");
-            log::debug!("fence     {explanation}");
+            println!("          {explanation}");
         }
         Verdict::NotReported => println!("fence     {device} sent to {target}: memory unchanged, but NO REPORT of it"),
         Verdict::Breached => println!("fence     {device} sent to {target}: BREACHED, the memory has changed"),

@@ -12,7 +12,8 @@
 //!
 //! # Locking
 //!
-//! The list of messages given to devices (`messages`) has a lock of its own, a leaf. Everything else is set up by the first
+//! The list of messages given to devices (`messages`) has a lock of its own, a leaf, and so has the list of masters in use
+//! (`containment`). Everything else is set up by the first
 //! core and not changed afterwards.
 
 #![no_std]
@@ -21,6 +22,7 @@
 extern crate alloc;
 
 mod bus;
+mod containment;
 mod drivers;
 mod error;
 mod hardware;

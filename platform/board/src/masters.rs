@@ -1,8 +1,13 @@
 //! From a PCI function to a bus master that can be let loose.
 //!
-//! A function gets a group (with all others that share its requester ID), the group a default DMA domain, the domain its
-//! reserved regions and the MSI doorbell. Only then is there a [`Master`], and only a [`Master`] lets a function master the bus.
+//! A function gets a group (with all others that the IOMMU cannot tell or keep apart from it), the group a default DMA domain,
+//! the domain its reserved regions, what firmware uses, and the MSI doorbell. Only then is there a [`Master`], and only a
+//! [`Master`] lets a function master the bus.
+//!
+//! The functions of a group share its domain. Each that is in use is a user of the group, which is blocked when the last one is
+//! given up; one that is arrested before is off the bus, and that is all that can be done about it alone.
 
+use crate::containment::{Containment, Registration};
 use crate::interrupts;
 use crate::messages::Messages;
 use crate::{COHERENT, Error};
@@ -14,8 +19,8 @@ use iommu::contract::Iommu;
 use iommu::domain::{Domain, DomainKind, ReservedKind};
 use iommu::group::{AttachmentState, Group};
 use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, StreamId};
-use kernel::machine::{DmaRange, IommuRef, PcieHost, WindowKind};
-use pci::{Attached, Function, RequesterId};
+use kernel::machine::{DmaRange, FirmwareRegion, IommuRef, Machine, PcieHost, WindowKind};
+use pci::{Attached, Bdf, Function, RequesterId};
 
 /// A PCI function with its place in an address space.
 pub struct Master {
@@ -24,6 +29,8 @@ pub struct Master {
     group: Option<Arc<Group>>,
     covered: Vec<RequesterId>,
     messages: Arc<Messages>,
+    /// For containment, while the function is in use.
+    _registration: Option<Registration>,
 }
 
 impl Master {
@@ -34,7 +41,14 @@ impl Master {
     /// `device` is that function, and the caller vouches for it: it accesses no memory but what its driver tells it to.
     pub(crate) unsafe fn of_iommu(function: &Arc<Function>, device: Device, messages: &Arc<Messages>) -> Self {
         let covered = function.requester_ids().collect();
-        Self { function: function.clone(), device, group: None, covered, messages: messages.clone() }
+        Self {
+            function: function.clone(),
+            device,
+            group: None,
+            covered,
+            messages: messages.clone(),
+            _registration: None,
+        }
     }
 
     /// The function.
@@ -66,12 +80,18 @@ impl Master {
     ///
     /// # Errors
     ///
-    /// [`Error::Pci`].
+    /// [`Error::Contained`] where its group has been blocked since it was attached; [`Error::Pci`].
     pub fn release(&self) -> Result<(), Error> {
+        let blocked =
+            |group: &Arc<Group>| matches!(group.current(), AttachmentState::Blocked | AttachmentState::Stranded);
+        if self.group.as_ref().is_some_and(blocked) {
+            return Err(Error::Contained(self.device.name().to_string()));
+        }
         self.function.enable_bus_master(self).map_err(|error| self.pci(error))
     }
 
-    /// Takes the function off the bus, and blocks its group; the latter also where the function does not come to rest.
+    /// Takes the function off the bus, and blocks its group unless another function of it is in use; the latter also where the
+    /// function does not come to rest.
     ///
     /// # Errors
     ///
@@ -98,10 +118,10 @@ unsafe impl Attached for Master {
     }
 }
 
-/// A group that exists already, by the requester ID that its functions share.
+/// A group that exists already, by the name that its functions share.
 pub(crate) struct Known {
     pub host: usize,
-    pub requester: RequesterId,
+    pub name: Bdf,
     pub group: Arc<Group>,
     /// Its default domain, kept for the time when no function of the group is in use.
     pub domain: Arc<Domain>,
@@ -112,6 +132,10 @@ pub(crate) struct Context<'a> {
     pub host_index: usize,
     pub host: &'a PcieHost,
     pub iommu: &'a dyn Fn(IommuRef) -> Option<&'a Arc<dyn Iommu>>,
+    pub machine: &'a Machine,
+    /// All functions of the host.
+    pub functions: &'a [Arc<Function>],
+    pub containment: &'a Arc<Containment>,
     pub messages: &'a Arc<Messages>,
     pub allow_unprotected: bool,
     pub known: &'a mut Vec<Known>,
@@ -126,7 +150,7 @@ impl Context<'_> {
         let (device, group) = match streams {
             Some((which, streams)) => {
                 let iommu = (self.iommu)(which).ok_or(Error::Missing("IOMMU"))?;
-                let group = self.group(iommu, function.requester_id(), streams, name)?;
+                let group = self.group(iommu, function, streams, name)?;
                 let config = DeviceConfig {
                     name,
                     group: group.clone(),
@@ -135,8 +159,8 @@ impl Context<'_> {
                     memory: &COHERENT,
                 };
                 // SAFETY:
-                // - the group holds the streams of every requester ID of the function, by the host's `iommu-map`, and is
-                //   attached;
+                // - the group holds the streams of every requester ID of every function that the IOMMU cannot tell or keep
+                //   apart from this one, by the host's `iommu-map`, and is attached;
                 // - the host's `dma-coherent` says that its devices snoop.
                 let device = unsafe { Device::new(config) };
                 (device, Some(group))
@@ -145,14 +169,23 @@ impl Context<'_> {
             None => return Err(Error::NotIsolated(String::from(name))),
         };
         let device = device.map_err(|error| Error::Dma { name: String::from(name), error })?;
-        Ok(Master { function: function.clone(), device, group, covered, messages: self.messages.clone() })
+        let registration =
+            group.as_ref().map(|group| self.containment.register(function, &device, group)).transpose()?;
+        let messages = self.messages.clone();
+        Ok(Master { function: function.clone(), device, group, covered, messages, _registration: registration })
     }
 
-    /// The IOMMU and the streams of a function. None if no IOMMU translates for it.
+    /// All functions of the group that `function` is in, itself included, without bridges.
+    fn members(&self, function: &Function) -> impl Iterator<Item = &'_ Arc<Function>> {
+        let group = function.group();
+        self.functions.iter().filter(move |other| other.group() == group && !other.is_bridge())
+    }
+
+    /// The IOMMU and the streams of a function and of all others in its group. None if no IOMMU translates for it.
     fn streams(&self, function: &Function, name: &str) -> Result<Option<(IommuRef, Vec<StreamId>)>, Error> {
         let mut found: Option<(IommuRef, Vec<StreamId>)> = None;
         let mut untranslated = false;
-        for requester in function.requester_ids() {
+        for requester in self.members(function).flat_map(|member| member.requester_ids()) {
             match (self.host.stream_of(requester.get()), &mut found) {
                 (None, _) => untranslated = true,
                 (Some((iommu, stream)), None) => found = Some((iommu, Vec::from([stream]))),
@@ -175,32 +208,43 @@ impl Context<'_> {
         unsafe { direct(self.host, name, limits) }
     }
 
-    /// The group of a requester ID, attached to its default domain.
+    /// The group of a function, attached to its default domain.
     fn group(
         &mut self,
         iommu: &Arc<dyn Iommu>,
-        requester: RequesterId,
+        function: &Arc<Function>,
         streams: Vec<StreamId>,
         name: &str,
     ) -> Result<Arc<Group>, Error> {
-        let mine = |known: &&Known| known.host == self.host_index && known.requester == requester;
+        let mine = |known: &&Known| known.host == self.host_index && known.name == function.group();
         let attach = |error| Error::Attach { name: String::from(name), error };
         if let Some(known) = self.known.iter().find(mine) {
             if known.group.current() == AttachmentState::Blocked {
+                if known.group.users() != 0 {
+                    return Err(Error::Contained(String::from(name)));
+                }
                 known.group.attach_default(known.domain.clone()).map_err(attach)?;
             }
             return Ok(known.group.clone());
         }
-        let domain = Arc::new(self.domain(iommu, &streams, name)?);
+        let domain = Arc::new(self.domain(iommu, function, &streams, name)?);
         let group = Arc::new(Group::new(iommu.clone(), streams));
         self.known.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
-        self.known.push(Known { host: self.host_index, requester, group: group.clone(), domain: domain.clone() });
+        let known =
+            Known { host: self.host_index, name: function.group(), group: group.clone(), domain: domain.clone() };
+        self.known.push(known);
         group.attach_default(domain).map_err(attach)?;
         Ok(group)
     }
 
-    /// A default domain: the doorbell, and nothing else.
-    fn domain(&self, iommu: &Arc<dyn Iommu>, streams: &[StreamId], name: &str) -> Result<Domain, Error> {
+    /// A default domain: the doorbell, what firmware uses, and nothing else.
+    fn domain(
+        &self,
+        iommu: &Arc<dyn Iommu>,
+        function: &Function,
+        streams: &[StreamId],
+        name: &str,
+    ) -> Result<Domain, Error> {
         let space = |error| Error::Space { name: String::from(name), error };
         let hardware = iommu.create().map_err(|error| Error::Attach { name: String::from(name), error })?;
         let aperture = hardware.aperture();
@@ -222,7 +266,10 @@ impl Context<'_> {
                 let doorbell = interrupts::doorbell().map(|doorbell| Iova::new(doorbell.get()));
                 direct_messages |= region.kind == ReservedKind::MsiDoorbell
                     && doorbell.is_some_and(|doorbell| region.range.contains(doorbell));
-                domain.reserve(region.range, region.kind).map_err(space)?;
+                // Another stream of the group may have said so.
+                if !domain.reserved().any(|reserved| reserved.kind == region.kind && reserved.range == region.range) {
+                    domain.reserve(region.range, region.kind).map_err(space)?;
+                }
             }
         }
         if let Some(doorbell) = interrupts::doorbell().filter(|_| !direct_messages) {
@@ -235,6 +282,11 @@ impl Context<'_> {
             // interrupts that were allocated to it, since the ITS knows it by its DeviceID.
             unsafe { domain.space().map(iova, &[run], Prot::WRITE | Prot::READ | Prot::MMIO) }
                 .map_err(|error| Error::Doorbell { name: String::from(name), error })?;
+        }
+        for member in self.members(function) {
+            for region in self.machine.firmware_regions(self.host_index, &way(member)) {
+                firmware(&domain, region, name)?;
+            }
         }
         Ok(domain)
     }
@@ -254,6 +306,39 @@ pub(crate) unsafe fn direct(host: &PcieHost, name: &str, limits: Limits) -> Resu
     let config = DirectConfig { name, windows: &windows, limits, coherent: host.dma_coherent, memory: &COHERENT };
     // SAFETY: the caller's promise; the windows and the coherence are the device tree's.
     unsafe { Device::direct(config) }
+}
+
+/// Reserves what firmware uses, and keeps it mapped where it is memory one to one.
+fn firmware(domain: &Domain, region: FirmwareRegion, name: &str) -> Result<(), Error> {
+    let space = |error| Error::Space { name: String::from(name), error };
+    let page = domain.space().aperture().page_size().max(PAGE_SIZE);
+    let start = region.iova.start().align_down(page);
+    let Some(iova) = region.iova.end().align_up(page).and_then(|end| IovaRange::between(start, end)) else {
+        return Ok(());
+    };
+    if domain.reserved().any(|reserved| reserved.kind == ReservedKind::Firmware && reserved.range == iova) {
+        // Another function of the group has said so.
+        return Ok(());
+    }
+    domain.reserve(iova, ReservedKind::Firmware).map_err(space)?;
+    let Some(memory) = region.memory else { return Ok(()) };
+    let run = PhysRange::new(memory.start().align_down(page), iova.len()).unwrap_or_default();
+    // SAFETY: the device tree has given this memory to the device, and memory management never gives it to anybody else:
+    // reserved memory is left out of it, in whole pages.
+    unsafe { domain.space().map(iova, &[run], Prot::READ | Prot::WRITE) }
+        .map_err(|error| Error::Firmware { name: String::from(name), error })
+}
+
+/// Device and function numbers from the root bus to `function`.
+fn way(function: &Function) -> Vec<(u8, u8)> {
+    let mut way = Vec::new();
+    let mut next = Some(function);
+    while let Some(function) = next {
+        way.push((function.bdf().device(), function.bdf().function()));
+        next = function.parent().map(|parent| &**parent);
+    }
+    way.reverse();
+    way
 }
 
 /// From the lowest to the highest address that the bus carries.

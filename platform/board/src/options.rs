@@ -4,6 +4,7 @@ use crate::Error;
 use alloc::string::{String, ToString};
 use kernel::cmdline::CommandLine;
 use kernel::demo::DEFAULT_PICTURE;
+use kernel::faults::DEFAULT_BUDGET;
 
 /// The options of the main job.
 #[derive(Clone, Debug)]
@@ -14,10 +15,12 @@ pub struct Options {
     pub wait: bool,
     /// Run devices that no IOMMU translates for.
     pub allow_unprotected: bool,
+    /// Records of faults that a device may cause before it is contained; 0 for any number.
+    pub fault_budget: u64,
 }
 
 /// Keys that something in the image reads.
-const KNOWN: &[&str] = &["picture", "screen.wait", "iommu.off", "exit", "log"];
+const KNOWN: &[&str] = &["picture", "screen.wait", "iommu.off", "fault.budget", "exit", "log"];
 
 impl Options {
     /// Reads the command line.
@@ -34,6 +37,7 @@ impl Options {
             picture: line.text("picture").unwrap_or(DEFAULT_PICTURE).to_string(),
             wait: line.flag("screen.wait")?,
             allow_unprotected: line.choice("iommu.off", &["forbid", "allow"])? == Some(1),
+            fault_budget: line.number("fault.budget", u64::MAX)?.unwrap_or(DEFAULT_BUDGET),
         })
     }
 }

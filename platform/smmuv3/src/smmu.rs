@@ -285,3 +285,7 @@ impl<R: Registers> fmt::Debug for Smmu<R> {
         write!(f, "Smmu({self})")
     }
 }
+
+#[cfg(feature = "provoke")]
+#[path = "provoke.rs"]
+mod provoke;

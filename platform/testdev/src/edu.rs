@@ -252,13 +252,59 @@ impl Edu {
         by: Completion,
         deadline: Deadline,
     ) -> Result<(), TestdevError> {
+        let _turn = self.turn()?;
+        match by {
+            Completion::Interrupt => {
+                self.begin(direction, iova, offset, len, COMMAND_IRQ)?;
+                self.wait_raised(IRQ_DMA, deadline)?;
+            }
+            Completion::Polling => {
+                self.begin(direction, iova, offset, len, 0)?;
+                self.poll(deadline, || !self.is_running())?;
+            }
+        }
+        // What the device wrote is read after it said that it is done.
+        base::barrier::device_read();
+        Ok(())
+    }
+
+    /// As [`Edu::transfer`] by polling, and calls `meanwhile` over and over until the device is done: for changes under a device
+    /// at work.
+    ///
+    /// # Errors
+    ///
+    /// As [`Edu::transfer`], and whatever `meanwhile` fails with; the transfer may be under way then.
+    pub fn transfer_while<E: From<TestdevError>>(
+        &self,
+        direction: Direction,
+        iova: Iova,
+        len: u32,
+        deadline: Deadline,
+        mut meanwhile: impl FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let _turn = self.turn()?;
+        self.begin(direction, iova, 0, len, 0)?;
+        while self.is_running() {
+            if deadline.has_passed() {
+                return Err(TestdevError::TimedOut.into());
+            }
+            meanwhile()?;
+        }
+        base::barrier::device_read();
+        Ok(())
+    }
+
+    fn is_running(&self) -> bool {
+        self.regs.read64(REG_DMA_COMMAND) & COMMAND_RUN != 0
+    }
+
+    /// Starts a transfer. The caller has the turn.
+    fn begin(&self, direction: Direction, iova: Iova, offset: u32, len: u32, flags: u64) -> Result<(), TestdevError> {
         let inside = offset.checked_add(len).is_some_and(|end| end <= BUFFER_SIZE);
         if len == 0 || !inside {
             return Err(TestdevError::OutsideBuffer { offset, len, size: BUFFER_SIZE });
         }
-        let _turn = self.turn()?;
-        let running = || self.regs.read64(REG_DMA_COMMAND) & COMMAND_RUN != 0;
-        if running() {
+        if self.is_running() {
             return Err(TestdevError::Busy);
         }
         let buffer = BUFFER + u64::from(offset);
@@ -272,18 +318,7 @@ impl Edu {
         self.regs.write64(REG_DMA_COUNT, len.into());
         // What the CPU wrote for the device is in memory before the device is told to look.
         base::barrier::publish();
-        match by {
-            Completion::Interrupt => {
-                self.regs.write64(REG_DMA_COMMAND, command | COMMAND_IRQ);
-                self.wait_raised(IRQ_DMA, deadline)?;
-            }
-            Completion::Polling => {
-                self.regs.write64(REG_DMA_COMMAND, command);
-                self.poll(deadline, || !running())?;
-            }
-        }
-        // What the device wrote is read after it said that it is done.
-        base::barrier::device_read();
+        self.regs.write64(REG_DMA_COMMAND, command | flags);
         Ok(())
     }
 

@@ -113,6 +113,7 @@ impl Core {
     /// # Errors
     ///
     /// See [`Queue::new`] and [`Transport::set_up_queue`].
+    #[track_caller]
     pub fn add_queue(&mut self, index: u16, options: &QueueOptions) -> Result<Arc<Queue>, Error> {
         self.queues.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
         let queue = Arc::new(Queue::new(&self.transport, &self.dma, index, self.features, options)?);

@@ -13,4 +13,5 @@ mod owned;
 mod ownership;
 mod reports;
 mod sharing;
+mod spaces;
 mod syncing;

@@ -233,3 +233,61 @@ fn a_detached_owner_holds_no_part_of_the_group() {
     group.detach_owned().unwrap();
     assert_eq!(Arc::strong_count(&owned), 1, "the group lets go of the owner's domain");
 }
+
+/// Red when `leave` blocked whoever left.
+#[test]
+fn a_group_is_blocked_when_its_last_user_leaves_and_not_before() {
+    let iommu = FakeIommu::new();
+    let group = group(&iommu);
+    group.attach_default(domain(DomainKind::Dma, 1)).unwrap();
+    group.enter();
+    group.enter();
+    iommu.calls();
+    assert_eq!((group.leave(), group.users()), (Ok(false), 1));
+    assert_eq!((iommu.calls(), group.current()), (vec![], AttachmentState::Default));
+    assert_eq!((group.leave(), group.users()), (Ok(true), 0));
+    assert_eq!((spaces(&iommu), group.current()), (vec![None; 3], AttachmentState::Blocked));
+    // Who leaves too often does no harm.
+    assert_eq!((group.leave(), group.users()), (Ok(true), 0));
+}
+
+#[allow(unsafe_code)]
+fn let_through(iommu: &dyn Iommu, stream: StreamId) -> Result<(), AttachError> {
+    // SAFETY: no device exists that could reach anything.
+    unsafe { iommu.bypass(stream) }
+}
+
+/// Red without the check of `users`.
+#[test]
+#[allow(unsafe_code)]
+fn a_group_with_several_users_belongs_to_none_of_them() {
+    let iommu = FakeIommu::new();
+    let group = group(&iommu);
+    group.attach_default(domain(DomainKind::Dma, 1)).unwrap();
+    group.enter();
+    group.enter();
+    let refused = Err(AttachError::Shared(2));
+    assert_eq!(group.attach_owned(domain(DomainKind::Owned, 2)), refused);
+    // SAFETY: no device exists that could reach anything.
+    assert_eq!(group.attach_identity(unsafe { IdentityCapability::vouch(let_through) }), refused);
+    assert_eq!(spaces(&iommu), all("space 1"));
+    group.leave().unwrap();
+    group.attach_owned(domain(DomainKind::Owned, 2)).unwrap();
+}
+
+#[test]
+#[allow(unsafe_code)]
+fn identity_replaces_the_default_domain_and_gives_it_back() {
+    let iommu = FakeIommu::new();
+    let group = group(&iommu);
+    group.attach_default(domain(DomainKind::Dma, 1)).unwrap();
+    // SAFETY: no device exists that could reach anything.
+    group.attach_identity(unsafe { IdentityCapability::vouch(let_through) }).unwrap();
+    assert_eq!((spaces(&iommu), group.current()), (all("bypass"), AttachmentState::Identity));
+    assert!(group.domain().is_none(), "the DMA-API must refuse");
+    assert_eq!(group.attach_owned(domain(DomainKind::Owned, 2)), Err(AttachError::Owned));
+    assert_eq!(group.attach_default(domain(DomainKind::Dma, 3)), Err(AttachError::Owned));
+    iommu.calls();
+    group.detach_owned().unwrap();
+    assert_eq!((iommu.calls(), group.current()), (attach("space 1"), AttachmentState::Default));
+}

@@ -134,6 +134,7 @@ impl Backing {
     }
 
     /// The entries as the device is told them, neighbours merged.
+    #[track_caller]
     pub(super) fn list(&self, device: &Device) -> Result<List, Error> {
         let mut parts = Vec::<Part>::new();
         for (index, range) in &self.pieces {

@@ -135,6 +135,7 @@ impl Queue {
     /// # Errors
     ///
     /// [`Error::NoSuchQueue`], [`Error::BadQueueSize`], [`Error::OutOfMemory`], [`Error::Dma`].
+    #[track_caller]
     pub(crate) fn new(
         transport: &Arc<dyn Transport>,
         device: &Device,

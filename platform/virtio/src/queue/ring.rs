@@ -49,6 +49,7 @@ pub(super) struct Ring {
 
 impl Ring {
     /// Allocates and zeroes the memory of a queue of `size` entries, a power of two.
+    #[track_caller]
     pub fn new(device: &Device, size: u16, memory: SlotMemory) -> Result<Self, dma::Error> {
         // The device finds each part naturally aligned; the two parts of a slot do not share a cache line.
         let header_words = memory.header.next_multiple_of(64) / 4;

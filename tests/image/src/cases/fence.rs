@@ -40,6 +40,8 @@ fn stopped(
     expect_eq!(noted.fault.access, Some(access));
     expect_eq!(noted.fault.reason, reason);
     expect_eq!(noted.fault.iova, Some(at));
+    let event = if reason == FaultReason::Permission { "F_PERMISSION" } else { "F_TRANSLATION" };
+    expect_eq!(noted.fault.event, event);
     expect!(edu.master().streams().contains(&noted.fault.stream));
     Ok(())
 }
@@ -296,4 +298,35 @@ ktest! {
         Ok(())
     }
     machine: testdev
+}
+
+ktest! {
+    /// The SMMU stops at the command until the driver has put a CMD_SYNC in its place.
+    fn a_command_that_the_smmu_refuses_is_reported_and_the_queue_goes_on(bench) {
+        let smmu = &bench.hardware.smmus()[0];
+        let edu = bench.edu()?;
+        for round in 1..=3 {
+            let before = smmu.statistics();
+            let result = smmu.provoke_illegal_command();
+            let refused = smmu.statistics().since(&before).refused_commands;
+            if smmu.features().stage2 || (result.is_ok() && refused == 0) {
+                return Err(Outcome::skipped(format_args!("this QEMU has no SMMU that refuses a command")));
+            }
+            expect_eq!((result, refused), (Err(smmuv3::Error::CommandRefused), 1));
+            expect!(!smmu.is_dead());
+            // Revocations work as before, and nothing is left that should be gone.
+            let target = lent(&edu, edu.master().device().pages(PAGE_SIZE)?)?;
+            let iova = target.iova();
+            write(&edu, round, iova, 64)?;
+            let pages = target.unmap()?;
+            let since = bench.watch();
+            edu.edu().dma_from_device(iova, 64, Completion::Interrupt, soon())?;
+            write_nothing_changed(&pages, round)?;
+            stopped(bench, &edu, since, Access::Write, FaultReason::NotMapped, iova)?;
+        }
+        expect_eq!(dma::quarantine::report().pages, 0);
+        edu.stop()?;
+        Ok(())
+    }
+    machine: stage1
 }

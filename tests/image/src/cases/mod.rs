@@ -1,8 +1,10 @@
 //! The tests, by what they are about.
 
 mod boot;
+mod containment;
 mod disk;
 mod fence;
+mod groups;
 mod interrupts;
 mod iommus;
 mod machine;
@@ -10,6 +12,7 @@ mod memory;
 mod pcie;
 mod screen;
 mod smp;
+mod spaces;
 mod translation;
 
 use alloc::vec::Vec;

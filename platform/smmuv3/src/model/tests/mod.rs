@@ -7,9 +7,9 @@ mod attach;
 mod events;
 mod fleet;
 mod floods;
+mod mixed;
 mod pri;
 mod producers;
-mod mixed;
 mod queue;
 mod random;
 mod revoke;
@@ -18,6 +18,7 @@ mod seeded;
 mod spaces;
 mod start;
 mod substreams;
+mod swap;
 mod world;
 
 use super::{Model, ModelMemory, Traits};

@@ -1,0 +1,522 @@
+//! Address spaces that a driver fills by itself: the IOMMU-API.
+//!
+//! An [`OwnedDomain`] is a device address space without an allocator of addresses: its owner says what lies where. Memory that
+//! is owned goes in safely ([`OwnedDomain::map_owned`]): the [`Placed`] guard has it until it is revoked. Raw physical ranges,
+//! such as another device's registers, go in by an `unsafe` promise.
+//!
+//! [`OwnedDomain::attach`] puts the domain *in place of* what the DMA-API has mapped for the device: there is no moment without
+//! translation. While the [`OwnedAttachment`] lives, the DMA-API refuses to map for the device; its mappings are kept, and
+//! valid again when the attachment has ended. [`OwnedAttachment::swap`] exchanges the domain for another one while the device
+//! is at work: each of its accesses sees one of the two.
+//!
+//! What a device always needs (the doorbell of its interrupts, what firmware has given it) is in an owned domain from the
+//! beginning, and where a device's DMA addresses do not reach memory nothing can be placed, as in its DMA domain. Devices that
+//! differ in these cannot share a domain.
+//!
+//! # Invariants
+//!
+//! From [`OwnedDomain::map_owned`] until a revocation has succeeded the memory is owned by the [`Placed`], and nobody has a
+//! reference into it. Whoever forgets a guard leaks memory, or leaves the device where it is, and nothing else.
+//!
+//! # Locking
+//!
+//! One [`IrqMutex`] for the list of raw ranges, a leaf but for the heap's; not held while mapping or revoking.
+
+#![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
+
+use crate::held;
+use crate::quarantine::{self, Quarantined};
+use crate::site::Site;
+use crate::{Buffer, Device, Direction, Error, Rejected, View};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use base::{Deadline, IrqMutex, wait_until};
+use core::fmt;
+use core::marker::PhantomData;
+use core::mem::{self, ManuallyDrop};
+use core::panic::Location;
+use iommu::contract::Iommu;
+use iommu::domain::{Domain, DomainKind, ReservedKind};
+use iommu::group::{AttachmentState, Group};
+use iommu::{
+    AttachError, IdentityCapability, Iova, IovaError, IovaRange, PhysAddr, PhysRange, Prot, RevokeError, StreamId,
+};
+
+/// Milliseconds that another core may take for a change of the same group.
+const BUSY_MILLIS: u64 = 2_000;
+
+/// A mapping that a device needs wherever it is attached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Fixed {
+    iova: IovaRange,
+    to: PhysRange,
+    prot: Prot,
+}
+
+struct Inner {
+    name: Arc<str>,
+    domain: Arc<Domain>,
+    coherent: bool,
+    fixed: Vec<Fixed>,
+    /// What `map_raw` has mapped.
+    raw: IrqMutex<Vec<IovaRange>>,
+}
+
+/// A device address space that its owner fills. Clones are the same domain.
+#[derive(Clone)]
+pub struct OwnedDomain(Arc<Inner>);
+
+impl OwnedDomain {
+    /// Makes a domain fit for `device`, with nothing in it but what the device always needs. The `name` is for reports.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotIsolated`] where nothing translates for the device; [`Error::Attach`] where the IOMMU has no more address
+    /// spaces; [`Error::Map`], [`Error::OutOfMemory`].
+    pub fn new(name: &str, device: &Device) -> Result<Self, Error> {
+        let translated = device.translated()?;
+        let (group, model) = (translated.group(), translated.domain());
+        let domain = Domain::new(DomainKind::Owned, group.iommu().create()?, model.iova().window())?;
+        for reserved in model.reserved() {
+            domain.reserve(reserved.range, reserved.kind)?;
+        }
+        let fixed = fixed(model)?;
+        for Fixed { iova, to, prot } in &fixed {
+            // SAFETY: the board has mapped this for the device in its DMA domain, for good; only devices that have the same in
+            // theirs are ever attached here (`check`).
+            unsafe { domain.space().map(*iova, &[*to], *prot) }?;
+        }
+        let raw = IrqMutex::new(Vec::new());
+        let coherent = device.is_coherent();
+        Ok(Self(Arc::new(Inner { name: Arc::from(name), domain: Arc::new(domain), coherent, fixed, raw })))
+    }
+
+    /// Its name in reports.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Maps `buffer` at `iova`, for every device that is attached now or later. Until the mapping is unmapped or dropped nobody
+    /// else has the buffer.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`] gives the buffer back, with the reason: part of the range is mapped or reserved or cannot be translated
+    /// ([`Error::Iova`]), or there is no memory for tables.
+    #[track_caller]
+    pub fn map_owned<D: Direction, B: Buffer>(&self, iova: Iova, buffer: B) -> Result<Placed<D, B>, Rejected<B>> {
+        let site = Location::caller();
+        match self.place::<D, B>(iova, &buffer) {
+            Ok(range) => {
+                let buffer = ManuallyDrop::new(buffer);
+                Ok(Placed { domain: self.clone(), range, buffer, site, direction: PhantomData })
+            }
+            Err(error) => Err(Rejected { buffer, error }),
+        }
+    }
+
+    fn place<D: Direction, B: Buffer>(&self, iova: Iova, buffer: &B) -> Result<IovaRange, Error> {
+        let len = buffer.spans_len();
+        let range = IovaRange::new(iova, len).ok_or(Error::BadSize(len))?;
+        if !self.0.coherent {
+            held::prepare::<D, B>(buffer, 0, len)?;
+        }
+        // SAFETY: `buffer` is owned: nobody has a reference into it (contract of Spans). When this succeeds it goes into a
+        // `Placed`, which gives it back, or frees it, only after a successful revocation.
+        unsafe { self.map(range, buffer.spans_runs(), D::PROT) }?;
+        Ok(range)
+    }
+
+    /// Maps the physical `runs` one after another at `iova`, until [`OwnedDomain::unmap`] or the end of the domain.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Iova`] where part of the range is mapped or reserved or cannot be translated, [`Error::Map`],
+    /// [`Error::OutOfMemory`].
+    ///
+    /// # Safety
+    ///
+    /// Until [`OwnedDomain::unmap`] of the range has returned `Ok`, or the domain and all attachments of it have been dropped,
+    /// every device that is attached to the domain may access what lies at `runs` within `prot`, at any moment: nobody holds a
+    /// reference to it that this would invalidate, it is not freed, and accesses do no harm.
+    pub unsafe fn map_raw(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), Error> {
+        self.0.raw.lock().try_reserve(1)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.map(iova, runs, prot) }?;
+        let mut raw = self.0.raw.lock();
+        if raw.try_reserve(1).is_err() {
+            drop(raw);
+            self.revoke(iova).map_err(Error::Revoke)?;
+            return Err(Error::OutOfMemory);
+        }
+        raw.push(iova);
+        Ok(())
+    }
+
+    /// Ends a mapping that [`OwnedDomain::map_raw`] has made. After `Ok` no device reaches through it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Iova`] if exactly this range was not mapped so; [`Error::Revoke`] if the revocation gave no guarantee: the
+    /// range is never used again.
+    pub fn unmap(&self, range: IovaRange) -> Result<(), Error> {
+        {
+            let mut raw = self.0.raw.lock();
+            let place = raw.iter().position(|mapped| *mapped == range);
+            raw.swap_remove(place.ok_or(IovaError::NotAllocated(range))?);
+        }
+        self.revoke(range).map_err(Error::Revoke)
+    }
+
+    /// What the byte at `iova` translates to, and what a device may do there.
+    pub fn iova_to_phys(&self, iova: Iova) -> Option<(PhysAddr, Prot)> {
+        self.0.domain.space().translate(iova)
+    }
+
+    /// Attaches `device`, with all of its group, in place of its DMA domain.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OwnedDomain`] if it is attached to another owned domain; [`Error::Unfit`] if the domain lacks what the device
+    /// needs, or has what is another's; [`Error::Attach`], also where another device of its group is in use
+    /// ([`AttachError::Shared`]). The device is where it was then.
+    pub fn attach(&self, device: &Device) -> Result<OwnedAttachment, Error> {
+        self.check(device)?;
+        let translated = device.translated()?;
+        if translated.has_left() {
+            let state = AttachmentState::Blocked;
+            return Err(Error::NotAttached { device: device.shared_name().clone(), state });
+        }
+        translated.group().attach_owned(self.0.domain.clone()).map_err(|error| taken(error, device))?;
+        Ok(OwnedAttachment { away: Away { device: device.clone() }, domain: self.clone() })
+    }
+
+    /// Whether the domain has what `device` needs, and nothing that only another may have.
+    fn check(&self, device: &Device) -> Result<(), Error> {
+        let needed = fixed(device.translated()?.domain())?;
+        let same = needed.len() == self.0.fixed.len() && needed.iter().all(|fixed| self.0.fixed.contains(fixed));
+        if same && device.is_coherent() == self.0.coherent {
+            return Ok(());
+        }
+        Err(Error::Unfit { domain: self.0.name.clone(), device: device.shared_name().clone() })
+    }
+
+    /// # Safety
+    ///
+    /// As [`iommu::contract::AddressSpace::map`].
+    unsafe fn map(&self, range: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), Error> {
+        let prot = if self.0.coherent { prot } else { prot | Prot::NON_COHERENT };
+        let Inner { domain, .. } = &*self.0;
+        domain.iova().reserve(range)?;
+        // SAFETY: the caller's promise.
+        unsafe { domain.space().map(range, runs, prot) }.map_err(|error| {
+            self.release(range);
+            error.into()
+        })
+    }
+
+    fn revoke(&self, range: IovaRange) -> Result<(), RevokeError> {
+        if let Err(cause) = self.0.domain.space().revoke(&[range]) {
+            // The address space stays: what it translates may still be walked.
+            mem::forget(self.clone());
+            return Err(cause);
+        }
+        self.release(range);
+        Ok(())
+    }
+
+    fn release(&self, range: IovaRange) {
+        if let Err(error) = self.0.domain.iova().release(range) {
+            log::error!("{}: address range {range} is lost: {error}", self.0.name);
+        }
+    }
+}
+
+impl fmt::Debug for OwnedDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OwnedDomain({}, {:?})", self.0.name, self.0.domain)
+    }
+}
+
+/// What is mapped in a domain for good: reserved regions that translate.
+fn fixed(domain: &Domain) -> Result<Vec<Fixed>, Error> {
+    let page = domain.iova().page_size();
+    let mut found: Vec<Fixed> = Vec::new();
+    let kept = |kind| matches!(kind, ReservedKind::MsiDoorbell | ReservedKind::Firmware);
+    for reserved in domain.reserved().filter(|reserved| kept(reserved.kind)) {
+        for offset in (0..reserved.range.len()).step_by(crate::buffer::to_usize(page)) {
+            let Some(iova) = reserved.range.part(offset, page) else { break };
+            let Some((phys, prot)) = domain.space().translate(iova.start()) else { continue };
+            let Some(to) = PhysRange::new(phys, page) else { continue };
+            if found.iter().any(|other| other.iova.overlaps(iova)) {
+                continue;
+            }
+            match found.last_mut() {
+                // The next page of the same.
+                Some(last) if last.iova.end() == iova.start() && last.to.end() == phys && last.prot == prot => {
+                    last.iova = IovaRange::between(last.iova.start(), iova.end()).unwrap_or(last.iova);
+                    last.to = PhysRange::between(last.to.start(), to.end()).unwrap_or(last.to);
+                }
+                _ => {
+                    found.try_reserve(1)?;
+                    found.push(Fixed { iova, to, prot });
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn taken(error: AttachError, device: &Device) -> Error {
+    match error {
+        AttachError::Owned => Error::OwnedDomain(device.shared_name().clone()),
+        error => Error::Attach(error),
+    }
+}
+
+/// A buffer in an owned domain, in direction `D`: [`Placed::unmap`] and dropping it revoke, `mem::forget` leaks it.
+#[must_use = "dropping a mapping ends it"]
+pub struct Placed<D: Direction, B: Buffer> {
+    domain: OwnedDomain,
+    range: IovaRange,
+    buffer: ManuallyDrop<B>,
+    site: Site,
+    direction: PhantomData<D>,
+}
+
+impl<D: Direction, B: Buffer> Placed<D, B> {
+    /// Where it is.
+    pub fn range(&self) -> IovaRange {
+        self.range
+    }
+
+    /// Looks at the memory while devices have it. Where they do not snoop the caches, see [`Placed::sync_for_cpu`] and
+    /// [`Placed::sync_for_device`].
+    pub fn view(&self) -> View<'_, D, B> {
+        View::new(&self.buffer)
+    }
+
+    /// Lets the CPU see what devices have written so far to the `len` bytes at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`].
+    pub fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
+        crate::buffer::check_range(&*self.buffer, offset, len)?;
+        base::barrier::device_read();
+        if self.domain.0.coherent { Ok(()) } else { held::fetch::<D, B>(&self.buffer, offset, len) }
+    }
+
+    /// Lets devices see what the CPU has written so far to the `len` bytes at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`].
+    pub fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
+        crate::buffer::check_range(&*self.buffer, offset, len)?;
+        if !self.domain.0.coherent {
+            held::prepare::<D, B>(&self.buffer, offset, len)?;
+        }
+        base::barrier::device_write();
+        Ok(())
+    }
+
+    /// Revokes every device's access through this domain and gives the buffer back.
+    ///
+    /// # Errors
+    ///
+    /// [`Quarantined`] if the revocation failed: the buffer is lost.
+    pub fn unmap(self) -> Result<B, Quarantined> {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not used afterwards, and not dropped.
+        let result = unsafe { this.end() };
+        // SAFETY: as above: taken once. (What is left has nothing to drop.)
+        drop(unsafe { core::ptr::read(&raw const this.domain) });
+        result
+    }
+
+    /// # Safety
+    ///
+    /// Called once; the buffer is not used afterwards.
+    unsafe fn end(&mut self) -> Result<B, Quarantined> {
+        match self.domain.revoke(self.range) {
+            Ok(()) => {
+                // SAFETY: the caller's promise. After the revocation no device reaches the memory.
+                let buffer = unsafe { ManuallyDrop::take(&mut self.buffer) };
+                if !self.domain.0.coherent {
+                    // The whole of the memory is always in range.
+                    let _ = held::fetch::<D, B>(&buffer, 0, buffer.spans_len());
+                }
+                if D::DEVICE_WRITES {
+                    base::barrier::device_read();
+                }
+                Ok(buffer)
+            }
+            Err(cause) => {
+                // The buffer is never dropped.
+                let device = self.domain.0.name.clone();
+                let lost = Quarantined { device, range: self.range, cause, mapped_at: self.site };
+                quarantine::add(&lost);
+                Err(lost)
+            }
+        }
+    }
+}
+
+impl<D: Direction, B: Buffer> Drop for Placed<D, B> {
+    fn drop(&mut self) {
+        // SAFETY: in `drop`, which runs once (`unmap` keeps it from running), and last.
+        drop(unsafe { self.end() });
+    }
+}
+
+impl<D: Direction, B: Buffer> fmt::Debug for Placed<D, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Placed({} in {}, {:?})", self.range, self.domain.0.name, D::PROT)
+    }
+}
+
+/// A device that is not in its DMA domain. Puts it back when dropped.
+struct Away {
+    device: Device,
+}
+
+impl Away {
+    fn group(&self) -> Result<&Arc<Group>, Error> {
+        Ok(self.device.translated()?.group())
+    }
+
+    /// Waits while another core changes the group, which can only be to block it.
+    fn settled<R>(&self, change: impl Fn(&Group) -> Result<R, AttachError>) -> Result<R, Error> {
+        let group = self.group()?;
+        let deadline = Deadline::after_millis(BUSY_MILLIS);
+        loop {
+            match change(group) {
+                Err(AttachError::Busy) if !deadline.has_passed() => {
+                    let _ = wait_until(deadline, || group.current() != AttachmentState::Changing);
+                }
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    fn end(&self) -> Result<(), Error> {
+        match self.settled(Group::detach_owned) {
+            // It was blocked meanwhile: there is nothing to go back from.
+            Err(Error::Attach(AttachError::NotOwned)) => Ok(()),
+            result => result,
+        }
+    }
+}
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        let Err(error) = self.end() else { return };
+        log::error!("{} is blocked: it could not be put back into its DMA domain: {error}", self.device.name());
+        if let Err(error) = self.settled(Group::block) {
+            log::error!("{}: {error}", self.device.name());
+        }
+    }
+}
+
+/// A device in an owned domain. Dropping it puts the device back into its DMA domain, with all that is mapped there.
+#[must_use = "dropping an attachment ends it"]
+pub struct OwnedAttachment {
+    away: Away,
+    domain: OwnedDomain,
+}
+
+impl OwnedAttachment {
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.away.device
+    }
+
+    /// The domain that it is attached to.
+    pub fn domain(&self) -> &OwnedDomain {
+        &self.domain
+    }
+
+    /// Exchanges the domain for `to` while the device may be at work: each of its accesses sees the old domain or the new one,
+    /// and from the return on the new one only.
+    ///
+    /// # Errors
+    ///
+    /// As [`OwnedDomain::attach`]; the device is where it was then.
+    pub fn swap(&mut self, to: &OwnedDomain) -> Result<(), Error> {
+        to.check(&self.away.device)?;
+        let from = &self.domain.0.domain;
+        self.away.settled(|group| group.swap_owned(from, to.0.domain.clone()))?;
+        self.domain = to.clone();
+        Ok(())
+    }
+
+    /// Puts the device back into its DMA domain.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Attach`]; the device is blocked then.
+    pub fn detach(self) -> Result<(), Error> {
+        // If it fails, the drop tries again, and blocks.
+        self.away.end()
+    }
+}
+
+impl fmt::Debug for OwnedAttachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OwnedAttachment({} to {})", self.away.device.name(), self.domain.0.name)
+    }
+}
+
+/// Vouches for one device, for [`IdentityAttachment::new`].
+///
+/// # Safety
+///
+/// As [`IdentityCapability::vouch`], for the group of the device that the capability will be used for.
+pub unsafe fn vouch() -> IdentityCapability {
+    fn let_through(iommu: &dyn Iommu, stream: StreamId) -> Result<(), AttachError> {
+        // SAFETY: called by a group that was given the capability below, whose maker has promised what this needs.
+        unsafe { iommu.bypass(stream) }
+    }
+    // SAFETY: the caller's promise.
+    unsafe { IdentityCapability::vouch(let_through) }
+}
+
+/// A device that is not translated. Dropping it puts the device back into its DMA domain.
+#[must_use = "dropping an attachment ends it"]
+pub struct IdentityAttachment {
+    away: Away,
+}
+
+impl IdentityAttachment {
+    /// Lets `device` reach all of memory untranslated, in place of its DMA domain.
+    ///
+    /// # Errors
+    ///
+    /// As [`OwnedDomain::attach`].
+    pub fn new(device: &Device, capability: IdentityCapability) -> Result<Self, Error> {
+        let group = device.translated()?.group();
+        group.attach_identity(capability).map_err(|error| taken(error, device))?;
+        Ok(Self { away: Away { device: device.clone() } })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.away.device
+    }
+
+    /// Puts the device back into its DMA domain.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Attach`]; the device is blocked then.
+    pub fn detach(self) -> Result<(), Error> {
+        self.away.end()
+    }
+}
+
+impl fmt::Debug for IdentityAttachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "IdentityAttachment({})", self.away.device.name())
+    }
+}

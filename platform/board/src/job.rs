@@ -33,10 +33,10 @@ struct Devices {
 pub fn main_job(hardware: &Hardware, options: &Options, operator: &impl Operator) -> u32 {
     let started = Instant::now();
     for smmu in hardware.smmus() {
-        println!("smmu      {}", smmu.features());
+        print_wrapped("smmu", &smmu.features().to_string());
     }
     for viommu in hardware.viommus() {
-        println!("viommu    {}", viommu.driver().features());
+        print_wrapped("viommu", &viommu.driver().features().to_string());
     }
     let ok = match run(hardware, options, operator) {
         Ok(held) => held,
@@ -50,6 +50,27 @@ pub fn main_job(hardware: &Hardware, options: &Options, operator: &impl Operator
     });
     operator.end(ok);
     u32::from(!ok)
+}
+
+/// Columns of a line of the report.
+const COLUMNS: usize = 110;
+
+/// Prints a list, broken at its commas where it is longer than a line.
+fn print_wrapped(label: &str, list: &str) {
+    let mut line = format!("{label:<10}");
+    for (index, item) in list.split(", ").enumerate() {
+        if index != 0 {
+            line.push(',');
+            if line.len() + 1 + item.len() > COLUMNS {
+                println!("{line}");
+                line = format!("{:10}", "");
+            } else {
+                line.push(' ');
+            }
+        }
+        line.push_str(item);
+    }
+    println!("{line}");
 }
 
 fn seconds(nanos: u64) -> f64 {
@@ -215,7 +236,8 @@ fn fence(hardware: &Hardware, stray: &dyn Stray, streams: &[StreamId]) -> Result
         demo::prove(stray, streams, hardware.faults()).map_err(|failure| failure.to_string())?;
     match &verdict {
         Verdict::Stopped { fault, explanation } => {
-            println!("fence     {device} sent to {target}: stopped, {fault}; memory unchanged");
+            println!("fence     {device} sent to {target}: stopped, memory unchanged");
+            println!("          {fault}");
             println!("          {explanation}");
         }
         Verdict::NotReported => println!("fence     {device} sent to {target}: memory unchanged, but NO REPORT of it"),

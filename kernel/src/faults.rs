@@ -290,6 +290,8 @@ mod tests {
             log.fault(&fault(8, 0x7000));
         }
         assert_eq!(told(), 0);
+        log.fault(&fault(8, 0x7000));
+        assert_eq!((told(), log.take_exceeded().unwrap().count), (1, 6));
         log.fault(&fault(9, 0x7000));
         assert_eq!((told(), log.take_exceeded().unwrap().fault.stream), (1, StreamId::new(9)));
         log.set_budget(0);

@@ -473,10 +473,16 @@ fn firmwares_addresses_are_found_for_the_functions_they_are_meant_for() {
     for (path, phandle) in [(format!("{PCIE}/display@1f,2"), 0x9001), (behind.clone(), 0x9002)] {
         tree.at(&path).set("phandle", cells(&[phandle])).set("reg", cells(&[0, 0, 0, 0, 0]));
     }
+    // The same way below another bus, whose path begins with the host's.
+    let other = format!("{PCIE}0");
+    tree.at(&other).set("#address-cells", cells(&[3])).set("#size-cells", cells(&[2]));
+    tree.at(&format!("{other}/display@1f,2")).set("phandle", cells(&[0x9004]));
+    let foreign = tree.at("/reserved-memory/foreign");
+    foreign.set("iommu-addresses", cells(&[0x9004, 0, 0, 0x6300_0000, 0, 0x1000]));
     let bridge = tree.at(&format!("{PCIE}/bridge@8"));
     bridge.set("#address-cells", cells(&[3])).set("#size-cells", cells(&[2])).set("reg", cells(&[0x4000, 0, 0, 0, 0]));
     let machine = Machine::from_fdt(&write(&tree, &[])).unwrap();
-    assert_eq!(machine.reserved.iter().map(|region| region.iommu_addresses.len()).sum::<usize>(), 3);
+    assert_eq!(machine.reserved.iter().map(|region| region.iommu_addresses.len()).sum::<usize>(), 4);
 
     let iova = |start, len| IovaRange::new(Iova::new(start), len).unwrap();
     let everybody = FirmwareRegion { iova: iova(0x7000_0000, 0x1000), memory: None };

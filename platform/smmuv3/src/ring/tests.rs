@@ -1,8 +1,11 @@
 //! Every interleaving, by loom, of small queues with few producers; and one thread's walk around larger ones.
 //!
 //! Loom's own words and cells are used, so a slot that is written while the hardware may still read it, or read before it was
-//! written, is a data race that loom reports. Seen red: a claim without the look at `consumed`; the mark before the entries, and
-//! both with relaxed orders; `consumed` noted without release; a bell that two ring at once; a mark compared for equality.
+//! written, is a data race that loom reports.
+//!
+//! Seen red: a claim without the look at `consumed`; a bell that two ring at once; no second look for marks that came late; no
+//! fence before it; a mark compared for equality. Not seen red: weaker orders of the mark and of `consumed`, beside which fences
+//! stand.
 
 use super::*;
 use loom::cell::UnsafeCell;

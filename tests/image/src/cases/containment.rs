@@ -11,7 +11,7 @@ use ktest::{expect, expect_eq, ktest};
 use testdev::edu::Completion;
 
 ktest! {
-    /// Red when the budget told nobody, and when only the bus mastering was taken away, or only the address space.
+    /// Red when only the bus mastering was taken away, and when only the address space was.
     fn a_device_that_does_not_stop_faulting_is_taken_off_the_bus_and_others_work_on(bench) {
         let (edu, disk) = (bench.edu()?, bench.disk()?);
         let group = edu.master().group().cloned().ok_or(board::Error::Missing("group"))?;

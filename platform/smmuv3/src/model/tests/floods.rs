@@ -1,7 +1,8 @@
 //! Floods of events where the board calls later: nothing is left for which nobody comes.
 //!
-//! Seen red: no call asked for; the interrupt left on while polling; not switched on again; not looked at after it was; an
-//! overflow acknowledged while polling; IRQ_CTRL written before the last write was acknowledged.
+//! Seen red: no call asked for; the interrupt left on while polling; not switched on again; served by an interrupt that came in
+//! while polling; IRQ_CTRL written before the last write was acknowledged. Not seen red: the look after it was switched on left
+//! out.
 
 use super::super::Overflow;
 use super::*;

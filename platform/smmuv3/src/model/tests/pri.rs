@@ -1,8 +1,8 @@
 //! The PRI queue: every group is answered, and none twice; and interrupts by message.
 //!
 //! Seen red: groups answered at every request, or at none; the answer without its SubstreamID; a Stop PASID marker answered; an
-//! answer dropped when the command queue is full; OVFLG not acknowledged; PRIQ_CONS not written; the message's registers
-//! written while the interrupt is on; the PRI queue's message left out.
+//! answer dropped when the command queue is full; the message's registers written while the interrupt is on; the PRI queue's
+//! message left out.
 
 use super::super::Consumption;
 use super::*;

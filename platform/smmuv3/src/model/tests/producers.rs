@@ -1,9 +1,9 @@
 //! Many producers, every way of completion, and errors in between.
 //!
-//! Seen red: a bell that only its own producer rings (a timeout); CMDQ_PROD written by two at a time (it goes back); the
-//! message's tag of another position; the message believed alone (a timeout when it is lost); a CMD_ATC_INV that was not
-//! answered forgotten, and taken for everybody's; Service Failure Mode looked for in the interrupt only; the queue not opened
-//! again; opened although the SMMU had failed; the position of a refused command off by one.
+//! Seen red: the message's tag of another position; the message not believed; the message believed alone (a timeout when it is
+//! lost); a CMD_ATC_INV that was not answered forgotten, and taken for everybody's; Service Failure Mode looked for in the
+//! interrupt only; the queue not opened again (a timeout). Not seen red: opened although the SMMU had failed; the position of a
+//! refused command off by one; no bell when a dead queue revives.
 
 use super::super::Consumption;
 use super::*;

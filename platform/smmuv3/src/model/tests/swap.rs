@@ -1,6 +1,4 @@
 //! An address space exchanged for another under a stream at work.
-//!
-//! Seen red: a swap by way of an aborting STE; by V=0; the new CD not published before the STE names it; no CFGI_STE.
 
 use super::super::Consumption;
 use super::*;

@@ -148,6 +148,33 @@ impl Mmio {
     access!(read64, write64, u64, "ldr", "str", ":x");
 }
 
+/// A window of registers as a trait, so that tests can put something behind it that reacts.
+pub trait Registers: Send + Sync {
+    /// Reads 32 bits at byte `offset`.
+    fn read32(&self, offset: usize) -> u32;
+    /// Writes 32 bits at byte `offset`.
+    fn write32(&self, offset: usize, value: u32);
+    /// Reads 64 bits at byte `offset`.
+    fn read64(&self, offset: usize) -> u64;
+    /// Writes 64 bits at byte `offset`.
+    fn write64(&self, offset: usize, value: u64);
+}
+
+impl Registers for Mmio {
+    fn read32(&self, offset: usize) -> u32 {
+        Self::read32(self, offset)
+    }
+    fn write32(&self, offset: usize, value: u32) {
+        Self::write32(self, offset, value);
+    }
+    fn read64(&self, offset: usize) -> u64 {
+        Self::read64(self, offset)
+    }
+    fn write64(&self, offset: usize, value: u64) {
+        Self::write64(self, offset, value);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,35 +1,8 @@
-//! Register access as a trait, so that tests can put something behind it that reacts; and the wait for a register.
+//! The waits for registers, and registers that say where a table is.
 
 use crate::GicError;
-use arch::mmio::Mmio;
+pub(crate) use arch::mmio::Registers;
 use base::Deadline;
-
-/// Registers of a redistributor or an ITS.
-pub trait Registers: Send + Sync {
-    /// Reads 32 bits at byte `offset`.
-    fn read32(&self, offset: usize) -> u32;
-    /// Writes 32 bits at byte `offset`.
-    fn write32(&self, offset: usize, value: u32);
-    /// Reads 64 bits at byte `offset`.
-    fn read64(&self, offset: usize) -> u64;
-    /// Writes 64 bits at byte `offset`.
-    fn write64(&self, offset: usize, value: u64);
-}
-
-impl Registers for Mmio {
-    fn read32(&self, offset: usize) -> u32 {
-        Mmio::read32(self, offset)
-    }
-    fn write32(&self, offset: usize, value: u32) {
-        Mmio::write32(self, offset, value);
-    }
-    fn read64(&self, offset: usize) -> u64 {
-        Mmio::read64(self, offset)
-    }
-    fn write64(&self, offset: usize, value: u64) {
-        Mmio::write64(self, offset, value);
-    }
-}
 
 /// How long the hardware may take for one step.
 pub(crate) const STEP_MILLIS: u64 = 1_000;

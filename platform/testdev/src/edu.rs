@@ -11,8 +11,8 @@
 //! register of its own.
 
 use crate::TestdevError;
-use crate::regs::Registers;
 use alloc::sync::Arc;
+use arch::mmio::Registers;
 use base::irq::Handler;
 use base::{Deadline, wait_until};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};

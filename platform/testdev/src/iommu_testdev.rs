@@ -4,9 +4,9 @@
 //! the lack of capabilities.
 
 use crate::TestdevError;
-use crate::regs::Registers;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use arch::mmio::Registers;
 use base::IrqMutex;
 use iommu::{Iova, PhysAddr};
 use pci::Function;

@@ -17,7 +17,6 @@ extern crate std;
 pub mod edu;
 mod error;
 pub mod iommu_testdev;
-mod regs;
 
 #[cfg(test)]
 mod tests;

@@ -1,11 +1,11 @@
 //! The drivers against devices in memory.
 
 use crate::edu::{BUFFER_SIZE, Completion};
-use crate::regs::Registers;
 use crate::{Edu, IommuTestdev, TestdevError, edu, iommu_testdev};
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
+use arch::mmio::Registers;
 use base::{Deadline, Instant};
 use iommu::{Iova, PhysAddr};
 use pci::fake::{FakeEnv, FakeFunction, FakeMsi, FakeSpace};
@@ -234,9 +234,10 @@ fn iommu_testdev_is_told_from_pci_testdev() {
 #[test]
 fn what_iommu_testdev_reports_is_told_apart() {
     struct Fake(Mutex<([u32; 16], u32)>);
-    impl Registers for Arc<Fake> {
+    struct Handle(Arc<Fake>);
+    impl Registers for Handle {
         fn read32(&self, offset: usize) -> u32 {
-            let mut state = self.0.lock().unwrap();
+            let mut state = self.0.0.lock().unwrap();
             if offset == 0 {
                 let armed = state.0[5] == 1;
                 state.0[4] = if armed { state.1 } else { 0xdead_0005 };
@@ -244,7 +245,7 @@ fn what_iommu_testdev_reports_is_told_apart() {
             state.0[offset / 4]
         }
         fn write32(&self, offset: usize, value: u32) {
-            self.0.lock().unwrap().0[offset / 4] = value;
+            self.0.0.lock().unwrap().0[offset / 4] = value;
         }
         fn read64(&self, _: usize) -> u64 {
             unreachable!("the device has 32-bit registers")
@@ -256,7 +257,7 @@ fn what_iommu_testdev_reports_is_told_apart() {
     let fake = Arc::new(Fake(Mutex::new(([0; 16], 0))));
     let (vendor, id) = iommu_testdev::ID;
     let device = function(FakeFunction::endpoint(1, 0, vendor, id).bar32(0, 0x1000, false));
-    let device = IommuTestdev::with_registers(device, Box::new(fake.clone()));
+    let device = IommuTestdev::with_registers(device, Box::new(Handle(fake.clone())));
     let cases = [
         (0, Ok(())),
         (0xdead_0002, Err(TestdevError::Blocked)),

@@ -8,6 +8,7 @@ mod concurrency;
 mod directions;
 mod exhaustion;
 mod limits;
+mod misuse;
 mod model;
 mod owned;
 mod ownership;

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod boot;
+pub mod misuse;
 pub mod names;
 pub mod profile;
 pub mod runner;

@@ -17,6 +17,7 @@ use crate::record::{Records, Slot};
 use crate::scoped::{self, Scoped};
 use crate::site::Site;
 use crate::stats::{self, DeviceStats};
+use crate::tracker::Report;
 use crate::translated::Translated;
 use crate::{Buffer, Direction, Error, Ladder, Limits, Mapped, PageSet, Pages, Rejected};
 use alloc::sync::Arc;
@@ -119,7 +120,8 @@ impl Device {
         memory: &'static dyn DmaMemory,
         backend: Backend,
     ) -> Result<Self, Error> {
-        let records = Arc::new(Records::new()?);
+        let translated = matches!(backend, Backend::Translated(_));
+        let records = Arc::new(Records::new(name.clone(), translated)?);
         stats::register(&records)?;
         Ok(Self(Arc::new(Inner { name, limits, coherent, memory, backend, records })))
     }
@@ -298,6 +300,33 @@ impl Device {
         DeviceStats::of(&self.0.records)
     }
 
+    /// Lists what is lent to the device at this moment.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`] if there is no memory for the list.
+    pub fn lendings(&self) -> Result<Report, Error> {
+        let mut report = Report::default();
+        report.add(&self.0.records)?;
+        report.sort();
+        Ok(report)
+    }
+
+    /// Takes the device out of use, as [`Device::shut_down`] does, and lists what its drivers have not taken back, on the
+    /// console too: for the removal of a device whose drivers should be done with it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::shut_down`]; [`Error::OutOfMemory`] if there is no memory for the list (the device is out of use then).
+    pub fn remove(&self) -> Result<Report, Error> {
+        self.shut_down()?;
+        let left = self.lendings()?;
+        if !left.is_empty() {
+            log::warn!("{}: {} still lent at its removal\n{left}", self.0.name, left.count());
+        }
+        Ok(left)
+    }
+
     /// Takes the device out of use: nothing can be mapped for it any more, and if no other device of its group is in use, the
     /// group is blocked, so that it reaches nothing. For removal; mappings may outlive it harmlessly. (A device that shares its
     /// group with one in use cannot be told from it by the IOMMU: whoever removes it takes it off the bus first.)
@@ -328,7 +357,7 @@ impl Device {
         site: Site,
     ) -> Result<Loan, Error> {
         let prot = if self.0.coherent { prot } else { prot | Prot::NON_COHERENT };
-        let (segments, range) = match &self.0.backend {
+        let (segments, range, slot) = match &self.0.backend {
             Backend::Translated(translated) => {
                 let range = match at {
                     // SAFETY: the caller's promise is what `map` asks for.
@@ -340,16 +369,17 @@ impl Device {
                         range
                     }
                 };
-                (Segments::One(Segment { iova: range.start(), len }), range)
+                let slot = self.0.records.begin(range, prot, site);
+                (Segments::One(Segment { iova: range.start(), len }), range, slot)
             }
             Backend::Direct(_) if at.is_some() => return Err(Error::NotIsolated(self.0.name.clone())),
             Backend::Direct(windows) => {
                 let segments = windows.segments(runs, &self.0.limits, &self.0.name)?;
                 let first = segments.as_slice().first().map(|segment| segment.iova).unwrap_or_default();
-                (segments, IovaRange::new(first, len).unwrap_or_default())
+                let range = IovaRange::new(first, len).unwrap_or_default();
+                (segments, range, self.0.records.begin_direct(range, prot, site))
             }
         };
-        let slot = self.0.records.begin(range, prot, site);
         Ok(Loan { device: self.clone(), segments, range, slot, site, fixed: at.is_some() })
     }
 }
@@ -406,19 +436,19 @@ impl Loan {
     pub(crate) fn settle(self, outcome: Result<(), RevokeError>, site: Site) -> Result<(), (RevokeError, Self)> {
         let inner = &self.device.0;
         if let Err(cause) = outcome {
-            let counters = &inner.records.counters;
-            counters.quarantined.fetch_add(self.range.len() / PAGE_SIZE, Ordering::Relaxed);
-            counters.quarantined_bytes.fetch_add(self.range.len(), Ordering::Relaxed);
+            inner.records.quarantined.fetch_add(self.range.len() / PAGE_SIZE, Ordering::Relaxed);
             core::mem::forget(self.device.clone());
             return Err((cause, self));
         }
-        inner.records.end(self.slot, self.range, self.site, site);
         if let Backend::Translated(translated) = &inner.backend {
+            inner.records.end(self.slot, self.range, self.site, site);
             if self.fixed {
                 translated.release_fixed(self.range);
             } else {
                 translated.release(self.range);
             }
+        } else {
+            inner.records.end_direct(self.slot, self.range, self.site, site);
         }
         Ok(())
     }

@@ -113,6 +113,24 @@ pub enum Error {
     /// A revocation failed; the memory is lost.
     #[error(transparent)]
     Quarantined(#[from] Quarantined),
+    /// A segment is longer than the device takes.
+    #[error("a segment of {len:#x} bytes is longer than the device's {max:#x}")]
+    SegmentTooLong {
+        /// Its length in bytes.
+        len: u64,
+        /// The device's limit.
+        max: u64,
+    },
+    /// A segment crosses the device's boundary.
+    #[error("{len:#x} bytes at {iova} cross a multiple of {boundary:#x}")]
+    AcrossBoundary {
+        /// Where the segment begins.
+        iova: Iova,
+        /// Its length in bytes.
+        len: u64,
+        /// The device's boundary.
+        boundary: u64,
+    },
 }
 
 /// What stands in the way of an access to a shared buffer.

@@ -2,9 +2,9 @@
 
 use crate::record::{EndedMapping, LiveMapping, Records};
 use crate::site::Site;
+use crate::tracker::At;
 use base::time::Duration;
 use core::fmt;
-use core::sync::atomic::Ordering;
 use iommu::group::AttachmentState;
 use iommu::{Iova, IovaRange, PhysAddr, Prot};
 
@@ -56,6 +56,8 @@ pub enum Fate {
         /// Where its group is instead.
         state: AttachmentState,
     },
+    /// Nothing translates for the device: the address is one of its bus, and its loans are counted only.
+    Untranslated,
     /// Neither.
     Unknown {
         /// The closest loan that ends at or before the address, and the bytes from its end to the address.
@@ -89,16 +91,21 @@ impl Fate {
         if let Some(state) = elsewhere {
             return Self::Elsewhere { state };
         }
-        let (mut below, mut above) = (None, None);
-        for LiveMapping { range, prot, site } in records.live() {
+        if records.only_counts() {
+            return Self::Untranslated;
+        }
+        let (mut live, mut below, mut above) = (None, None, None);
+        records.for_each_live(|LiveMapping { range, prot, site, .. }| {
             if range.contains(address) {
-                return Self::Live { range, prot, mapped_at: site };
-            }
-            if let Some(gap) = address.offset_from(range.end()) {
+                live = Some(Self::Live { range, prot, mapped_at: site });
+            } else if let Some(gap) = address.offset_from(range.end()) {
                 nearer(&mut below, range, gap);
             } else if let Some(gap) = range.start().offset_from(address) {
                 nearer(&mut above, range, gap);
             }
+        });
+        if let Some(live) = live {
+            return live;
         }
         if let Some((to, prot)) = translation {
             return Self::Mapped { to, prot };
@@ -106,30 +113,13 @@ impl Fate {
         if let Some(EndedMapping { range, mapped_at, unmapped_at, when }) = records.last_ended(address) {
             return Self::Ended { range, mapped_at, unmapped_at, ago: when.elapsed() };
         }
-        let forgotten = records.counters.ended.load(Ordering::Relaxed) > Records::REMEMBERED;
-        Self::Unknown { below, above, forgotten }
+        Self::Unknown { below, above, forgotten: records.has_forgotten() }
     }
 }
 
 fn nearer(nearest: &mut Option<(IovaRange, u64)>, range: IovaRange, gap: u64) {
     if nearest.is_none_or(|(_, old)| gap < old) {
         *nearest = Some((range, gap));
-    }
-}
-
-/// A place in the source, with the file's name only.
-struct At(Option<Site>);
-
-impl fmt::Display for At {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(site) => {
-                let file = site.file();
-                let name = file.rsplit_once(['/', '\\']).map_or(file, |(_, name)| name);
-                write!(f, "{name}:{}", site.line())
-            }
-            None => f.write_str("an unknown place"),
-        }
     }
 }
 
@@ -160,6 +150,7 @@ impl fmt::Display for Explanation<'_> {
             Fate::Elsewhere { state } => {
                 write!(f, "{address} is not the DMA-API's: {device} is {state}")
             }
+            Fate::Untranslated => write!(f, "{address} is on the bus of {device}, which nothing translates for"),
             Fate::Unknown { below, above, forgotten } => {
                 let history = if forgotten { "is not mapped, nor was it lately" } else { "was never mapped" };
                 write!(f, "{address} {history} for {device}")?;

@@ -82,6 +82,7 @@ mod share;
 mod site;
 mod stats;
 mod stray;
+pub mod tracker;
 mod translated;
 mod view;
 

@@ -1,6 +1,6 @@
 //! What a bus master can put on the bus.
 
-use crate::Error;
+use crate::{Error, Segment};
 
 /// The limits of one bus master.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,26 @@ impl Limits {
     pub const fn address_bits(bits: u32) -> Self {
         let address_mask = if bits >= 64 { u64::MAX } else { (1 << bits) - 1 };
         Self { address_mask, ..Self::NONE }
+    }
+
+    /// Checks a segment that a driver has made by itself. Those of [`slice`](crate::slice) are right by construction.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SegmentTooLong`], [`Error::AcrossBoundary`], [`Error::BadSize`] for a segment of nothing or past the end of the
+    /// address space.
+    pub fn check_segment(&self, segment: Segment) -> Result<(), Error> {
+        let Segment { iova, len } = segment;
+        let last = len.checked_sub(1).and_then(|last| iova.checked_add(last)).ok_or(Error::BadSize(len))?;
+        if len > self.max_segment {
+            return Err(Error::SegmentTooLong { len, max: self.max_segment });
+        }
+        match self.boundary {
+            Some(boundary) if iova.get() / boundary != last.get() / boundary => {
+                Err(Error::AcrossBoundary { iova, len, boundary })
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {

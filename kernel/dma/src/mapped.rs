@@ -4,7 +4,7 @@ use crate::held::Held;
 use crate::lent::{Lent, Segment, sealed};
 use crate::quarantine::Quarantined;
 use crate::site::Site;
-use crate::{Buffer, Device, Direction, Error, Rejected, View};
+use crate::{Buffer, Device, DeviceReads, DeviceWrites, Direction, Error, Rejected, View};
 use core::fmt;
 use core::panic::Location;
 use iommu::Iova;
@@ -61,25 +61,6 @@ impl<D: Direction, B: Buffer> Mapped<D, B> {
         View::new(self.held.memory())
     }
 
-    /// Lets the CPU see what the device has written so far to the `len` bytes at `offset`. On a device that does not snoop,
-    /// what the CPU wrote there without a [`Mapped::sync_for_device`] may be lost.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`].
-    pub fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
-        self.held.sync_for_cpu(offset, len)
-    }
-
-    /// Lets the device see what the CPU has written so far to the `len` bytes at `offset`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`].
-    pub fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
-        self.held.sync_for_device(offset, len)
-    }
-
     #[inline]
     pub(crate) fn into_held(self) -> Held<D, B> {
         self.held
@@ -94,6 +75,29 @@ impl<D: Direction, B: Buffer> Mapped<D, B> {
     #[track_caller]
     pub fn unmap(self) -> Result<B, Quarantined> {
         self.held.take_back(Location::caller())
+    }
+}
+
+impl<D: DeviceWrites, B: Buffer> Mapped<D, B> {
+    /// Lets the CPU see what the device has written so far to the `len` bytes at `offset`. On a device that does not snoop,
+    /// what the CPU wrote there without a [`Mapped::sync_for_device`] may be lost.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`].
+    pub fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.held.sync_for_cpu(offset, len)
+    }
+}
+
+impl<D: DeviceReads, B: Buffer> Mapped<D, B> {
+    /// Lets the device see what the CPU has written so far to the `len` bytes at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`].
+    pub fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.held.sync_for_device(offset, len)
     }
 }
 

@@ -1,33 +1,42 @@
-//! Who has what lent to a device, and who had: what a fault report needs, at the cost of a few relaxed stores per mapping.
+//! Who has what lent to a device, and who had: what a fault report needs, at the cost of a few plain stores per mapping.
 //!
-//! Live mappings stand in a table of fixed size, found by a hash of their address. A mapping that finds its places taken is not
-//! recorded, only counted. Ended mappings stand in a ring, the newest overwriting the oldest.
+//! A mapping stands in a table of fixed size, at a place found by a hash of its address. When it ends it stays there, with the
+//! time and the call site of its end, until another mapping needs the place: each address keeps its own last history. A mapping
+//! that finds its places taken is not recorded, only counted. There is one read-modify-write in all, the claim of the place;
+//! the sums are those of the places, added up when somebody asks.
+//!
+//! What a device without an IOMMU has is only counted: nothing stops it, so no fault report will ever ask. Where the debug
+//! tracker is on, the device has no table at all, and the way that a mapping without a place takes leads to
+//! [`Exact`], which records every one: so the tracker costs nothing where it is off.
 //!
 //! # Locking
 //!
-//! None. Writers own the slot that they claimed; readers check that a slot did not change under them. The reports are for
-//! people: nothing that must be safe is decided here.
+//! None for the table: writers own the place that they claimed; readers check that it did not change under them. The reports are
+//! for people: nothing that must be safe is decided here. [`Exact`] is under an [`IrqMutex`] of its device; its table grows
+//! under it, so the heap's lock comes after it.
 
 use crate::Error;
 use crate::site::{AtomicSite, Site};
+use crate::tracker::Exact;
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
-use base::Instant;
-use core::sync::atomic::{AtomicU64, Ordering, fence};
+use base::{Instant, IrqMutex};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use iommu::{Iova, IovaRange, PAGE_SIZE, Prot};
 
-/// Places for live mappings, a power of two.
-const LIVE: usize = 1024;
+/// Places of the table, a power of two.
+const PLACES: usize = 1024;
 /// Places that one mapping tries.
 const PROBES: usize = 8;
-/// Places for ended mappings, a power of two.
-const ENDED: usize = 256;
 
-/// The tag of a place that is being filled.
-const BUSY: u64 = 2;
-/// Bit 0 of the tag of a place in use; the permissions stand above it, the page's address above those.
-const USED: u64 = 1;
-const PROT_SHIFT: u32 = 4;
+/// Bits of a place's tag. It is 0 as long as the place was never used.
+const LIVE: u64 = 1;
+const ENDED: u64 = 1 << 1;
+/// Somebody is writing the place.
+const BUSY: u64 = 1 << 2;
+/// The permissions stand above those bits, the page's address above the permissions.
+const PROT_SHIFT: u32 = 3;
 
 /// A live mapping as the records show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +44,8 @@ pub(crate) struct LiveMapping {
     pub range: IovaRange,
     pub prot: Prot,
     pub site: Option<Site>,
+    /// When it was made, where that is recorded.
+    pub since: Option<Instant>,
 }
 
 /// An ended mapping as the records show it.
@@ -46,151 +57,310 @@ pub(crate) struct EndedMapping {
     pub when: Instant,
 }
 
-/// Where a live mapping is recorded, if it is.
-#[derive(Clone, Copy)]
+/// Where a live mapping is recorded, if it is: below [`PLACES`] in the table, from [`Slot::EXACT`] on with the tracker.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Slot(u32);
 
 impl Slot {
+    /// Only counted, for want of a place.
     const NONE: Self = Self(u32::MAX);
+    /// Only counted, because nothing translates.
+    const COUNTED: Self = Self(u32::MAX - 1);
+    const EXACT: u32 = 1 << 31;
 }
 
-#[repr(align(32))]
-struct Live {
+#[repr(C, align(64))]
+struct Place {
     tag: AtomicU64,
     len: AtomicU64,
-    site: AtomicSite,
+    mapped_at: AtomicSite,
+    /// When the mapping ended, in nanoseconds.
+    when: AtomicU64,
+    unmapped_at: AtomicSite,
+    /// Mappings that have stood here, and their bytes in sum.
+    uses: AtomicU64,
+    bytes: AtomicU64,
 }
 
+impl Place {
+    const fn new() -> Self {
+        Self {
+            tag: AtomicU64::new(0),
+            len: AtomicU64::new(0),
+            mapped_at: AtomicSite::new(),
+            when: AtomicU64::new(0),
+            unmapped_at: AtomicSite::new(),
+            uses: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Records a mapping here, unless there is a live one. Whatever ended here before is forgotten.
+    #[inline(always)]
+    fn claim(&self, range: IovaRange, prot: Prot, site: Site, forgotten: &AtomicBool) -> bool {
+        let old = self.tag.load(Ordering::Relaxed);
+        if old & (LIVE | BUSY) != 0
+            || self.tag.compare_exchange(old, BUSY, Ordering::Acquire, Ordering::Relaxed).is_err()
+        {
+            return false;
+        }
+        // Who sees what is written from here on sees that the place is busy.
+        fence(Ordering::Release);
+        let (start, len) = (range.start().get(), range.len());
+        self.len.store(len, Ordering::Relaxed);
+        self.mapped_at.store(site);
+        // Plain additions: the place is ours.
+        self.uses.store(self.uses.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        self.bytes.store(self.bytes.load(Ordering::Relaxed).wrapping_add(len), Ordering::Relaxed);
+        if old != 0 && (old ^ start) / PAGE_SIZE != 0 {
+            forgotten.store(true, Ordering::Relaxed);
+        }
+        // The range is made of pages.
+        let tag = (start & !(PAGE_SIZE - 1)) | (u64::from(prot.bits()) << PROT_SHIFT) | LIVE;
+        self.tag.store(tag, Ordering::Release);
+        true
+    }
+
+    /// Notes the end of the mapping that was recorded here.
+    #[inline(always)]
+    fn end(&self, start: Iova, unmapped_at: Site) {
+        // Nobody reads these two while the mapping lives.
+        self.when.store(Instant::now().as_nanos(), Ordering::Relaxed);
+        self.unmapped_at.store(unmapped_at);
+        self.tag.store((start.get() & !(PAGE_SIZE - 1)) | ENDED, Ordering::Release);
+    }
+
+    /// Reads the place, if its tag has `state` and did not change meanwhile.
+    fn read<T>(&self, state: u64, f: impl FnOnce(u64, IovaRange) -> T) -> Option<T> {
+        let tag = self.tag.load(Ordering::Acquire);
+        if tag & state == 0 {
+            return None;
+        }
+        let uses = self.uses.load(Ordering::Relaxed);
+        let range = IovaRange::new(Iova::new(tag).align_down(PAGE_SIZE), self.len.load(Ordering::Relaxed));
+        let value = f(tag, range?);
+        fence(Ordering::Acquire);
+        let same = self.tag.load(Ordering::Relaxed) == tag && self.uses.load(Ordering::Relaxed) == uses;
+        same.then_some(value)
+    }
+}
+
+/// Mappings without a place of their own: those that found none, those of a device that nothing translates for (begun and ended
+/// as one word each, the number in the low half and the pages in the high half: differences are exact).
+#[derive(Default)]
 #[repr(align(64))]
-struct Ended {
-    /// 0 while it is being written, otherwise its number in the row of all, from 1.
-    sequence: AtomicU64,
-    start: AtomicU64,
-    len: AtomicU64,
-    when: AtomicU64,
-    mapped_at: AtomicSite,
-    unmapped_at: AtomicSite,
+struct Counted {
+    begun: AtomicU64,
+    ended: AtomicU64,
+    unrecorded: AtomicU64,
+}
+
+impl Counted {
+    #[inline(always)]
+    fn word(range: IovaRange) -> u64 {
+        1_u64.wrapping_add((range.len() / PAGE_SIZE) << 32)
+    }
 }
 
 /// Sums over all mappings of a device.
-#[derive(Default)]
-#[repr(align(64))]
-pub(crate) struct Counters {
-    pub mappings: AtomicU64,
-    pub bytes: AtomicU64,
-    pub ended: AtomicU64,
-    pub ended_bytes: AtomicU64,
-    pub unrecorded: AtomicU64,
-    pub quarantined: AtomicU64,
-    pub quarantined_bytes: AtomicU64,
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sums {
+    pub live: u64,
+    pub live_bytes: u64,
+    pub total: u64,
+    pub total_bytes: u64,
 }
 
 /// The records of one device.
 pub(crate) struct Records {
-    live: Box<[Live; LIVE]>,
-    ended: Box<[Ended; ENDED]>,
-    pub counters: Counters,
+    name: Arc<str>,
+    table: Option<Box<[Place; PLACES]>>,
+    counted: Counted,
+    /// Every mapping, where the tracker is on.
+    exact: Option<IrqMutex<Exact>>,
+    forgotten: AtomicBool,
+    pub quarantined: AtomicU64,
 }
 
 impl Records {
-    /// How many ended mappings are remembered.
-    pub(crate) const REMEMBERED: u64 = ENDED as u64;
-
-    pub(crate) fn new() -> Result<Self, Error> {
-        let mut live = Vec::new();
-        live.try_reserve_exact(LIVE)?;
-        live.resize_with(LIVE, || Live { tag: AtomicU64::new(0), len: AtomicU64::new(0), site: AtomicSite::new() });
-        let mut ended = Vec::new();
-        ended.try_reserve_exact(ENDED)?;
-        ended.resize_with(ENDED, || Ended {
-            sequence: AtomicU64::new(0),
-            start: AtomicU64::new(0),
-            len: AtomicU64::new(0),
-            when: AtomicU64::new(0),
-            mapped_at: AtomicSite::new(),
-            unmapped_at: AtomicSite::new(),
-        });
-        // Both have the length that was asked for.
-        let live = live.into_boxed_slice().try_into().map_err(|_| Error::OutOfMemory)?;
-        let ended = ended.into_boxed_slice().try_into().map_err(|_| Error::OutOfMemory)?;
-        Ok(Self { live, ended, counters: Counters::default() })
+    /// Makes the records of a device that something translates for, or nothing does.
+    pub(crate) fn new(name: Arc<str>, translated: bool) -> Result<Self, Error> {
+        let exact = crate::tracker::is_on().then(|| IrqMutex::new(Exact::new()));
+        let table = if translated && exact.is_none() { Some(table()?) } else { None };
+        let (counted, forgotten) = (Counted::default(), AtomicBool::new(false));
+        Ok(Self { name, table, counted, exact, forgotten, quarantined: AtomicU64::new(0) })
     }
 
-    /// Takes note of a mapping that has been made.
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Takes note of a mapping that has been made through an IOMMU.
     #[inline]
     pub(crate) fn begin(&self, range: IovaRange, prot: Prot, site: Site) -> Slot {
-        self.counters.mappings.fetch_add(1, Ordering::Relaxed);
-        self.counters.bytes.fetch_add(range.len(), Ordering::Relaxed);
-        let page = range.start().get() / PAGE_SIZE;
-        let first = (page ^ (page >> 10)) as usize;
-        for probe in 0..PROBES {
-            let index = first.wrapping_add(probe) & (LIVE - 1);
-            let Some(place) = self.live.get(index) else { break };
-            if place.tag.load(Ordering::Relaxed) == 0
-                && place.tag.compare_exchange(0, BUSY, Ordering::Acquire, Ordering::Relaxed).is_ok()
-            {
-                place.len.store(range.len(), Ordering::Relaxed);
-                place.site.store(site);
-                let tag = (page * PAGE_SIZE) | (u64::from(prot.bits()) << PROT_SHIFT) | USED;
-                place.tag.store(tag, Ordering::Release);
-                return Slot(index as u32);
+        let index = hash(range);
+        if let Some(place) = self.table.as_deref().and_then(|table| table.get(index))
+            && place.claim(range, prot, site, &self.forgotten)
+        {
+            return Slot(index as u32);
+        }
+        self.begin_elsewhere(range, prot, site)
+    }
+
+    /// Takes note of a mapping that nothing translates.
+    #[inline]
+    pub(crate) fn begin_direct(&self, range: IovaRange, prot: Prot, site: Site) -> Slot {
+        if self.exact.is_some() {
+            return self.begin_elsewhere(range, prot, site);
+        }
+        self.counted.begun.fetch_add(Counted::word(range), Ordering::Relaxed);
+        Slot::COUNTED
+    }
+
+    #[cold]
+    fn begin_elsewhere(&self, range: IovaRange, prot: Prot, site: Site) -> Slot {
+        if let Some(exact) = &self.exact
+            && let Some(index) = exact.lock().begin(range, prot, site)
+        {
+            return Slot(Slot::EXACT | index);
+        }
+        if let Some(table) = &self.table {
+            for probe in 1..PROBES {
+                let index = hash(range).wrapping_add(probe) & (PLACES - 1);
+                if table.get(index).is_some_and(|place| place.claim(range, prot, site, &self.forgotten)) {
+                    return Slot(index as u32);
+                }
             }
         }
-        self.counters.unrecorded.fetch_add(1, Ordering::Relaxed);
+        self.counted.begun.fetch_add(Counted::word(range), Ordering::Relaxed);
+        self.counted.unrecorded.fetch_add(1, Ordering::Relaxed);
         Slot::NONE
     }
 
     /// Takes note of a mapping that has been revoked.
     #[inline]
     pub(crate) fn end(&self, slot: Slot, range: IovaRange, mapped_at: Site, unmapped_at: Site) {
-        self.counters.ended_bytes.fetch_add(range.len(), Ordering::Relaxed);
-        let number = self.counters.ended.fetch_add(1, Ordering::Relaxed);
-        if let Some(place) = self.ended.get(number as usize & (ENDED - 1)) {
-            place.sequence.store(0, Ordering::Relaxed);
-            fence(Ordering::Release);
-            place.start.store(range.start().get(), Ordering::Relaxed);
-            place.len.store(range.len(), Ordering::Relaxed);
-            place.when.store(Instant::now().as_nanos(), Ordering::Relaxed);
-            place.mapped_at.store(mapped_at);
-            place.unmapped_at.store(unmapped_at);
-            place.sequence.store(number + 1, Ordering::Release);
-        }
-        // Last: until then the address is in one of the two, never in none.
-        if let Some(place) = self.live.get(slot.0 as usize) {
-            place.tag.store(0, Ordering::Release);
+        match self.table.as_deref().and_then(|table| table.get(slot.0 as usize)) {
+            Some(place) => place.end(range.start(), unmapped_at),
+            None => self.end_elsewhere(slot, range, mapped_at, unmapped_at),
         }
     }
 
-    /// The live mappings that are recorded, in no order.
-    pub(crate) fn live(&self) -> impl Iterator<Item = LiveMapping> {
-        self.live.iter().filter_map(|place| {
-            let tag = place.tag.load(Ordering::Acquire);
-            let (len, site) = (place.len.load(Ordering::Relaxed), place.site.load());
-            fence(Ordering::Acquire);
-            if tag & USED == 0 || place.tag.load(Ordering::Relaxed) != tag {
-                return None;
+    /// Takes note of the end of a mapping that nothing translates.
+    #[inline]
+    pub(crate) fn end_direct(&self, slot: Slot, range: IovaRange, mapped_at: Site, unmapped_at: Site) {
+        if slot == Slot::COUNTED {
+            self.counted.ended.fetch_add(Counted::word(range), Ordering::Release);
+            return;
+        }
+        self.end_elsewhere(slot, range, mapped_at, unmapped_at);
+    }
+
+    #[cold]
+    fn end_elsewhere(&self, slot: Slot, range: IovaRange, mapped_at: Site, unmapped_at: Site) {
+        if slot == Slot::NONE || slot == Slot::COUNTED {
+            self.counted.ended.fetch_add(Counted::word(range), Ordering::Release);
+            self.forgotten.store(true, Ordering::Relaxed);
+        } else if let Some(exact) = &self.exact {
+            exact.lock().end(slot.0 & !Slot::EXACT, range, mapped_at, unmapped_at);
+        }
+    }
+
+    /// Calls `f` with each live mapping that is recorded, in no order.
+    pub(crate) fn for_each_live(&self, mut f: impl FnMut(LiveMapping)) {
+        for place in self.places() {
+            let read = |tag: u64, range| {
+                let prot = Prot::from_bits_truncate((tag >> PROT_SHIFT) as u8);
+                LiveMapping { range, prot, site: place.mapped_at.load(), since: None }
+            };
+            if let Some(live) = place.read(LIVE, read) {
+                f(live);
             }
-            let range = IovaRange::new(Iova::new(tag).align_down(PAGE_SIZE), len)?;
-            Some(LiveMapping { range, prot: Prot::from_bits_truncate((tag >> PROT_SHIFT) as u8), site })
-        })
+        }
+        if let Some(exact) = &self.exact {
+            exact.lock().live().for_each(f);
+        }
     }
 
     /// The mapping with `address` that ended last.
     pub(crate) fn last_ended(&self, address: Iova) -> Option<EndedMapping> {
-        let read = |place: &Ended| {
-            let sequence = place.sequence.load(Ordering::Acquire);
-            let range =
-                IovaRange::new(Iova::new(place.start.load(Ordering::Relaxed)), place.len.load(Ordering::Relaxed))?;
-            let ended = EndedMapping {
+        let read = |place: &Place| {
+            place.read(ENDED, |_, range| EndedMapping {
                 range,
                 mapped_at: place.mapped_at.load(),
                 unmapped_at: place.unmapped_at.load(),
                 when: Instant::from_nanos(place.when.load(Ordering::Relaxed)),
-            };
-            fence(Ordering::Acquire);
-            let whole = sequence != 0 && place.sequence.load(Ordering::Relaxed) == sequence;
-            (whole && range.contains(address)).then_some((sequence, ended))
+            })
         };
-        self.ended.iter().filter_map(read).max_by_key(|(sequence, _)| *sequence).map(|(_, ended)| ended)
+        let in_table = self.places().filter_map(read).filter(|ended| ended.range.contains(address));
+        let last = in_table.max_by_key(|ended| ended.when);
+        last.or_else(|| self.exact.as_ref()?.lock().last_ended(address))
     }
+
+    /// Whether mappings have ended that [`Records::last_ended`] does not know any more.
+    pub(crate) fn has_forgotten(&self) -> bool {
+        self.forgotten.load(Ordering::Relaxed) || self.exact.as_ref().is_some_and(|exact| exact.lock().has_forgotten())
+    }
+
+    /// Whether mappings are counted only, because nothing translates for the device and the tracker is off.
+    pub(crate) fn only_counts(&self) -> bool {
+        self.table.is_none() && self.exact.is_none()
+    }
+
+    /// Mappings that found no place, ever.
+    pub(crate) fn unrecorded(&self) -> u64 {
+        self.counted.unrecorded.load(Ordering::Relaxed)
+    }
+
+    /// Live mappings that [`Records::for_each_live`] does not show.
+    pub(crate) fn unlisted(&self) -> u64 {
+        self.sum_counted().live
+    }
+
+    /// Adds everything up. What comes and goes meanwhile is counted or not; who has seen all come to rest gets exact sums.
+    pub(crate) fn sums(&self) -> Sums {
+        let mut sums = self.sum_counted();
+        for place in self.places() {
+            sums.total += place.uses.load(Ordering::Acquire);
+            sums.total_bytes += place.bytes.load(Ordering::Relaxed);
+        }
+        if let Some(exact) = &self.exact {
+            let (total, total_bytes) = exact.lock().totals();
+            sums.total += total;
+            sums.total_bytes += total_bytes;
+        }
+        self.for_each_live(|live| {
+            sums.live += 1;
+            sums.live_bytes += live.range.len();
+        });
+        sums
+    }
+
+    fn sum_counted(&self) -> Sums {
+        // The ended first: a mapping that comes and goes in between then counts as live rather than as less than nothing.
+        let ended = self.counted.ended.load(Ordering::Acquire);
+        let begun = self.counted.begun.load(Ordering::Relaxed);
+        let live = begun.wrapping_sub(ended);
+        let split = |word: u64| (word & u64::from(u32::MAX), (word >> 32) * PAGE_SIZE);
+        let ((live, live_bytes), (total, total_bytes)) = (split(live), split(begun));
+        Sums { live, live_bytes, total, total_bytes }
+    }
+
+    fn places(&self) -> impl Iterator<Item = &Place> {
+        self.table.as_deref().into_iter().flatten()
+    }
+}
+
+#[inline(always)]
+fn hash(range: IovaRange) -> usize {
+    let page = range.start().get() / PAGE_SIZE;
+    (page ^ (page >> 10)) as usize & (PLACES - 1)
+}
+
+fn table() -> Result<Box<[Place; PLACES]>, Error> {
+    let mut table = Vec::new();
+    table.try_reserve_exact(PLACES)?;
+    table.resize_with(PLACES, Place::new);
+    // It has the length that was asked for.
+    table.into_boxed_slice().try_into().map_err(|_| Error::OutOfMemory)
 }

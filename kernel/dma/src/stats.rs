@@ -5,7 +5,7 @@
 //! The list of all devices has an [`IrqMutex`], taken when a device is made and for reports; the heap's lock comes after it.
 
 use crate::Error;
-use crate::record::Records;
+use crate::record::{Records, Sums};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use base::IrqMutex;
@@ -23,6 +23,21 @@ pub(crate) fn register(records: &Arc<Records>) -> Result<(), Error> {
     Ok(())
 }
 
+/// The records of all devices that exist, or of which a mapping does.
+pub(crate) fn all() -> Result<Vec<Arc<Records>>, Error> {
+    let mut all = Vec::new();
+    loop {
+        let count = DEVICES.lock().len();
+        // A few more, for devices that are made meanwhile.
+        all.try_reserve(count.saturating_add(4))?;
+        let devices = DEVICES.lock();
+        if devices.len() <= all.capacity() {
+            all.extend(devices.iter().filter_map(Weak::upgrade));
+            return Ok(all);
+        }
+    }
+}
+
 /// What is lent to a device, and what was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceStats {
@@ -30,7 +45,7 @@ pub struct DeviceStats {
     pub live_mappings: u64,
     /// Bytes in them.
     pub live_bytes: u64,
-    /// Mappings ever made.
+    /// Mappings ever made. (Where nothing translates, modulo 2^32.)
     pub total_mappings: u64,
     /// Bytes in them.
     pub total_bytes: u64,
@@ -42,19 +57,14 @@ pub struct DeviceStats {
 
 impl DeviceStats {
     pub(crate) fn of(records: &Records) -> Self {
-        let counters = &records.counters;
-        // The ended first: a mapping that comes and goes in between then counts as live rather than as less than nothing.
-        let ended = counters.ended.load(Ordering::Acquire);
-        let ended_bytes = counters.ended_bytes.load(Ordering::Acquire);
-        let (total_mappings, total_bytes) =
-            (counters.mappings.load(Ordering::Relaxed), counters.bytes.load(Ordering::Relaxed));
+        let Sums { live, live_bytes, total, total_bytes } = records.sums();
         Self {
-            live_mappings: total_mappings.saturating_sub(ended),
-            live_bytes: total_bytes.saturating_sub(ended_bytes),
-            total_mappings,
+            live_mappings: live,
+            live_bytes,
+            total_mappings: total,
             total_bytes,
-            quarantined_pages: counters.quarantined.load(Ordering::Relaxed),
-            unrecorded: counters.unrecorded.load(Ordering::Relaxed),
+            quarantined_pages: records.quarantined.load(Ordering::Relaxed),
+            unrecorded: records.unrecorded(),
         }
     }
 }
@@ -73,8 +83,15 @@ impl core::ops::AddAssign for DeviceStats {
 /// The sum over all devices that exist, or of which a mapping does.
 pub fn live() -> DeviceStats {
     let mut sum = DeviceStats::default();
-    for records in DEVICES.lock().iter().filter_map(Weak::upgrade) {
-        sum += DeviceStats::of(&records);
+    let mut next = 0;
+    loop {
+        // One at a time: the sums of a device take a while, and may have to be its last owner's.
+        let records = DEVICES.lock().get(next).map(Weak::upgrade);
+        match records {
+            Some(Some(records)) => sum += DeviceStats::of(&records),
+            Some(None) => {}
+            None => return sum,
+        }
+        next += 1;
     }
-    sum
 }

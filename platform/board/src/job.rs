@@ -252,5 +252,12 @@ fn close(made: u64, kept: u64) -> bool {
     let live = dma::live().live_mappings.saturating_sub(kept);
     let quarantine = dma::quarantine::report();
     println!("mappings  {} live at the end of {} made, {} pages in quarantine", live, made, quarantine.pages);
+    if live != 0 {
+        // With those that were there before, which nothing tells from them: what IOMMUs have for themselves says so by name.
+        match dma::tracker::report() {
+            Ok(left) => left.to_string().lines().for_each(|line| println!("  lent    {line}")),
+            Err(error) => println!("error: what is lent cannot be listed: {error}"),
+        }
+    }
     live == 0 && quarantine.pages == 0
 }

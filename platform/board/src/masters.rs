@@ -91,14 +91,19 @@ impl Master {
     }
 
     /// Takes the function off the bus, and blocks its group unless another function of it is in use; the latter also where the
-    /// function does not come to rest.
+    /// function does not come to rest. What is still lent to it is named on the console: it is out of the device's reach, and
+    /// comes back when whoever has the loan ends it.
     ///
     /// # Errors
     ///
     /// [`Error::Pci`], [`Error::Dma`].
     pub fn arrest(&self) -> Result<(), Error> {
         let rested = self.function.disable_bus_master().map_err(|error| self.pci(error));
-        let blocked = self.device.shut_down();
+        let blocked = match self.device.remove() {
+            // What is lent could not be listed, and is blocked all the same.
+            Ok(_) | Err(dma::Error::OutOfMemory) => Ok(()),
+            Err(error) => Err(error),
+        };
         blocked.map_err(|error| Error::Dma { name: self.device.name().to_string(), error }).and(rested)
     }
 

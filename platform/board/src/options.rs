@@ -15,12 +15,14 @@ pub struct Options {
     pub wait: bool,
     /// Run devices that no IOMMU translates for.
     pub allow_unprotected: bool,
+    /// Every mapping of every device is recorded: `dma::tracker`.
+    pub track: bool,
     /// Records of faults that a device may cause before it is contained; 0 for any number.
     pub fault_budget: u64,
 }
 
 /// Keys that something in the image reads.
-const KNOWN: &[&str] = &["picture", "screen.wait", "iommu.off", "fault.budget", "exit", "log"];
+const KNOWN: &[&str] = &["picture", "screen.wait", "iommu.off", "fault.budget", "dma.track", "exit", "log"];
 
 impl Options {
     /// Reads the command line.
@@ -37,6 +39,7 @@ impl Options {
             picture: line.text("picture").unwrap_or(DEFAULT_PICTURE).to_string(),
             wait: line.flag("screen.wait")?,
             allow_unprotected: line.choice("iommu.off", &["forbid", "allow"])? == Some(1),
+            track: line.choice("dma.track", &["off", "all"])?.map_or(dma::tracker::is_on(), |choice| choice == 1),
             fault_budget: line.number("fault.budget", u64::MAX)?.unwrap_or(DEFAULT_BUDGET),
         })
     }

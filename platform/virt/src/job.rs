@@ -25,6 +25,8 @@ pub(crate) fn main(boot: &'static Boot) -> u32 {
 fn run(boot: &'static Boot) -> Result<u32, board::Error> {
     let machine = &boot.machine;
     let options = Options::parse(&machine.chosen.bootargs)?;
+    // Before there are devices.
+    dma::tracker::enable(options.track);
     let hardware = Hardware::bring_up(machine)?;
     let cores = match cores::start_all(machine, board::init_core) {
         Ok(cores) => cores,

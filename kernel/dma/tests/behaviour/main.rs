@@ -9,6 +9,7 @@ mod directions;
 mod exhaustion;
 mod gather;
 mod limits;
+mod misuse;
 mod model;
 mod owned;
 mod ownership;

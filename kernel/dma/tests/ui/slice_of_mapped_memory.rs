@@ -1,4 +1,4 @@
-//! There is no reference to memory that a device has.
+//! Misuse 20: there is no reference to memory that a device has.
 use dma::{FromDevice, Mapped, Pages};
 
 fn driver(mapped: &Mapped<FromDevice, Pages>) -> &[u8] {

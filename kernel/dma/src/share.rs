@@ -199,6 +199,9 @@ unsafe impl Spans for DeviceUser {
     fn maintained_by(&self) -> Option<&'static dyn DmaMemory> {
         self.buffer.pages.maintained_by()
     }
+    fn has_others(&self) -> bool {
+        true
+    }
 }
 
 /// A shared buffer that one device has, in direction `D`. [`Attachment::detach`] and dropping it revoke.

@@ -14,7 +14,7 @@
 //! | both ways | all | - | all |
 //!
 //! A buffer from the device is copied at first too: so what the device does not write comes back as it was, and what an earlier
-//! user left in the pool is seen by nobody. At a sync only caches are maintained, because the view shows the copy; but of a
+//! user left in the pool is seen by nobody. What the CPU writes through the view goes into both. At a sync only caches are maintained, because the view shows the copy; but of a
 //! shared buffer, which others look at meanwhile, exactly the part that the sync names is copied. What a copy does not fill of a
 //! page that is lent to a device behind an IOMMU is zeroed.
 //!
@@ -48,6 +48,8 @@ pub(crate) struct Bounced {
     runs: Vec<PhysRange>,
     skip: u64,
     len: u64,
+    /// What the device writes is of no interest.
+    discarded: bool,
 }
 
 struct Piece {
@@ -74,7 +76,7 @@ impl Bounced {
         if total > pool.len() {
             return Err(exhausted);
         }
-        let mut bounced = Self { pool, pieces: Vec::new(), runs: Vec::new(), skip, len };
+        let mut bounced = Self { pool, pieces: Vec::new(), runs: Vec::new(), skip, len, discarded: false };
         let (mut done, mut longest) = (0, MAX_RUN.max(unit));
         while done < total {
             let now = (total - done).min(longest);
@@ -261,12 +263,19 @@ impl Copied {
     pub(crate) fn get(&self) -> Option<&Bounced> {
         self.0.first()
     }
+
+    /// Takes nothing over of what the device writes.
+    pub(crate) fn discard(&mut self) {
+        if let Some(bounced) = self.0.first_mut() {
+            bounced.discarded = true;
+        }
+    }
 }
 
 /// Takes what the device wrote over into `memory`, after the copy was revoked, and gives the copy up.
 #[cold]
 pub(crate) fn take_over<D: Direction, M: Spans>(copied: Copied, memory: &M, coherent: bool) {
-    let Some(bounced) = copied.get().filter(|_| D::DEVICE_WRITES) else { return };
+    let Some(bounced) = copied.get().filter(|copy| D::DEVICE_WRITES && !copy.discarded) else { return };
     let len = bounced.spans_len();
     if !coherent {
         // The whole is always in range, here and below.

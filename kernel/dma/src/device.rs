@@ -700,6 +700,13 @@ impl Loan {
         self.copied = Some(copied);
     }
 
+    /// Takes nothing over of what the device writes into a copy.
+    pub(crate) fn discard_copy(&mut self) {
+        if let Some(copied) = &mut self.copied {
+            copied.discard();
+        }
+    }
+
     /// Names to the driver only the `len` bytes at `skip` of what was lent.
     pub(crate) fn narrow(&mut self, skip: u64, len: u64) {
         self.segments.narrow(skip, len);

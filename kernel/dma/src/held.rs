@@ -84,6 +84,21 @@ impl<D: Direction, M: Spans> Held<D, M> {
         &self.memory
     }
 
+    /// For what it knows about the loan; the bytes are out of its reach as ever.
+    pub(crate) fn memory_mut(&mut self) -> &mut M {
+        &mut self.memory
+    }
+
+    /// Whether the device has a copy.
+    pub(crate) fn is_copy(&self) -> bool {
+        self.loan.copy().is_some()
+    }
+
+    /// Takes nothing over of what the device writes, if it has a copy.
+    pub(crate) fn discard_copy(&mut self) {
+        self.loan.discard_copy();
+    }
+
     /// Revokes, and gives the memory back.
     #[inline]
     pub(crate) fn take_back(self, site: Site) -> Result<M, Quarantined> {

@@ -118,4 +118,3 @@ pub(crate) fn helps(error: &Error) -> bool {
             | Error::Map(MapError::OutputTooLarge(_) | MapError::Misaligned(_))
     )
 }
-

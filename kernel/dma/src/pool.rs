@@ -206,15 +206,7 @@ impl Pool {
             areas.push(Area { free: IrqMutex::new(free) });
         }
         let bytes = sets.iter().map(|set| u64::from(set.slots) * SLOT).sum();
-        Ok(Self {
-            name: Arc::from(name),
-            sets,
-            areas,
-            bytes,
-            used: AtomicU64::new(0),
-            maintained_by,
-            _chunks: chunks,
-        })
+        Ok(Self { name: Arc::from(name), sets, areas, bytes, used: AtomicU64::new(0), maintained_by, _chunks: chunks })
     }
 
     /// Its name in errors and reports.

@@ -77,7 +77,8 @@ impl<D: DeviceReads, M: Spans> View<'_, D, M> {
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), Error> {
         match self.copy {
             None => write(self.memory, offset, from),
-            Some(copy) => write(copy, offset, from),
+            // The buffer too: so it comes back the same whoever had what.
+            Some(copy) => write(self.memory, offset, from).and_then(|()| write(copy, offset, from)),
         }
     }
 }

@@ -51,6 +51,11 @@ pub unsafe trait Spans: Send + Sync {
     /// Who maintains the caches for it; `None` for memory that is not cached.
     #[doc(hidden)]
     fn maintained_by(&self) -> Option<&'static dyn DmaMemory>;
+    /// Whether others than the loan look at the memory while it is lent.
+    #[doc(hidden)]
+    fn has_others(&self) -> bool {
+        false
+    }
 }
 
 /// A piece of memory that the CPU sees as one.

@@ -176,10 +176,10 @@ fn allocate<T: DeviceShared>(
     if bytes == 0 || align_of::<T>() as u64 > PAGE_SIZE {
         return Err(Error::BadLayout(size_of::<T>()));
     }
-    let chunk = Chunk::zeroed(device.memory(), device.request(bytes as u64)?)?;
+    let chunk = Chunk::zeroed(device.memory(), device.coherent_request(bytes as u64)?)?;
     let pages = CoherentPages::new(chunk, device.is_coherent())?;
     let start = pages.raw.ptr;
-    let held = Held::lend(device, pages, site).map_err(|(_, error)| error)?;
+    let held = Held::lend_coherent(device, pages, site).map_err(|(_, error)| error)?;
     if held.loan().segments.as_slice().len() != 1 {
         // Only where bus windows meet in the middle of it. A ring needs one address.
         let [memory] = held.memory().run;

@@ -7,23 +7,26 @@
 
 #![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
 
+use crate::bounce::{Bounced, Copied};
 use crate::coherent::{Coherent, DeviceShared};
-use crate::direct::{BusWindow, Windows};
+use crate::direct::{BusWindow, Direct};
 use crate::explain::Explanation;
 use crate::lent::{Lent, Segment, Segments};
 use crate::memory::{DmaMemory, PageRequest};
 use crate::pages::round_up;
+use crate::policy::{self, Source};
+use crate::pool::PoolRef;
 use crate::record::{Records, Slot};
 use crate::scoped::{self, Scoped};
 use crate::site::Site;
 use crate::stats::{self, DeviceStats};
 use crate::tracker::Report;
-use crate::translated::Translated;
-use crate::{Buffer, Direction, Error, Ladder, Limits, Mapped, PageSet, Pages, Rejected};
+use crate::translated::{self, Translated};
+use crate::{Bounce, Buffer, Direction, Error, Ladder, Limits, Mapped, PageSet, Pages, Policy, Pool, Rejected};
 use alloc::sync::Arc;
 use core::fmt;
 use core::panic::Location;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 use iommu::contract::AddressSpace;
 use iommu::group::{AttachmentState, Group};
 use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, RevokeError};
@@ -67,11 +70,33 @@ struct Inner {
     memory: &'static dyn DmaMemory,
     backend: Backend,
     records: Arc<Records>,
+    trusted: bool,
+    pool: Source,
+    /// Copies that were lent.
+    copies: AtomicU64,
 }
 
+/// The way of a device's memory to its addresses. What is special about a device is another variant, so that the others do not
+/// ask for it.
 enum Backend {
     Translated(Translated),
-    Direct(Windows),
+    Direct(Direct),
+    /// Buffers are copied first, and the copies go one of the two ways above.
+    CopiedTranslated(Translated, Copying),
+    CopiedDirect(Direct, Copying),
+}
+
+/// Which buffers are copied.
+enum Copying {
+    All,
+    /// All that are not this pool's.
+    Foreign(&'static Pool),
+}
+
+/// Through the IOMMU or past it.
+enum Way<'a> {
+    Translated(&'a Translated),
+    Direct(&'a Direct),
 }
 
 impl Device {
@@ -89,10 +114,30 @@ impl Device {
     ///   the contract of [`iommu::contract`] speaks of them.
     /// - `coherent` is true only if the device's accesses snoop the CPU's caches.
     pub unsafe fn new(config: DeviceConfig<'_>) -> Result<Self, Error> {
+        // SAFETY: the caller's promise; nothing is trusted.
+        unsafe { Self::with_policy(config, Policy::default()) }
+    }
+
+    /// As [`Device::new`], with a say in how it is treated. Where its only memory is a restricted pool, that is its memory instead
+    /// of what `config` says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::new`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::new`], and where the policy says that it is trusted: the board vouches for the device, as for
+    /// [`Device::direct`].
+    pub unsafe fn with_policy(config: DeviceConfig<'_>, policy: Policy) -> Result<Self, Error> {
         config.limits.check()?;
         let name = Arc::from(config.name);
-        let backend = Backend::Translated(Translated::new(config.group, &name)?);
-        Self::register(name, config.limits, config.coherent, config.memory, backend)
+        let translated = Translated::new(config.group, &name)?;
+        let backend = match Copying::of(&policy) {
+            None => Backend::Translated(translated),
+            Some(copying) => Backend::CopiedTranslated(translated, copying),
+        };
+        Self::register(name, config.limits, config.coherent, config.memory, backend, &policy)
     }
 
     /// Makes a device that no IOMMU translates for. Nothing keeps it from any memory.
@@ -108,9 +153,33 @@ impl Device {
     /// - The windows say where the memory is for the device.
     /// - `coherent` is true only if the device's accesses snoop the CPU's caches.
     pub unsafe fn direct(config: DirectConfig<'_>) -> Result<Self, Error> {
+        // SAFETY: the caller's promise.
+        unsafe { Self::direct_with_policy(config, None, Policy::default()) }
+    }
+
+    /// As [`Device::direct`], with a say in how it is treated, and with the `group` that an IOMMU lets through
+    /// ([`Group::attach_identity`]), if there is one. The device is then a user of the group.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::direct`]; [`Error::NotAttached`] where the group is not let through.
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::direct`].
+    pub unsafe fn direct_with_policy(
+        config: DirectConfig<'_>,
+        group: Option<Arc<Group>>,
+        policy: Policy,
+    ) -> Result<Self, Error> {
         config.limits.check()?;
-        let backend = Backend::Direct(Windows::new(config.windows)?);
-        Self::register(Arc::from(config.name), config.limits, config.coherent, config.memory, backend)
+        let name = Arc::from(config.name);
+        let direct = Direct::new(config.windows, &config.limits, group, &name)?;
+        let backend = match Copying::of(&policy) {
+            None => Backend::Direct(direct),
+            Some(copying) => Backend::CopiedDirect(direct, copying),
+        };
+        Self::register(name, config.limits, config.coherent, config.memory, backend, &policy)
     }
 
     fn register(
@@ -119,11 +188,17 @@ impl Device {
         coherent: bool,
         memory: &'static dyn DmaMemory,
         backend: Backend,
+        policy: &Policy,
     ) -> Result<Self, Error> {
         let translated = matches!(backend, Backend::Translated(_));
         let records = Arc::new(Records::new(name.clone(), translated)?);
         stats::register(&records)?;
-        Ok(Self(Arc::new(Inner { name, limits, coherent, memory, backend, records })))
+        let memory = match policy.bounce {
+            Bounce::Restricted(pool) => pool,
+            _ => memory,
+        };
+        let (trusted, pool, copies) = (policy.trusted, Source::new(&policy.bounce), AtomicU64::new(0));
+        Ok(Self(Arc::new(Inner { name, limits, coherent, memory, backend, records, trusted, pool, copies })))
     }
 
     /// Its name in reports.
@@ -142,7 +217,54 @@ impl Device {
 
     /// Whether an IOMMU keeps it from memory that it was not lent.
     pub fn is_isolated(&self) -> bool {
-        matches!(self.0.backend, Backend::Translated(_))
+        matches!(self.way(), Way::Translated(_))
+    }
+
+    /// Whether a buffer that shares its page with other memory is lent to it as it is.
+    pub fn is_trusted(&self) -> bool {
+        self.0.trusted
+    }
+
+    /// How often it was lent a copy in place of a buffer.
+    pub fn copies(&self) -> u64 {
+        self.0.copies.load(Ordering::Relaxed)
+    }
+
+    /// The most bytes that can be mapped at one time, wherever the buffer is: bounded by the device's addresses, and where it may
+    /// need a copy, by the pool. (A buffer that the device itself has allocated may be larger.)
+    pub fn max_mapping_size(&self) -> u64 {
+        let limits = &self.0.limits;
+        let addresses = match self.way() {
+            Way::Translated(translated) => translated.largest(limits.address_mask),
+            Way::Direct(direct) => direct.windows.reach(limits.address_mask).get(),
+        };
+        let copied = match &self.0.backend {
+            Backend::Translated(_) => false,
+            Backend::Direct(direct) => {
+                let unlimited = limits.address_mask == u64::MAX && limits.min_align <= PAGE_SIZE;
+                !(unlimited && direct.windows.is_all()) && self.0.pool.size() != 0
+            }
+            Backend::CopiedTranslated(..) | Backend::CopiedDirect(..) => true,
+        };
+        if copied { addresses.min(self.0.pool.size()) } else { addresses }
+    }
+
+    /// The size of mappings, in bytes, beyond which larger ones gain nothing: what the device says, and what the allocator of
+    /// addresses keeps ready.
+    pub fn optimal_mapping_size(&self) -> u64 {
+        let ready = match self.way() {
+            Way::Translated(translated) => translated.page_size().saturating_mul(translated::READY_PAGES),
+            Way::Direct(_) => u64::MAX,
+        };
+        self.0.limits.optimal_size.min(ready).min(self.max_mapping_size())
+    }
+
+    #[inline]
+    fn way(&self) -> Way<'_> {
+        match &self.0.backend {
+            Backend::Translated(translated) | Backend::CopiedTranslated(translated, _) => Way::Translated(translated),
+            Backend::Direct(direct) | Backend::CopiedDirect(direct, _) => Way::Direct(direct),
+        }
     }
 
     /// Whether it snoops the CPU's caches.
@@ -158,9 +280,9 @@ impl Device {
 
     /// The smallest unit that can be lent to it, in bytes: buffers are multiples of this.
     pub fn page_size(&self) -> u64 {
-        match &self.0.backend {
-            Backend::Translated(translated) => translated.page_size(),
-            Backend::Direct(_) => PAGE_SIZE,
+        match self.way() {
+            Way::Translated(translated) => translated.page_size(),
+            Way::Direct(_) => PAGE_SIZE,
         }
     }
 
@@ -198,13 +320,51 @@ impl Device {
 
     /// A request for whole pages of the device's, where the device reaches them.
     pub(crate) fn request(&self, bytes: u64) -> Result<PageRequest, Error> {
+        self.request_below(bytes, self.0.limits.address_mask)
+    }
+
+    /// A request for whole pages that are coherent memory of the device's.
+    pub(crate) fn coherent_request(&self, bytes: u64) -> Result<PageRequest, Error> {
+        self.request_below(bytes, self.0.limits.coherent_mask)
+    }
+
+    fn request_below(&self, bytes: u64, mask: u64) -> Result<PageRequest, Error> {
         let page_size = self.page_size();
         let bytes = round_up(bytes)?.checked_next_multiple_of(page_size).ok_or(Error::BadSize(bytes))?;
-        let below = match &self.0.backend {
-            Backend::Translated(translated) => translated.space().aperture().output_max,
-            Backend::Direct(windows) => windows.reach(&self.0.limits),
+        let (align, below) = match self.way() {
+            Way::Translated(translated) => (page_size, translated.space().aperture().output_max),
+            Way::Direct(direct) => (page_size.max(self.0.limits.min_align), direct.windows.reach(mask)),
         };
-        Ok(PageRequest { bytes, align: page_size, below })
+        Ok(PageRequest { bytes, align, below })
+    }
+
+    /// A pool for copies, of memory that the device reaches.
+    pub(crate) fn make_pool(&self, bytes: u64) -> Result<Pool, Error> {
+        let Inner { name, limits, memory, .. } = &*self.0;
+        match self.way() {
+            Way::Translated(translated) => Pool::new(name, *memory, bytes, translated.space().aperture().output_max),
+            Way::Direct(Direct { windows, .. }) => {
+                let fit = |run| windows.segments(&[run], limits.address_mask, 1, name).is_ok();
+                Pool::reached(name, *memory, bytes, windows.reach(limits.address_mask), fit)
+            }
+        }
+    }
+
+    /// The pool for a copy of a buffer that was refused because of `why`.
+    ///
+    /// # Errors
+    ///
+    /// `why`, if a copy does not help, or there is no memory that the device reaches to make a pool of.
+    #[cold]
+    pub(crate) fn pool_for(&self, why: Error) -> Result<PoolRef, Error> {
+        if !policy::helps(&why) {
+            return Err(why);
+        }
+        self.0.pool.get(self).map_err(|_| why)
+    }
+
+    pub(crate) fn count_copy(&self) {
+        self.0.copies.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Lends `buffer` to the device. Until the mapping is unmapped or dropped nobody else has it.
@@ -269,17 +429,11 @@ impl Device {
     /// Says what the records know of a DMA address: for fault reports. Neither allocates nor waits; looks at the group's state
     /// under its lock.
     pub fn explain(&self, iova: Iova) -> Explanation<'_> {
-        let translation = match &self.0.backend {
-            Backend::Translated(translated) => translated.space().translate(iova),
-            Backend::Direct(_) => None,
-        };
-        let elsewhere = match &self.0.backend {
-            Backend::Translated(translated) => match translated.group().current() {
-                state @ (AttachmentState::Owned | AttachmentState::Identity) => Some(state),
-                _ => None,
-            },
-            Backend::Direct(_) => None,
-        };
+        let translated = self.translated().ok();
+        let translation = translated.and_then(|translated| translated.space().translate(iova));
+        let elsewhere = translated.map(|translated| translated.group().current());
+        let away = |state: &AttachmentState| matches!(state, AttachmentState::Owned | AttachmentState::Identity);
+        let elsewhere = elsewhere.filter(away);
         Explanation::new(&self.0.name, &self.0.records, translation, elsewhere, iova)
     }
 
@@ -289,9 +443,9 @@ impl Device {
     ///
     /// [`Error::NotIsolated`] where there is none.
     pub(crate) fn translated(&self) -> Result<&Translated, Error> {
-        match &self.0.backend {
-            Backend::Translated(translated) => Ok(translated),
-            Backend::Direct(_) => Err(Error::NotIsolated(self.0.name.clone())),
+        match self.way() {
+            Way::Translated(translated) => Ok(translated),
+            Way::Direct(_) => Err(Error::NotIsolated(self.0.name.clone())),
         }
     }
 
@@ -333,11 +487,12 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// [`Error::Attach`]. A device without an IOMMU cannot be blocked; that is no error.
+    /// [`Error::Attach`]. A device without an IOMMU cannot be blocked; that is no error. One that an IOMMU lets through is
+    /// blocked too, but mapping for it is not refused.
     pub fn shut_down(&self) -> Result<(), Error> {
-        match &self.0.backend {
-            Backend::Translated(translated) => Ok(translated.leave()?),
-            Backend::Direct(_) => Ok(()),
+        match self.way() {
+            Way::Translated(translated) => Ok(translated.leave()?),
+            Way::Direct(direct) => Ok(direct.leave()?),
         }
     }
 
@@ -356,31 +511,174 @@ impl Device {
         prot: Prot,
         site: Site,
     ) -> Result<Loan, Error> {
-        let prot = if self.0.coherent { prot } else { prot | Prot::NON_COHERENT };
-        let (segments, range, slot) = match &self.0.backend {
-            Backend::Translated(translated) => {
-                let range = match at {
-                    // SAFETY: the caller's promise is what `map` asks for.
-                    None => unsafe { translated.map(runs, len, prot, &self.0.limits, &self.0.name) }?,
-                    Some(iova) => {
-                        let range = IovaRange::new(iova, len).ok_or(Error::BadSize(len))?;
-                        // SAFETY: as above.
-                        unsafe { translated.map_at(range, runs, prot, &self.0.limits, &self.0.name) }?;
-                        range
-                    }
-                };
-                let slot = self.0.records.begin(range, prot, site);
-                (Segments::One(Segment { iova: range.start(), len }), range, slot)
+        let mask = self.0.limits.address_mask;
+        match &self.0.backend {
+            // SAFETY: the caller's promise, here and below.
+            Backend::Translated(translated) => unsafe { self.translate(translated, at, runs, len, prot, mask, site) },
+            Backend::Direct(direct) => match (runs, at) {
+                ([run], None) => match direct.near(*run) {
+                    Some(iova) => Ok(self.one(Segment { iova, len }, prot, site)),
+                    None => self.pass(direct, at, runs, len, prot, mask, site),
+                },
+                _ => self.pass(direct, at, runs, len, prot, mask, site),
+            },
+            Backend::CopiedTranslated(_, copying) | Backend::CopiedDirect(_, copying) => {
+                copying.check(runs, &self.0.name)?;
+                // SAFETY: as above.
+                unsafe { self.lend_copy(at, runs, len, prot, site) }
             }
-            Backend::Direct(_) if at.is_some() => return Err(Error::NotIsolated(self.0.name.clone())),
-            Backend::Direct(windows) => {
-                let segments = windows.segments(runs, &self.0.limits, &self.0.name)?;
-                let first = segments.as_slice().first().map(|segment| segment.iova).unwrap_or_default();
-                let range = IovaRange::new(first, len).unwrap_or_default();
-                (segments, range, self.0.records.begin_direct(range, prot, site))
+        }
+    }
+
+    /// As [`Device::lend`], of a copy: it is not copied again.
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::lend`].
+    pub(crate) unsafe fn lend_copy(
+        &self,
+        at: Option<Iova>,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        site: Site,
+    ) -> Result<Loan, Error> {
+        // SAFETY: the caller's promise.
+        unsafe { self.lend_below(at, runs, len, prot, self.0.limits.address_mask, site) }
+    }
+
+    /// As [`Device::lend`], of coherent memory, which is never copied.
+    ///
+    /// # Errors
+    ///
+    /// Also where the memory is not in the restricted pool that is the device's only memory.
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::lend`].
+    pub(crate) unsafe fn lend_coherent(
+        &self,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        site: Site,
+    ) -> Result<Loan, Error> {
+        if let Backend::CopiedTranslated(_, copying) | Backend::CopiedDirect(_, copying) = &self.0.backend
+            && matches!(copying, Copying::Foreign(_))
+        {
+            copying.check(runs, &self.0.name)?;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.lend_below(None, runs, len, prot, self.0.limits.coherent_mask, site) }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Device::lend`].
+    unsafe fn lend_below(
+        &self,
+        at: Option<Iova>,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        mask: u64,
+        site: Site,
+    ) -> Result<Loan, Error> {
+        match self.way() {
+            // SAFETY: the caller's promise.
+            Way::Translated(translated) => unsafe { self.translate(translated, at, runs, len, prot, mask, site) },
+            Way::Direct(direct) => self.pass(direct, at, runs, len, prot, mask, site),
+        }
+    }
+
+    /// Lends through the IOMMU.
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::lend`].
+    #[inline]
+    #[expect(clippy::too_many_arguments, reason = "what a mapping is made of")]
+    unsafe fn translate(
+        &self,
+        translated: &Translated,
+        at: Option<Iova>,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        mask: u64,
+        site: Site,
+    ) -> Result<Loan, Error> {
+        let prot = if self.0.coherent { prot } else { prot | Prot::NON_COHERENT };
+        let Inner { limits, name, .. } = &*self.0;
+        let (range, kind) = match at {
+            // SAFETY: the caller's promise is what `map` asks for.
+            None => (unsafe { translated.map(runs, len, prot, limits, mask, name) }?, Kind::Plain),
+            Some(iova) => {
+                let range = IovaRange::new(iova, len).ok_or(Error::BadSize(len))?;
+                // SAFETY: as above.
+                unsafe { translated.map_at(range, runs, prot, mask, name) }?;
+                (range, Kind::Fixed)
             }
         };
-        Ok(Loan { device: self.clone(), segments, range, slot, site, fixed: at.is_some() })
+        let slot = self.0.records.begin(range, prot, site);
+        let segments = Segments::One(Segment { iova: range.start(), len });
+        Ok(Loan { device: self.clone(), segments, range, slot, site, kind, copied: None })
+    }
+
+    /// Lends memory that no IOMMU translates for, and that is one segment.
+    #[inline]
+    fn one(&self, segment: Segment, prot: Prot, site: Site) -> Loan {
+        let range = IovaRange::new(segment.iova, segment.len).unwrap_or_default();
+        let slot = self.0.records.begin_direct(range, prot, site);
+        let segments = Segments::One(segment);
+        Loan { device: self.clone(), segments, range, slot, site, kind: Kind::Plain, copied: None }
+    }
+
+    /// Lends memory that no IOMMU translates for.
+    #[cold]
+    #[expect(clippy::too_many_arguments, reason = "what a mapping is made of")]
+    fn pass(
+        &self,
+        direct: &Direct,
+        at: Option<Iova>,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        mask: u64,
+        site: Site,
+    ) -> Result<Loan, Error> {
+        let Inner { limits, name, .. } = &*self.0;
+        if at.is_some() {
+            return Err(Error::NotIsolated(name.clone()));
+        }
+        let segments = direct.windows.segments(runs, mask, limits.min_align, name)?;
+        let first = segments.as_slice().first().map(|segment| segment.iova).unwrap_or_default();
+        let range = IovaRange::new(first, len).unwrap_or_default();
+        let slot = self.0.records.begin_direct(range, prot, site);
+        Ok(Loan { device: self.clone(), segments, range, slot, site, kind: Kind::Plain, copied: None })
+    }
+}
+
+impl Copying {
+    /// What the policy demands.
+    fn of(policy: &Policy) -> Option<Self> {
+        match policy.bounce {
+            Bounce::Never | Bounce::Needed(_) => None,
+            Bounce::Always(_) => Some(Self::All),
+            Bounce::Restricted(pool) => Some(Self::Foreign(pool)),
+        }
+    }
+
+    /// Refuses memory that is to be copied.
+    fn check(&self, runs: &[PhysRange], device: &Arc<str>) -> Result<(), Error> {
+        let foreign = |run: &&PhysRange| match self {
+            Self::All => true,
+            Self::Foreign(pool) => !pool.covers(**run),
+        };
+        match runs.iter().find(foreign) {
+            Some(run) => Err(Error::Unreachable { device: device.clone(), memory: *run }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -406,17 +704,50 @@ pub struct Loan {
     pub(crate) range: IovaRange,
     slot: Slot,
     pub(crate) site: Site,
-    /// It is where its driver wanted it: its range was reserved rather than allocated.
-    fixed: bool,
+    kind: Kind,
+    /// What the device has in place of the memory.
+    copied: Option<Copied>,
+}
+
+/// How an address range was had.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It was allocated.
+    Plain,
+    /// Its driver wanted it: it was reserved.
+    Fixed,
 }
 
 impl Loan {
+    /// What the device has in place of the memory.
+    #[inline]
+    pub(crate) fn copy(&self) -> Option<&Bounced> {
+        self.copied.as_ref().and_then(Copied::get)
+    }
+
+    /// Takes in the copy that was lent.
+    pub(crate) fn stand_in(&mut self, copied: Copied) {
+        self.copied = Some(copied);
+    }
+
+    /// Takes nothing over of what the device writes into a copy.
+    pub(crate) fn discard_copy(&mut self) {
+        if let Some(copied) = &mut self.copied {
+            copied.discard();
+        }
+    }
+
+    /// Names to the driver only the `len` bytes at `skip` of what was lent.
+    pub(crate) fn narrow(&mut self, skip: u64, len: u64) {
+        self.segments.narrow(skip, len);
+    }
+
     /// The address space that it was made in; `None` where nothing translates.
     #[inline]
     pub(crate) fn space(&self) -> Option<&dyn AddressSpace> {
-        match &self.device.0.backend {
-            Backend::Translated(translated) => Some(translated.space()),
-            Backend::Direct(_) => None,
+        match self.device.way() {
+            Way::Translated(translated) => Some(translated.space()),
+            Way::Direct(_) => None,
         }
     }
 
@@ -426,30 +757,33 @@ impl Loan {
         self.space().map_or(Ok(()), |space| space.revoke(&[self.range]))
     }
 
-    /// Gives the address range back after a revocation of it that ended with `outcome`.
+    /// Gives the address range back after a revocation of it that ended with `outcome`, and the copy that was lent if it was one.
     ///
     /// # Errors
     ///
     /// That of the revocation: the device may reach the memory for ever. The address range is never used again, and the
-    /// address space stays.
+    /// address space stays. Whoever lent a copy forgets the loan.
     #[inline]
-    pub(crate) fn settle(self, outcome: Result<(), RevokeError>, site: Site) -> Result<(), (RevokeError, Self)> {
+    pub(crate) fn settle(
+        self,
+        outcome: Result<(), RevokeError>,
+        site: Site,
+    ) -> Result<Option<Copied>, (RevokeError, Self)> {
         let inner = &self.device.0;
         if let Err(cause) = outcome {
             inner.records.quarantined.fetch_add(self.range.len() / PAGE_SIZE, Ordering::Relaxed);
             core::mem::forget(self.device.clone());
             return Err((cause, self));
         }
-        if let Backend::Translated(translated) = &inner.backend {
+        if let Way::Translated(translated) = self.device.way() {
             inner.records.end(self.slot, self.range, self.site, site);
-            if self.fixed {
-                translated.release_fixed(self.range);
-            } else {
-                translated.release(self.range);
+            match self.kind {
+                Kind::Plain => translated.release(self.range),
+                Kind::Fixed => translated.release_fixed(self.range),
             }
         } else {
             inner.records.end_direct(self.slot, self.range, self.site, site);
         }
-        Ok(())
+        Ok(self.copied)
     }
 }

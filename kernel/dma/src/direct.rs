@@ -7,7 +7,9 @@ use crate::lent::{Segment, Segments};
 use crate::{Error, Limits};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use iommu::{Iova, PAGE_SIZE, PhysAddr, PhysRange};
+use core::sync::atomic::{AtomicBool, Ordering};
+use iommu::group::{AttachmentState, Group};
+use iommu::{AttachError, Iova, PAGE_SIZE, PhysAddr, PhysRange};
 
 /// Where a piece of physical memory lies for a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,101 @@ impl BusWindow {
         let end = PhysAddr::new(u64::MAX).align_down(PAGE_SIZE);
         let memory = PhysRange::between(PhysAddr::new(0), end).unwrap_or_default();
         Self { memory, bus: Iova::new(0) }
+    }
+}
+
+/// The way of a device that nothing translates for.
+pub(crate) struct Direct {
+    /// The first window, as far as the device's streaming address lines reach into it: most devices have one.
+    first: Near,
+    pub windows: Windows,
+    group: Option<Membership>,
+}
+
+/// A window as the way of a mapping looks at it.
+#[derive(Default)]
+struct Near {
+    start: u64,
+    len: u64,
+    bus: u64,
+    /// Ones where a DMA address must have zeroes.
+    align: u64,
+}
+
+impl Direct {
+    /// The way of a device; where `group` is given, an IOMMU lets it through.
+    pub(crate) fn new(
+        windows: &[BusWindow],
+        limits: &Limits,
+        group: Option<Arc<Group>>,
+        device: &Arc<str>,
+    ) -> Result<Self, Error> {
+        let windows = Windows::new(windows)?;
+        let near = |window: &BusWindow| Near {
+            start: window.memory.start().get(),
+            len: window.reached(limits.address_mask),
+            bus: window.bus.get(),
+            align: limits.min_align - 1,
+        };
+        let first = windows.0.first().map(near).unwrap_or_default();
+        let group = group.map(|group| Membership::new(group, device)).transpose()?;
+        Ok(Self { first, windows, group })
+    }
+
+    /// The device's address of `run`, if it lies in the first window and meets the limits.
+    #[inline]
+    pub(crate) fn near(&self, run: PhysRange) -> Option<Iova> {
+        let Near { start, len, bus, align } = self.first;
+        let offset = run.start().get().wrapping_sub(start);
+        let fits = offset < len && run.len() <= len - offset;
+        // No overflow: a window's end has an address.
+        let iova = bus.wrapping_add(offset);
+        if fits && iova & align == 0 { Some(Iova::new(iova)) } else { None }
+    }
+
+    /// Takes the device out of use: its group is blocked, if it has one and no other is in use.
+    pub(crate) fn leave(&self) -> Result<(), AttachError> {
+        self.group.as_ref().map_or(Ok(()), Membership::leave)
+    }
+}
+
+/// A use of a group that an IOMMU lets through.
+struct Membership {
+    group: Arc<Group>,
+    left: AtomicBool,
+}
+
+impl Membership {
+    fn new(group: Arc<Group>, device: &Arc<str>) -> Result<Self, Error> {
+        match group.current() {
+            AttachmentState::Identity => {}
+            state => return Err(Error::NotAttached { device: device.clone(), state }),
+        }
+        group.enter();
+        Ok(Self { group, left: AtomicBool::new(false) })
+    }
+
+    fn leave(&self) -> Result<(), AttachError> {
+        if self.left.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.group.leave().map(drop)
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        if let Err(error) = self.leave() {
+            log::error!("dma: a group could not be blocked when its last device was given up: {error}");
+        }
+    }
+}
+
+impl BusWindow {
+    /// How many bytes of it a device with this address mask reaches.
+    fn reached(&self, mask: u64) -> u64 {
+        let below_mask = mask.checked_sub(self.bus.get()).map_or(0, |last| last.saturating_add(1));
+        self.memory.len().min(below_mask)
     }
 }
 
@@ -44,33 +141,41 @@ impl Windows {
         Ok(Self(copy))
     }
 
-    /// The highest physical address that the device reaches.
-    pub(crate) fn reach(&self, limits: &Limits) -> PhysAddr {
-        let reach = |window: &BusWindow| {
-            let below_mask = limits.address_mask.checked_sub(window.bus.get())?.saturating_add(1);
-            let last = window.memory.len().min(below_mask).checked_sub(1)?;
-            window.memory.start().checked_add(last)
-        };
-        self.0.iter().filter_map(reach).max().unwrap_or_default()
+    /// The highest physical address that a device with this address mask reaches.
+    pub(crate) fn reach(&self, mask: u64) -> PhysAddr {
+        let last = |window: &BusWindow| window.memory.start().checked_add(window.reached(mask).checked_sub(1)?);
+        self.0.iter().filter_map(last).max().unwrap_or_default()
     }
 
-    /// What the device must put out to reach `runs`: a segment for each run, neighbours merged.
-    pub(crate) fn segments(&self, runs: &[PhysRange], limits: &Limits, device: &Arc<str>) -> Result<Segments, Error> {
+    /// Whether every address that memory can have is in a window, for a device without limits.
+    pub(crate) fn is_all(&self) -> bool {
+        self.0.iter().any(|window| window.bus.get() == 0 && window.memory == BusWindow::identity().memory)
+    }
+
+    /// What the device must put out to reach `runs`, no byte above `mask`: a segment for each run, neighbours merged.
+    pub(crate) fn segments(
+        &self,
+        runs: &[PhysRange],
+        mask: u64,
+        min_align: u64,
+        device: &Arc<str>,
+    ) -> Result<Segments, Error> {
         let mut segments = Segments::default();
         for run in runs {
             let unreachable = || Error::Unreachable { device: device.clone(), memory: *run };
             let mut left = *run;
             while !left.is_empty() {
-                let window =
-                    self.0.iter().find(|window| window.memory.contains(left.start())).ok_or_else(unreachable)?;
+                // Windows may overlap: one that is reached.
+                let reaches = |window: &&BusWindow| {
+                    let offset = left.start().get().wrapping_sub(window.memory.start().get());
+                    offset < window.reached(mask)
+                };
+                let window = self.0.iter().find(reaches).ok_or_else(unreachable)?;
                 let offset = left.start().get() - window.memory.start().get();
-                let len = left.len().min(window.memory.len() - offset);
-                // Both fit: a window's end does not overflow, and `offset + len` is inside the window.
+                let len = left.len().min(window.reached(mask) - offset);
+                // Fits: a window's end does not overflow.
                 let iova = Iova::new(window.bus.get() + offset);
-                if iova.get() + (len - 1) > limits.address_mask {
-                    return Err(unreachable());
-                }
-                if !iova.is_aligned(limits.min_align) {
+                if !iova.is_aligned(min_align) {
                     return Err(Error::Misaligned { device: device.clone(), address: iova });
                 }
                 segments.push(Segment { iova, len })?;
@@ -94,11 +199,11 @@ mod tests {
         let windows =
             Windows::new(&[BusWindow { memory: run(0x8000_0000, 0x4000_0000), bus: Iova::new(0x4000_0000) }]).unwrap();
         let name = "device".into();
-        let segments = windows.segments(&[run(0x8000_0000, 0x1000)], &Limits::NONE, &name).unwrap();
+        let segments = windows.segments(&[run(0x8000_0000, 0x1000)], u64::MAX, 1, &name).unwrap();
         assert_eq!(segments.as_slice(), [Segment { iova: Iova::new(0x4000_0000), len: 0x1000 }]);
-        let outside = windows.segments(&[run(0x7fff_f000, 0x2000)], &Limits::NONE, &name);
+        let outside = windows.segments(&[run(0x7fff_f000, 0x2000)], u64::MAX, 1, &name);
         assert!(matches!(outside, Err(Error::Unreachable { .. })));
-        let across = windows.segments(&[run(0xbfff_f000, 0x2000)], &Limits::NONE, &name);
+        let across = windows.segments(&[run(0xbfff_f000, 0x2000)], u64::MAX, 1, &name);
         assert!(matches!(across, Err(Error::Unreachable { .. })));
     }
 
@@ -106,9 +211,9 @@ mod tests {
     fn memory_beyond_the_address_lines_is_unreachable() {
         let windows = Windows::new(&[BusWindow::identity()]).unwrap();
         let (limits, name) = (Limits::address_bits(32), "device".into());
-        assert_eq!(windows.reach(&limits), PhysAddr::new(0xffff_ffff));
-        assert!(windows.segments(&[run(0xffff_f000, 0x1000)], &limits, &name).is_ok());
-        let beyond = windows.segments(&[run(0xffff_f000, 0x2000)], &limits, &name);
+        assert_eq!(windows.reach(limits.address_mask), PhysAddr::new(0xffff_ffff));
+        assert!(windows.segments(&[run(0xffff_f000, 0x1000)], limits.address_mask, 1, &name).is_ok());
+        let beyond = windows.segments(&[run(0xffff_f000, 0x2000)], limits.address_mask, 1, &name);
         assert!(matches!(beyond, Err(Error::Unreachable { .. })));
     }
 
@@ -121,7 +226,7 @@ mod tests {
         .unwrap();
         let name = "device".into();
         let runs = [run(0x1_0000, 0x1000), run(0x5_0000, 0x1000), run(0x1_0000, 0x1000)];
-        let segments = windows.segments(&runs, &Limits::NONE, &name).unwrap();
+        let segments = windows.segments(&runs, u64::MAX, 1, &name).unwrap();
         assert_eq!(
             segments.as_slice(),
             [Segment { iova: Iova::new(0x9000), len: 0x2000 }, Segment { iova: Iova::new(0x9000), len: 0x1000 }]

@@ -64,6 +64,16 @@ pub enum Error {
         /// Where the memory is for the device.
         address: Iova,
     },
+    /// The device needs a copy of the memory, and its pool has no room for one at present, or never for one of this size.
+    #[error("the pool {pool} of {size:#x} bytes has no room for a copy of {len:#x} bytes")]
+    PoolExhausted {
+        /// The pool's name.
+        pool: Arc<str>,
+        /// How much was to be copied.
+        len: u64,
+        /// The size of the pool.
+        size: u64,
+    },
     /// A loan to one device was given to the driver of another.
     #[error("memory was lent to {lent_to}, not to {device}")]
     ForeignDevice {

@@ -7,6 +7,7 @@
 
 #![expect(unsafe_code, reason = "lends memory that it owns, and takes it back after revocation")]
 
+use crate::bounce;
 use crate::buffer::{Spans, check_range, for_each_span};
 use crate::device::Loan;
 use crate::quarantine::{self, Quarantined};
@@ -44,11 +45,33 @@ impl<D: Direction, M: Spans> Held<D, M> {
         //   atomics only, until `take_back` or a drop has revoked the loan;
         // - it is not freed before that either: if the revocation fails, it is forgotten.
         match unsafe { device.lend(at, memory.spans_runs(), len, D::PROT, site) } {
-            Ok(loan) => {
-                Ok(Self { loan: ManuallyDrop::new(loan), memory: ManuallyDrop::new(memory), direction: PhantomData })
-            }
+            Ok(loan) => Ok(Self::of(loan, memory)),
+            Err(error) => Self::lend_copy(device, at, memory, site, error),
+        }
+    }
+
+    /// Lends memory that is shared for good: never a copy of it, and within the device's limits for such memory.
+    pub(crate) fn lend_coherent(device: &Device, memory: M, site: Site) -> Result<Self, (M, Error)> {
+        // SAFETY: as for `lend_at`.
+        match unsafe { device.lend_coherent(memory.spans_runs(), memory.spans_len(), D::PROT, site) } {
+            Ok(loan) => Ok(Self::of(loan, memory)),
             Err(error) => Err((memory, error)),
         }
+    }
+
+    /// Lends a copy of `memory`, if that helps against `why` the memory itself could not be lent.
+    #[cold]
+    fn lend_copy(device: &Device, at: Option<Iova>, memory: M, site: Site, why: Error) -> Result<Self, (M, Error)> {
+        match bounce::lend::<D, M>(device, at, &memory, site, why) {
+            Ok(loan) => Ok(Self::of(loan, memory)),
+            Err(error) => Err((memory, error)),
+        }
+    }
+
+    /// What a loan was made of, or of a copy of which.
+    #[inline]
+    pub(crate) fn of(loan: Loan, memory: M) -> Self {
+        Self { loan: ManuallyDrop::new(loan), memory: ManuallyDrop::new(memory), direction: PhantomData }
     }
 
     #[inline]
@@ -59,6 +82,21 @@ impl<D: Direction, M: Spans> Held<D, M> {
     #[inline]
     pub(crate) fn memory(&self) -> &M {
         &self.memory
+    }
+
+    /// For what it knows about the loan; the bytes are out of its reach as ever.
+    pub(crate) fn memory_mut(&mut self) -> &mut M {
+        &mut self.memory
+    }
+
+    /// Whether the device has a copy.
+    pub(crate) fn is_copy(&self) -> bool {
+        self.loan.copy().is_some()
+    }
+
+    /// Takes nothing over of what the device writes, if it has a copy.
+    pub(crate) fn discard_copy(&mut self) {
+        self.loan.discard_copy();
     }
 
     /// Revokes, and gives the memory back.
@@ -103,7 +141,11 @@ impl<D: Direction, M: Spans> Held<D, M> {
         let memory = unsafe { ManuallyDrop::take(&mut self.memory) };
         let coherent = loan.device.is_coherent();
         match loan.settle(outcome, site) {
-            Ok(()) => {
+            Ok(Some(copied)) => {
+                bounce::take_over::<D, M>(copied, &memory, coherent);
+                Ok(memory)
+            }
+            Ok(None) => {
                 let len = memory.spans_len();
                 // The whole of the memory is always in range.
                 let _ = if coherent { Ok(()) } else { fetch::<D, M>(&memory, 0, len) };
@@ -113,9 +155,15 @@ impl<D: Direction, M: Spans> Held<D, M> {
                 Ok(memory)
             }
             Err((cause, loan)) => {
-                mem::forget(memory);
+                if loan.copy().is_some() {
+                    // The device has the copy, and keeps it.
+                    drop(memory);
+                } else {
+                    mem::forget(memory);
+                }
                 let device = loan.device.shared_name().clone();
                 let lost = Quarantined { device, range: loan.range, cause, mapped_at: loan.site };
+                mem::forget(loan);
                 quarantine::add(&lost);
                 Err(lost)
             }
@@ -126,7 +174,11 @@ impl<D: Direction, M: Spans> Held<D, M> {
     pub(crate) fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
         check_range(self.memory(), offset, len)?;
         base::barrier::device_read();
-        if self.loan.device.is_coherent() {
+        let coherent = self.loan.device.is_coherent();
+        if let Some(copy) = self.loan.copy() {
+            return bounce::sync_for_cpu::<D, M>(copy, self.memory(), offset, len, coherent);
+        }
+        if coherent {
             return Ok(());
         }
         fetch::<D, M>(self.memory(), offset, len)
@@ -135,7 +187,10 @@ impl<D: Direction, M: Spans> Held<D, M> {
     /// Lets the device see what the CPU has written so far to the `len` bytes at `offset`.
     pub(crate) fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
         check_range(self.memory(), offset, len)?;
-        if !self.loan.device.is_coherent() {
+        let coherent = self.loan.device.is_coherent();
+        if let Some(copy) = self.loan.copy() {
+            bounce::sync_for_device::<D, M>(copy, self.memory(), offset, len, coherent)?;
+        } else if !coherent {
             prepare::<D, M>(self.memory(), offset, len)?;
         }
         base::barrier::device_write();

@@ -120,6 +120,25 @@ impl Segments {
         }
     }
 
+    /// Keeps only the `len` bytes at `skip`.
+    pub(crate) fn narrow(&mut self, skip: u64, len: u64) {
+        let (mut skip, mut left) = (skip, len);
+        let mut cut = |segment: &mut Segment| {
+            let skipped = skip.min(segment.len);
+            skip -= skipped;
+            segment.iova = Iova::new(segment.iova.get() + skipped);
+            segment.len = (segment.len - skipped).min(left);
+            left -= segment.len;
+            segment.len != 0
+        };
+        match self {
+            Self::One(segment) => {
+                cut(segment);
+            }
+            Self::Many(segments) => segments.retain_mut(cut),
+        }
+    }
+
     /// Adds a segment, as part of the last one where it continues it.
     pub(crate) fn push(&mut self, next: Segment) -> Result<(), Error> {
         let continues = |last: &Segment| last.iova.checked_add(last.len) == Some(next.iova);

@@ -56,6 +56,7 @@ extern crate alloc;
 #[macro_use]
 extern crate std;
 
+mod bounce;
 mod buffer;
 mod coherent;
 pub(crate) mod copy;
@@ -75,6 +76,8 @@ mod memory;
 mod owned;
 mod page_set;
 mod pages;
+mod policy;
+mod pool;
 pub mod quarantine;
 mod record;
 mod scoped;
@@ -101,6 +104,8 @@ pub use memory::{AttributeError, Cacheability, DmaMemory, PageRequest, RawPages}
 pub use owned::{IdentityAttachment, OwnedAttachment, OwnedDomain, Placed, vouch};
 pub use page_set::{Ladder, PageSet};
 pub use pages::Pages;
+pub use policy::{Bounce, Policy, PoolSource};
+pub use pool::Pool;
 pub use quarantine::Quarantined;
 pub use scoped::Scoped;
 pub use share::{Attachment, CpuAccess, CpuIntent, CpuReads, CpuWrites, SharedBuffer, Users};

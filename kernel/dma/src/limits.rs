@@ -5,8 +5,11 @@ use crate::{Error, Segment};
 /// The limits of one bus master.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The highest DMA address that the device can put out (its last byte): `2^n - 1` for `n` address bits.
+    /// The highest DMA address that the device can put out (its last byte): `2^n - 1` for `n` address bits. For streaming
+    /// mappings.
     pub address_mask: u64,
+    /// The same for coherent memory: some devices take the address of a ring in fewer bits than that of a buffer.
+    pub coherent_mask: u64,
     /// The longest segment that one descriptor can name, in bytes. [`slice`](crate::slice) cuts longer ones.
     pub max_segment: u64,
     /// The most segments that one request can have. For drivers: they make their requests small enough.
@@ -15,17 +18,26 @@ pub struct Limits {
     pub boundary: Option<u64>,
     /// A power of two that every mapping's DMA address is a multiple of.
     pub min_align: u64,
+    /// The size of mappings, in bytes, beyond which the device gains nothing: for drivers that may choose.
+    pub optimal_size: u64,
 }
 
 impl Limits {
     /// No limits.
-    pub const NONE: Self =
-        Self { address_mask: u64::MAX, max_segment: u64::MAX, max_segments: usize::MAX, boundary: None, min_align: 1 };
+    pub const NONE: Self = Self {
+        address_mask: u64::MAX,
+        coherent_mask: u64::MAX,
+        max_segment: u64::MAX,
+        max_segments: usize::MAX,
+        boundary: None,
+        min_align: 1,
+        optimal_size: u64::MAX,
+    };
 
     /// A device with `bits` address lines and no other limit.
     pub const fn address_bits(bits: u32) -> Self {
         let address_mask = if bits >= 64 { u64::MAX } else { (1 << bits) - 1 };
-        Self { address_mask, ..Self::NONE }
+        Self { address_mask, coherent_mask: address_mask, ..Self::NONE }
     }
 
     /// Checks a segment that a driver has made by itself. Those of [`slice`](crate::slice) are right by construction.
@@ -49,7 +61,7 @@ impl Limits {
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {
-        if self.max_segment == 0 || self.max_segments == 0 {
+        if self.max_segment == 0 || self.max_segments == 0 || self.optimal_size == 0 {
             return Err(Error::BadLimits("a device that takes no segment"));
         }
         if self.boundary.is_some_and(|boundary| !boundary.is_power_of_two()) {

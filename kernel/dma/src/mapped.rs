@@ -58,7 +58,7 @@ impl<D: Direction, B: Buffer> Mapped<D, B> {
     /// [`Mapped::sync_for_cpu`] before reading and [`Mapped::sync_for_device`] after writing.
     #[inline]
     pub fn view(&self) -> View<'_, D, B> {
-        View::new(self.held.memory())
+        View::of(self.held.memory(), self.held.loan().copy())
     }
 
     #[inline]

@@ -46,6 +46,9 @@ pub struct Users {
     pub device_readers: u32,
     /// Devices that may write.
     pub device_writers: u32,
+    /// Those among the writers that write a copy, which becomes the buffer's contents when they are done: one at most, and no
+    /// other writer beside it.
+    pub copied_writers: u32,
     /// Devices of either kind that do not snoop the caches.
     pub unsnooping: u32,
     /// Accesses of the CPU that read.
@@ -82,16 +85,26 @@ impl SharedBuffer {
 
     /// Lends the buffer to `device`, besides those that have it already.
     ///
+    /// Where the device gets a copy, others see what it writes, and it sees what others write meanwhile, when the attachment
+    /// is synced, and the former at its end. It is then the only one that may write.
+    ///
     /// # Errors
     ///
-    /// [`Error::Busy`] while the CPU has an access that conflicts, and as [`Device::map`].
+    /// [`Error::Busy`] while the CPU has an access that conflicts, or another device may write and one of the two gets a copy;
+    /// and as [`Device::map`].
     #[track_caller]
     pub fn attach<D: Direction>(&self, device: &Device) -> Result<Attachment<D>, Error> {
         let user = DeviceUser::enter::<D>(&self.0, !device.is_coherent())?;
-        match Held::lend(device, user, Location::caller()) {
-            Ok(held) => Ok(Attachment { held }),
-            Err((_, error)) => Err(error),
+        let mut held = Held::lend(device, user, Location::caller()).map_err(|(_, error)| error)?;
+        if D::DEVICE_WRITES
+            && held.is_copy()
+            && let Err(error) = held.memory_mut().write_alone()
+        {
+            // Others write the buffer itself.
+            held.discard_copy();
+            return Err(error);
         }
+        Ok(Attachment { held })
     }
 
     /// Lets the CPU access the buffer, to read or to write ([`CpuReads`], [`CpuWrites`]), until the result is dropped.
@@ -154,9 +167,23 @@ pub struct DeviceUser {
     buffer: Arc<Inner>,
     writes: bool,
     unsnooping: bool,
+    /// It writes a copy.
+    copied: bool,
 }
 
 impl DeviceUser {
+    /// Makes this writer the only one, because it writes a copy.
+    fn write_alone(&mut self) -> Result<(), Error> {
+        self.buffer.enter(|users| {
+            if users.device_writers != 1 {
+                return Err(BusyWith::DeviceWrites);
+            }
+            count(&mut users.copied_writers)
+        })?;
+        self.copied = true;
+        Ok(())
+    }
+
     fn enter<D: Direction>(buffer: &Arc<Inner>, unsnooping: bool) -> Result<Self, Error> {
         buffer.enter(|users| {
             if users.cpu_writers != 0 {
@@ -165,13 +192,16 @@ impl DeviceUser {
             if D::DEVICE_WRITES && users.cpu_readers != 0 {
                 return Err(BusyWith::CpuReads);
             }
+            if D::DEVICE_WRITES && users.copied_writers != 0 {
+                return Err(BusyWith::DeviceWrites);
+            }
             if unsnooping {
                 // Never more than there are devices, which are counted next.
                 users.unsnooping = users.unsnooping.saturating_add(1);
             }
             count(if D::DEVICE_WRITES { &mut users.device_writers } else { &mut users.device_readers })
         })?;
-        Ok(Self { buffer: buffer.clone(), writes: D::DEVICE_WRITES, unsnooping })
+        Ok(Self { buffer: buffer.clone(), writes: D::DEVICE_WRITES, unsnooping, copied: false })
     }
 }
 
@@ -180,6 +210,7 @@ impl Drop for DeviceUser {
         let mut users = self.buffer.users.lock();
         *(if self.writes { &mut users.device_writers } else { &mut users.device_readers }) -= 1;
         users.unsnooping -= u32::from(self.unsnooping);
+        users.copied_writers -= u32::from(self.copied);
     }
 }
 
@@ -199,6 +230,9 @@ unsafe impl Spans for DeviceUser {
     }
     fn maintained_by(&self) -> Option<&'static dyn DmaMemory> {
         self.buffer.pages.maintained_by()
+    }
+    fn has_others(&self) -> bool {
+        true
     }
 }
 

@@ -11,6 +11,9 @@ use iommu::domain::Domain;
 use iommu::group::{AttachmentState, Group};
 use iommu::{AttachError, Iova, IovaError, IovaRange, PAGE_SIZE, PhysRange, Prot};
 
+/// Pages in the largest range that the allocator of addresses keeps ready for each core.
+pub(crate) const READY_PAGES: u64 = 64;
+
 /// The way through an IOMMU. While it lives, and has not been told to leave, it is a user of the group.
 pub(crate) struct Translated {
     group: Arc<Group>,
@@ -64,7 +67,13 @@ impl Translated {
         self.page_size
     }
 
-    /// Maps `runs` at one contiguous range.
+    /// Bytes of addresses that there are at most, none above `mask`.
+    pub(crate) fn largest(&self, mask: u64) -> u64 {
+        let window = self.domain.iova().window();
+        window.end().get().min(mask.saturating_add(1)).saturating_sub(window.start().get())
+    }
+
+    /// Maps `runs` at one contiguous range, no byte of it above `mask`.
     ///
     /// # Safety
     ///
@@ -76,13 +85,14 @@ impl Translated {
         len: u64,
         prot: Prot,
         limits: &Limits,
+        mask: u64,
         device: &Arc<str>,
     ) -> Result<IovaRange, Error> {
         // A change of attachment right after this look is harmless: the mapping is then made in an address space that the
         // device is not attached to.
         self.check_attached(device)?;
         let align = self.align(runs, len, limits);
-        let range = self.domain.iova().allocate(len, align, Iova::new(limits.address_mask))?;
+        let range = self.domain.iova().allocate(len, align, Iova::new(mask))?;
         // SAFETY: the caller's promise.
         match unsafe { self.space.map(range, runs, prot) } {
             Ok(()) => Ok(range),
@@ -93,7 +103,7 @@ impl Translated {
         }
     }
 
-    /// Maps `runs` at `range`, which the allocator is kept from.
+    /// Maps `runs` at `range`, which the allocator is kept from; no byte of it may be above `mask`.
     ///
     /// # Safety
     ///
@@ -103,11 +113,11 @@ impl Translated {
         range: IovaRange,
         runs: &[PhysRange],
         prot: Prot,
-        limits: &Limits,
+        mask: u64,
         device: &Arc<str>,
     ) -> Result<(), Error> {
         self.check_attached(device)?;
-        if range.end().get() - 1 > limits.address_mask {
+        if range.end().get() - 1 > mask {
             return Err(Error::Iova(IovaError::OutOfWindow(range)));
         }
         self.domain.iova().reserve(range)?;

@@ -5,6 +5,7 @@
 
 #![expect(unsafe_code, reason = "copies memory that a device may be using")]
 
+use crate::bounce::Bounced;
 use crate::buffer::{Spans, for_each_span};
 use crate::{DeviceReads, DeviceWrites, Direction, Error, copy};
 use core::marker::PhantomData;
@@ -13,6 +14,8 @@ use core::marker::PhantomData;
 /// where it reads. Lives no longer than the borrow of the mapping.
 pub struct View<'a, D: Direction, M: Spans> {
     memory: &'a M,
+    /// What the device has in its place.
+    copy: Option<&'a Bounced>,
     direction: PhantomData<D>,
 }
 
@@ -20,7 +23,13 @@ impl<'a, D: Direction, M: Spans> View<'a, D, M> {
     /// For memory whose references are all gone: it is owned by a loan.
     #[inline]
     pub(crate) fn new(memory: &'a M) -> Self {
-        Self { memory, direction: PhantomData }
+        Self::of(memory, None)
+    }
+
+    /// For memory of which the device may have a `copy`.
+    #[inline]
+    pub(crate) fn of(memory: &'a M, copy: Option<&'a Bounced>) -> Self {
+        Self { memory, copy, direction: PhantomData }
     }
 
     /// The size in bytes.
@@ -41,7 +50,10 @@ impl<D: DeviceWrites, M: Spans> View<'_, D, M> {
     ///
     /// [`Error::OutOfRange`]; nothing was copied.
     pub fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), Error> {
-        read(self.memory, offset, to)
+        match self.copy {
+            None => read(self.memory, offset, to),
+            Some(copy) => read(copy, offset, to),
+        }
     }
 
     /// The `N` bytes at `offset`, in one access where they are a naturally aligned field.
@@ -63,7 +75,11 @@ impl<D: DeviceReads, M: Spans> View<'_, D, M> {
     ///
     /// [`Error::OutOfRange`]; nothing was copied.
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), Error> {
-        write(self.memory, offset, from)
+        match self.copy {
+            None => write(self.memory, offset, from),
+            // The buffer too: so it comes back the same whoever had what.
+            Some(copy) => write(self.memory, offset, from).and_then(|()| write(copy, offset, from)),
+        }
     }
 }
 

@@ -45,6 +45,14 @@ pub enum Error {
          add an IOMMU (iommu=smmuv3) to the machine, or iommu.off=allow to the command line to run unprotected"
     )]
     NotIsolated(String),
+    /// A device was to be let through untranslated, and cannot be.
+    #[error("{name} cannot be passed through: {why}")]
+    Passthrough {
+        /// Which.
+        name: String,
+        /// Why not.
+        why: PassthroughError,
+    },
     /// A device could not be attached to its address space.
     #[error("{name}: {error}")]
     Attach {
@@ -110,4 +118,19 @@ pub enum Error {
     /// No memory.
     #[error("out of memory")]
     OutOfMemory,
+}
+
+/// Why a device cannot be let through untranslated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PassthroughError {
+    /// The IOMMU cannot tell it from others, which would be let through with it.
+    #[error("the IOMMU cannot tell it from {0} other functions")]
+    Shared(usize),
+    /// It is in use already.
+    #[error("it is in use")]
+    InUse,
+    /// The IOMMU.
+    #[error("{0}")]
+    Iommu(iommu::AttachError),
 }

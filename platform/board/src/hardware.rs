@@ -5,7 +5,7 @@ use crate::containment::Containment;
 use crate::masters::{Context, Known};
 use crate::memory::{COHERENT, NON_COHERENT};
 use crate::viommu::{self, Viommu};
-use crate::{Error, Master, interrupts};
+use crate::{Error, Master, Treatment, interrupts};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -123,6 +123,22 @@ impl Hardware {
         limits: Limits,
         allow_unprotected: bool,
     ) -> Result<Master, Error> {
+        self.attach_as(host, function, kind, limits, &Treatment { allow_unprotected, ..Treatment::default() })
+    }
+
+    /// As [`Hardware::attach`], with a say in how the function is treated.
+    ///
+    /// # Errors
+    ///
+    /// As [`Hardware::attach`]; [`Error::Passthrough`] where the function is to be let through and cannot be.
+    pub fn attach_as(
+        &self,
+        host: usize,
+        function: &Arc<Function>,
+        kind: &str,
+        limits: Limits,
+        treatment: &Treatment,
+    ) -> Result<Master, Error> {
         let bus = self.buses.iter().find(|bus| bus.index == host).ok_or(Error::Missing("PCIe host"))?;
         let description = self.machine.pcie.get(host).ok_or(Error::Missing("PCIe host"))?;
         let name = format!("{kind} {}", function.bdf());
@@ -136,7 +152,7 @@ impl Hardware {
             functions: bus.host.functions(),
             containment: &self.containment,
             messages: &bus.messages,
-            allow_unprotected,
+            treatment,
             known: &mut known,
         }
         .attach(function, &name, limits);

@@ -141,7 +141,7 @@ fn start(hardware: &Hardware, options: &Options, devices: &mut Devices) -> Resul
         if taken {
             continue;
         }
-        let master = hardware.attach(host, function, kind, limits, options.allow_unprotected)?;
+        let master = hardware.attach_as(host, function, kind, limits, &options.treatment(kind, function.bdf()))?;
         describe(hardware, &master);
         match kind {
             "virtio-blk" => devices.disk = Some(BlockDisk::start(master)?),
@@ -155,7 +155,9 @@ fn start(hardware: &Hardware, options: &Options, devices: &mut Devices) -> Resul
 fn describe(hardware: &Hardware, master: &Master) {
     let name = master.device().name();
     let Some(domain) = master.group().and_then(|group| group.domain()) else {
-        println!("WARNING   {name} is NOT ISOLATED: it can reach all memory");
+        let why =
+            if master.group().is_some() { "its IOMMU lets it through as it was told" } else { "no IOMMU translates" };
+        println!("WARNING   {name} is NOT ISOLATED, {why}: it can reach all memory");
         return;
     };
     struct Space<'a>(&'a iommu::domain::Domain);

@@ -35,11 +35,11 @@ mod options;
 mod viommu;
 
 pub use drivers::{BlockDisk, EduStray, GpuScreen};
-pub use error::Error;
+pub use error::{Error, PassthroughError};
 pub use hardware::Hardware;
 pub use interrupts::{gic, init_core};
 pub use job::{Operator, main_job};
-pub use masters::Master;
+pub use masters::{Master, Treatment};
 pub use memory::{COHERENT, NON_COHERENT};
-pub use options::Options;
+pub use options::{Options, Selection};
 pub use viommu::Viommu;

@@ -4,23 +4,52 @@
 //! the domain its reserved regions, what firmware uses, and the MSI doorbell. Only then is there a [`Master`], and only a
 //! [`Master`] lets a function master the bus.
 //!
+//! A function that the command line lets through (`iommu.passthrough`) is attached untranslated instead, if it is alone in its
+//! group: it is then as unprotected as without an IOMMU, and the report says so.
+//!
 //! The functions of a group share its domain. Each that is in use is a user of the group, which is blocked when the last one is
 //! given up; one that is arrested before is off the bus, and that is all that can be done about it alone.
 
 use crate::containment::{Containment, Registration};
 use crate::interrupts;
 use crate::messages::Messages;
-use crate::{COHERENT, Error};
+use crate::{COHERENT, Error, PassthroughError};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use dma::{BusWindow, Device, DeviceConfig, DirectConfig, Limits};
+use dma::{Bounce, BusWindow, Device, DeviceConfig, DirectConfig, Limits, Policy, Pool, PoolSource};
 use iommu::contract::Iommu;
 use iommu::domain::{Domain, DomainKind, ReservedKind};
 use iommu::group::{AttachmentState, Group};
 use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, StreamId};
 use kernel::machine::{DmaRange, FirmwareRegion, IommuRef, Machine, PcieHost, WindowKind};
 use pci::{Attached, Bdf, Function, RequesterId};
+
+/// How a device is treated: what the command line and the device tree say of it.
+#[derive(Clone, Debug, Default)]
+pub struct Treatment {
+    /// It runs even where no IOMMU translates for it.
+    pub allow_unprotected: bool,
+    /// Its IOMMU lets it through untranslated.
+    pub passthrough: bool,
+    /// It gets copies of all its buffers.
+    pub bounce: bool,
+    /// It may see what shares a page with its buffers.
+    pub trusted: bool,
+    /// The only memory that it may use.
+    pub restricted: Option<&'static Pool>,
+}
+
+impl Treatment {
+    fn policy(&self) -> Policy {
+        let bounce = match self.restricted {
+            Some(pool) => Bounce::Restricted(pool),
+            None if self.bounce => Bounce::Always(PoolSource::default()),
+            None => Bounce::default(),
+        };
+        Policy { trusted: self.trusted, bounce }
+    }
+}
 
 /// A PCI function with its place in an address space.
 pub struct Master {
@@ -114,8 +143,8 @@ impl Master {
 
 // SAFETY:
 // - `covered` are the requester IDs whose streams are in the master's group, which is attached to an address space before the
-//   master is made (or the command line has allowed this device to go untranslated, or it is the IOMMU itself, for which the
-//   board has vouched);
+//   master is made (or the command line has allowed this device to go untranslated, or has its IOMMU let it through, or it is
+//   the IOMMU itself, for which the board has vouched);
 // - a group is never let out of the IOMMU's hands: it changes between address spaces and being blocked.
 unsafe impl Attached for Master {
     fn covers(&self, requester: RequesterId) -> bool {
@@ -142,7 +171,7 @@ pub(crate) struct Context<'a> {
     pub functions: &'a [Arc<Function>],
     pub containment: &'a Arc<Containment>,
     pub messages: &'a Arc<Messages>,
-    pub allow_unprotected: bool,
+    pub treatment: &'a Treatment,
     pub known: &'a mut Vec<Known>,
 }
 
@@ -153,6 +182,11 @@ impl Context<'_> {
         covered.extend(function.requester_ids());
         let streams = self.streams(function, name)?;
         let (device, group) = match streams {
+            Some((which, streams)) if self.treatment.passthrough => {
+                let iommu = (self.iommu)(which).ok_or(Error::Missing("IOMMU"))?;
+                let group = self.passed_through(iommu, function, streams, name)?;
+                (self.unprotected(name, limits, Some(group.clone())), Some(group))
+            }
             Some((which, streams)) => {
                 let iommu = (self.iommu)(which).ok_or(Error::Missing("IOMMU"))?;
                 let group = self.group(iommu, function, streams, name)?;
@@ -166,11 +200,12 @@ impl Context<'_> {
                 // SAFETY:
                 // - the group holds the streams of every requester ID of every function that the IOMMU cannot tell or keep
                 //   apart from this one, by the host's `iommu-map`, and is attached;
-                // - the host's `dma-coherent` says that its devices snoop.
-                let device = unsafe { Device::new(config) };
+                // - the host's `dma-coherent` says that its devices snoop;
+                // - whoever started the kernel is answerable for the devices that they trust.
+                let device = unsafe { Device::with_policy(config, self.treatment.policy()) };
                 (device, Some(group))
             }
-            None if self.allow_unprotected => (self.unprotected(name, limits), None),
+            None if self.treatment.allow_unprotected => (self.unprotected(name, limits, None), None),
             None => return Err(Error::NotIsolated(String::from(name))),
         };
         let device = device.map_err(|error| Error::Dma { name: String::from(name), error })?;
@@ -208,9 +243,37 @@ impl Context<'_> {
         }
     }
 
-    fn unprotected(&self, name: &str, limits: Limits) -> Result<Device, dma::Error> {
-        // SAFETY: whoever started the kernel has said that its devices may run unprotected, and is answerable for them.
-        unsafe { direct(self.host, name, limits) }
+    fn unprotected(&self, name: &str, limits: Limits, group: Option<Arc<Group>>) -> Result<Device, dma::Error> {
+        // SAFETY: whoever started the kernel has said that this device may run unprotected, and is answerable for it.
+        unsafe { direct(self.host, name, limits, group, self.treatment.policy()) }
+    }
+
+    /// The group of a function that is let through untranslated.
+    fn passed_through(
+        &mut self,
+        iommu: &Arc<dyn Iommu>,
+        function: &Arc<Function>,
+        streams: Vec<StreamId>,
+        name: &str,
+    ) -> Result<Arc<Group>, Error> {
+        let failed = |why| Error::Passthrough { name: String::from(name), why };
+        let others = self.members(function).count().saturating_sub(1);
+        if others != 0 {
+            return Err(failed(PassthroughError::Shared(others)));
+        }
+        let group = self.group(iommu, function, streams, name)?;
+        if group.users() != 0 {
+            return Err(failed(PassthroughError::InUse));
+        }
+        // SAFETY: whoever started the kernel has said that this device may run unprotected, and is answerable for it. It is alone
+        // in its group.
+        let capability = unsafe { dma::vouch() };
+        if let Err(error) = group.attach_identity(capability) {
+            // Where it was, nothing is mapped for it; but it is nobody's.
+            let blocked = group.block().err();
+            return Err(failed(PassthroughError::Iommu(blocked.unwrap_or(error))));
+        }
+        Ok(group)
     }
 
     /// The group of a function, attached to its default domain.
@@ -302,7 +365,13 @@ impl Context<'_> {
 /// # Safety
 ///
 /// The caller vouches for the device: it accesses no memory but what its driver tells it to.
-pub(crate) unsafe fn direct(host: &PcieHost, name: &str, limits: Limits) -> Result<Device, dma::Error> {
+pub(crate) unsafe fn direct(
+    host: &PcieHost,
+    name: &str,
+    limits: Limits,
+    group: Option<Arc<Group>>,
+    policy: Policy,
+) -> Result<Device, dma::Error> {
     let mut windows = Vec::new();
     match &host.dma_ranges {
         None => windows.push(BusWindow::identity()),
@@ -310,7 +379,7 @@ pub(crate) unsafe fn direct(host: &PcieHost, name: &str, limits: Limits) -> Resu
     }
     let config = DirectConfig { name, windows: &windows, limits, coherent: host.dma_coherent, memory: &COHERENT };
     // SAFETY: the caller's promise; the windows and the coherence are the device tree's.
-    unsafe { Device::direct(config) }
+    unsafe { Device::direct_with_policy(config, group, policy) }
 }
 
 /// Reserves what firmware uses, and keeps it mapped where it is memory one to one.

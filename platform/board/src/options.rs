@@ -1,10 +1,12 @@
 //! What the command line says.
 
-use crate::Error;
+use crate::{Error, Treatment};
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use kernel::cmdline::CommandLine;
 use kernel::demo::DEFAULT_PICTURE;
 use kernel::faults::DEFAULT_BUDGET;
+use pci::Bdf;
 
 /// The options of the main job.
 #[derive(Clone, Debug)]
@@ -19,10 +21,65 @@ pub struct Options {
     pub track: bool,
     /// Records of faults that a device may cause before it is contained; 0 for any number.
     pub fault_budget: u64,
+    /// Devices that their IOMMU lets through untranslated.
+    pub passthrough: Selection,
+    /// Devices that get copies of all their buffers.
+    pub bounce: Selection,
+    /// Devices that may see what shares a page with their buffers.
+    pub trusted: Selection,
+}
+
+/// Devices by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Selection {
+    /// None.
+    #[default]
+    None,
+    /// All.
+    All,
+    /// Those with these kinds (`edu`, `virtio-blk`) or places (`0000:00:01.0`, `00:01.0`).
+    Named(Vec<String>),
+}
+
+impl Selection {
+    /// Reads `all`, or names between commas; `all_too` is another word for all.
+    fn parse(line: &CommandLine, key: &str, all_too: &str) -> Self {
+        let mut names = Vec::new();
+        for name in line.all(key).flat_map(|value| value.split(',')).filter(|name| !name.is_empty()) {
+            if name == "all" || name == all_too {
+                return Self::All;
+            }
+            names.push(name.to_string());
+        }
+        if names.is_empty() { Self::None } else { Self::Named(names) }
+    }
+
+    /// Whether a device of this kind at this place is meant.
+    pub fn has(&self, kind: &str, place: Bdf) -> bool {
+        let place = place.to_string();
+        match self {
+            Self::None => false,
+            Self::All => true,
+            Self::Named(names) => {
+                names.iter().any(|name| name == kind || name.strip_prefix("0000:").unwrap_or(name) == place)
+            }
+        }
+    }
 }
 
 /// Keys that something in the image reads.
-const KNOWN: &[&str] = &["picture", "screen.wait", "iommu.off", "fault.budget", "dma.track", "exit", "log"];
+const KNOWN: &[&str] = &[
+    "picture",
+    "screen.wait",
+    "iommu.off",
+    "iommu.passthrough",
+    "iommu.bounce",
+    "iommu.trusted",
+    "fault.budget",
+    "dma.track",
+    "exit",
+    "log",
+];
 
 impl Options {
     /// Reads the command line.
@@ -40,7 +97,23 @@ impl Options {
             wait: line.flag("screen.wait")?,
             allow_unprotected: line.choice("iommu.off", &["forbid", "allow"])? == Some(1),
             track: line.choice("dma.track", &["off", "all"])?.map_or(dma::tracker::is_on(), |choice| choice == 1),
+            passthrough: Selection::parse(&line, "iommu.passthrough", "all"),
+            bounce: Selection::parse(&line, "iommu.bounce", "force"),
+            trusted: Selection::parse(&line, "iommu.trusted", "all"),
             fault_budget: line.number("fault.budget", u64::MAX)?.unwrap_or(DEFAULT_BUDGET),
         })
+    }
+}
+
+impl Options {
+    /// How a device of this kind at this place is to be treated.
+    pub fn treatment(&self, kind: &str, place: Bdf) -> Treatment {
+        Treatment {
+            allow_unprotected: self.allow_unprotected,
+            passthrough: self.passthrough.has(kind, place),
+            bounce: self.bounce.has(kind, place),
+            trusted: self.trusted.has(kind, place),
+            restricted: None,
+        }
     }
 }

@@ -12,7 +12,7 @@ use ::virtio::transport::PciTransport;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use base::Deadline;
-use dma::Limits;
+use dma::{Limits, Policy};
 use gic::Priority;
 use iommu::contract::{AddressSpace, Iommu};
 use iommu::{AttachError, FaultSink, Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, StreamId};
@@ -65,7 +65,7 @@ pub(crate) fn start(
     let this = IommuRef::Virtio(VirtioIommuIndex(this));
 
     // SAFETY: it is the machine's IOMMU, which is trusted to translate for all others, and so to keep to its own queues.
-    let device = unsafe { direct(host, &name, Limits::NONE) };
+    let device = unsafe { direct(host, &name, Limits::NONE, None, Policy::default()) };
     let device = device.map_err(|error| Error::Dma { name: name.clone(), error })?;
     // SAFETY: as above.
     let master = unsafe { Master::of_iommu(function, device, &bus.messages) };

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "makes devices, of whose bus masters it knows all there is to know")]
 
 use super::{FakeBusMaster, FakeIommu, FakeMemory, FakeMemoryConfig};
-use crate::{Device, DeviceConfig, Error, Limits};
+use crate::{Device, DeviceConfig, Error, Limits, Policy};
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
 use iommu::contract::Iommu;
@@ -70,6 +70,15 @@ impl FakeSystem {
     ///
     /// As [`Device::new`].
     pub fn device_with(&self, name: &str, limits: Limits) -> Result<FakeDevice, Error> {
+        self.device_with_policy(name, limits, Policy::default())
+    }
+
+    /// Adds a device with limits, in a domain of its own, that is treated as `policy` says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::with_policy`].
+    pub fn device_with_policy(&self, name: &str, limits: Limits, policy: Policy) -> Result<FakeDevice, Error> {
         let stream = StreamId::new(self.next_stream.fetch_add(1, Ordering::Relaxed));
         let iommu: Arc<dyn Iommu> = self.iommu.clone();
         let space = iommu.create()?;
@@ -85,8 +94,8 @@ impl FakeSystem {
             memory: self.memory,
         };
         // SAFETY: the one bus master is the stream of the group, which the fake translates, and it snoops if the memory's bus
-        // does.
-        let device = unsafe { Device::new(config) }?;
+        // does; it does what a test lets it do.
+        let device = unsafe { Device::with_policy(config, policy) }?;
         let master = FakeBusMaster::new(self.iommu.clone(), self.memory, stream);
         Ok(FakeDevice { device, master, group, domain })
     }

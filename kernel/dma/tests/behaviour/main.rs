@@ -2,7 +2,9 @@
 //!
 //! Every test that guards a safety property says which change to the code it was seen to catch.
 
+mod backends;
 mod borrowed;
+mod bouncing;
 mod coherent;
 mod concurrency;
 mod directions;

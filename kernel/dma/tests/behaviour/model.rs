@@ -1,8 +1,8 @@
 //! Random histories against a model: at every moment the device reaches what is lent at that moment, with the rights of its
-//! direction, and nothing else; and whatever either side wrote arrives.
+//! direction, and nothing else; and whatever either side wrote arrives. Also where the device gets copies.
 
 use dma::fakes::{FakeDevice, FakeSystem};
-use dma::{Bidirectional, Error, FromDevice, Ladder, Mapped, PageSet, ToDevice};
+use dma::{Bidirectional, Bounce, Error, FromDevice, Ladder, Limits, Mapped, PageSet, Policy, PoolSource, ToDevice};
 use iommu::Iova;
 use proptest::prelude::*;
 
@@ -73,8 +73,14 @@ struct World {
 }
 
 impl World {
-    fn new(system: FakeSystem) -> Self {
-        let device = system.device("model").unwrap();
+    fn new(system: FakeSystem, bounce: u8) -> Self {
+        let bounce = match bounce {
+            0 => Bounce::default(),
+            1 => Bounce::Always(PoolSource::Own(4 << 20)),
+            _ => Bounce::Restricted(crate::backends::restricted(&system, 4 << 20)),
+        };
+        let policy = Policy { bounce, trusted: false };
+        let device = system.device_with_policy("model", Limits::NONE, policy).unwrap();
         Self { system, device, live: Vec::new(), seen: vec![0x1000] }
     }
 
@@ -193,7 +199,7 @@ impl World {
         }
     }
 
-    fn finish(mut self) {
+    fn finish(mut self, before: usize) {
         let live = self.live.len() as u64;
         assert_eq!(self.device.device.stats().live_mappings, live);
         while let Some(live) = self.live.pop() {
@@ -201,7 +207,9 @@ impl World {
             assert!(set.chunks().flatten().eq(&contents), "contents at the end");
         }
         assert_eq!(self.device.device.stats().live_bytes, 0);
-        assert_eq!(self.system.memory.live_allocations(), 0);
+        // A pool of the device's own goes with it.
+        drop(self.device);
+        assert_eq!(self.system.memory.live_allocations(), before);
         assert_eq!(self.system.memory.violations(), Vec::<String>::new());
     }
 }
@@ -215,11 +223,13 @@ proptest! {
     fn the_device_reaches_what_is_lent_and_all_data_arrives(
         steps in prop::collection::vec(step(), 1..120),
         snooped in any::<bool>(),
+        bounce in 0..3_u8,
     ) {
-        let mut world = World::new(if snooped { FakeSystem::new() } else { FakeSystem::non_coherent() });
+        let mut world = World::new(if snooped { FakeSystem::new() } else { FakeSystem::non_coherent() }, bounce);
+        let before = world.system.memory.live_allocations();
         for step in steps {
             world.run(step);
         }
-        world.finish();
+        world.finish(before);
     }
 }

@@ -10,6 +10,7 @@
 use crate::coherent::{Coherent, DeviceShared};
 use crate::direct::{BusWindow, Windows};
 use crate::explain::Explanation;
+use crate::lazy::Lazy;
 use crate::lent::{Lent, Segment, Segments};
 use crate::memory::{DmaMemory, PageRequest};
 use crate::pages::round_up;
@@ -66,6 +67,7 @@ struct Inner {
     memory: &'static dyn DmaMemory,
     backend: Backend,
     records: Arc<Records>,
+    lazy: Lazy,
 }
 
 enum Backend {
@@ -121,7 +123,7 @@ impl Device {
     ) -> Result<Self, Error> {
         let records = Arc::new(Records::new()?);
         stats::register(&records)?;
-        Ok(Self(Arc::new(Inner { name, limits, coherent, memory, backend, records })))
+        Ok(Self(Arc::new(Inner { name, limits, coherent, memory, backend, records, lazy: Lazy::new() })))
     }
 
     /// Its name in reports.
@@ -293,6 +295,11 @@ impl Device {
         }
     }
 
+    #[inline]
+    pub(crate) fn lazy(&self) -> &Lazy {
+        &self.0.lazy
+    }
+
     /// What is lent to the device, and what was.
     pub fn stats(&self) -> DeviceStats {
         DeviceStats::of(&self.0.records)
@@ -307,7 +314,11 @@ impl Device {
     /// [`Error::Attach`]. A device without an IOMMU cannot be blocked; that is no error.
     pub fn shut_down(&self) -> Result<(), Error> {
         match &self.0.backend {
-            Backend::Translated(translated) => Ok(translated.leave()?),
+            Backend::Translated(translated) => {
+                translated.leave()?;
+                self.0.lazy.flush();
+                Ok(())
+            }
             Backend::Direct(_) => Ok(()),
         }
     }

@@ -69,6 +69,32 @@ impl<D: Direction, M: Spans> Held<D, M> {
         unsafe { this.end(site) }
     }
 
+    /// Takes loan and memory apart.
+    ///
+    /// # Safety
+    ///
+    /// The device reaches the memory until the loan has been revoked: until then the memory is neither reached but by atomics
+    /// nor dropped.
+    #[inline]
+    pub(crate) unsafe fn into_parts(self) -> (Loan, M) {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not dropped and not used afterwards.
+        let loan = unsafe { ManuallyDrop::take(&mut this.loan) };
+        // SAFETY: as above.
+        let memory = unsafe { ManuallyDrop::take(&mut this.memory) };
+        (loan, memory)
+    }
+
+    /// Puts together what [`Held::into_parts`] took apart.
+    ///
+    /// # Safety
+    ///
+    /// The two belong together, and the loan has not been revoked.
+    #[inline]
+    pub(crate) unsafe fn from_parts(loan: Loan, memory: M) -> Self {
+        Self { loan: ManuallyDrop::new(loan), memory: ManuallyDrop::new(memory), direction: PhantomData }
+    }
+
     /// Gives the memory back after a revocation that somebody else has carried out.
     ///
     /// # Safety

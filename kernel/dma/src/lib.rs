@@ -68,6 +68,7 @@ mod explain;
 pub mod fakes;
 mod gather;
 mod held;
+pub mod lazy;
 mod lent;
 mod limits;
 mod mapped;
@@ -93,6 +94,7 @@ pub use direction::{Bidirectional, DeviceReads, DeviceWrites, Direction, FromDev
 pub use error::{BusyWith, Error, Rejected};
 pub use explain::{Explanation, Fate};
 pub use gather::{Drain, Endable, Ending, Ends, Finished, Gather, end_together};
+pub use lazy::{Lapsing, Pending, Strictness};
 pub use lent::{Lent, Segment, Slices, slice};
 pub use limits::Limits;
 pub use mapped::Mapped;

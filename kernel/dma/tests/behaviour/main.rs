@@ -8,6 +8,7 @@ mod concurrency;
 mod directions;
 mod exhaustion;
 mod gather;
+mod lazy;
 mod limits;
 mod model;
 mod owned;

@@ -51,6 +51,23 @@ impl<D: Direction, M: Spans> Held<D, M> {
         }
     }
 
+    /// Lends `memory` at `iova`, which the caller has reserved for it until the loan has ended.
+    pub(crate) fn lend_reserved(device: &Device, iova: Iova, memory: M, site: Site) -> Result<Self, (M, Error)> {
+        let len = memory.spans_len();
+        if !device.is_coherent()
+            && let Err(error) = prepare::<D, M>(&memory, 0, len)
+        {
+            return Err((memory, error));
+        }
+        // SAFETY: as in `lend_at`.
+        match unsafe { device.lend_reserved(iova, memory.spans_runs(), len, D::PROT, site) } {
+            Ok(loan) => {
+                Ok(Self { loan: ManuallyDrop::new(loan), memory: ManuallyDrop::new(memory), direction: PhantomData })
+            }
+            Err(error) => Err((memory, error)),
+        }
+    }
+
     #[inline]
     pub(crate) fn loan(&self) -> &Loan {
         &self.loan

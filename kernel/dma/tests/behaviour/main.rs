@@ -14,6 +14,7 @@ mod model;
 mod owned;
 mod ownership;
 mod reports;
+mod reserve;
 mod sharing;
 mod spaces;
 mod syncing;

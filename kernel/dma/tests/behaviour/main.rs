@@ -10,6 +10,7 @@ mod exhaustion;
 mod gather;
 mod lazy;
 mod limits;
+mod lists;
 mod model;
 mod owned;
 mod ownership;

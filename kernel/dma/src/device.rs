@@ -11,6 +11,7 @@ use crate::bounce::{Bounced, Copied};
 use crate::coherent::{Coherent, DeviceShared};
 use crate::direct::{BusWindow, Direct};
 use crate::explain::Explanation;
+use crate::lazy::Lazy;
 use crate::lent::{Lent, Segment, Segments};
 use crate::memory::{DmaMemory, PageRequest};
 use crate::pages::round_up;
@@ -74,6 +75,7 @@ struct Inner {
     pool: Source,
     /// Copies that were lent.
     copies: AtomicU64,
+    lazy: Lazy,
 }
 
 /// The way of a device's memory to its addresses. What is special about a device is another variant, so that the others do not
@@ -198,7 +200,18 @@ impl Device {
             _ => memory,
         };
         let (trusted, pool, copies) = (policy.trusted, Source::new(&policy.bounce), AtomicU64::new(0));
-        Ok(Self(Arc::new(Inner { name, limits, coherent, memory, backend, records, trusted, pool, copies })))
+        Ok(Self(Arc::new(Inner {
+            name,
+            limits,
+            coherent,
+            memory,
+            backend,
+            records,
+            trusted,
+            pool,
+            copies,
+            lazy: Lazy::new(),
+        })))
     }
 
     /// Its name in reports.
@@ -449,6 +462,11 @@ impl Device {
         }
     }
 
+    #[inline]
+    pub(crate) fn lazy(&self) -> &Lazy {
+        &self.0.lazy
+    }
+
     /// What is lent to the device, and what was.
     pub fn stats(&self) -> DeviceStats {
         DeviceStats::of(&self.0.records)
@@ -491,7 +509,11 @@ impl Device {
     /// blocked too, but mapping for it is not refused.
     pub fn shut_down(&self) -> Result<(), Error> {
         match self.way() {
-            Way::Translated(translated) => Ok(translated.leave()?),
+            Way::Translated(translated) => {
+                translated.leave()?;
+                self.0.lazy.flush();
+                Ok(())
+            }
             Way::Direct(direct) => Ok(direct.leave()?),
         }
     }
@@ -625,6 +647,31 @@ impl Device {
         Ok(Loan { device: self.clone(), segments, range, slot, site, kind, copied: None })
     }
 
+    /// Lends the memory of `runs`, `len` bytes, at `iova`, which the caller has reserved and keeps until the loan has ended.
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::lend`].
+    pub(crate) unsafe fn lend_reserved(
+        &self,
+        iova: Iova,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        site: Site,
+    ) -> Result<Loan, Error> {
+        if let Backend::CopiedTranslated(_, copying) = &self.0.backend {
+            copying.check(runs, &self.0.name)?;
+        }
+        let prot = if self.0.coherent { prot } else { prot | Prot::NON_COHERENT };
+        let range = IovaRange::new(iova, len).ok_or(Error::BadSize(len))?;
+        // SAFETY: the caller's promise.
+        unsafe { self.translated()?.map_reserved(range, runs, prot, &self.0.name) }?;
+        let slot = self.0.records.begin(range, prot, site);
+        let segments = Segments::One(Segment { iova, len });
+        Ok(Loan { device: self.clone(), segments, range, slot, site, kind: Kind::Reserved, copied: None })
+    }
+
     /// Lends memory that no IOMMU translates for, and that is one segment.
     #[inline]
     fn one(&self, segment: Segment, prot: Prot, site: Site) -> Loan {
@@ -716,6 +763,8 @@ enum Kind {
     Plain,
     /// Its driver wanted it: it was reserved.
     Fixed,
+    /// Somebody else reserved it.
+    Reserved,
 }
 
 impl Loan {
@@ -780,6 +829,7 @@ impl Loan {
             match self.kind {
                 Kind::Plain => translated.release(self.range),
                 Kind::Fixed => translated.release_fixed(self.range),
+                Kind::Reserved => (),
             }
         } else {
             inner.records.end_direct(self.slot, self.range, self.site, site);

@@ -1,5 +1,6 @@
 //! What the command line says.
 
+use crate::strictness::Strict;
 use crate::{Error, Treatment};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -27,6 +28,8 @@ pub struct Options {
     pub bounce: Selection,
     /// Devices that may see what shares a page with their buffers.
     pub trusted: Selection,
+    /// Which devices' mappings end at once, and which may lapse.
+    pub strict: Strict,
 }
 
 /// Devices by name.
@@ -72,6 +75,7 @@ const KNOWN: &[&str] = &[
     "picture",
     "screen.wait",
     "iommu.off",
+    "iommu.strict",
     "iommu.passthrough",
     "iommu.bounce",
     "iommu.trusted",
@@ -101,6 +105,7 @@ impl Options {
             bounce: Selection::parse(&line, "iommu.bounce", "force"),
             trusted: Selection::parse(&line, "iommu.trusted", "all"),
             fault_budget: line.number("fault.budget", u64::MAX)?.unwrap_or(DEFAULT_BUDGET),
+            strict: Strict::parse(&line)?,
         })
     }
 }

@@ -106,12 +106,7 @@ impl Boot<'_> {
         add("-device", "edu,addr=4,dma_mask=0xffffffffffffffff");
         add("-blockdev", "driver=null-co,node-name=nothing,size=1073741824,read-zeroes=on");
         let bounce = if self.emulator.bounce_buffer_limit { ",x-max-bounce-buffer-size=0" } else { "" };
-        // The IOMMU cannot be gone around where there is one, and cannot be asked for where there is none.
-        let through = if self.mode == Mode::Direct { "off" } else { "on" };
-        add(
-            "-device",
-            &format!("virtio-blk-pci,addr=2,drive=nothing,disable-legacy=on,iommu_platform={through}{bounce}"),
-        );
+        add("-device", &format!("virtio-blk-pci,addr=2,drive=nothing,disable-legacy=on,iommu_platform=on{bounce}"));
         Machine {
             smp: if self.clock == Clock::Wall { 2 } else { 1 },
             memory: "4G".into(),

@@ -17,6 +17,8 @@ fn main() {}
 #[cfg(target_os = "none")]
 extern crate alloc;
 #[cfg(target_os = "none")]
+mod blk;
+#[cfg(target_os = "none")]
 mod maps;
 #[cfg(target_os = "none")]
 mod measure;

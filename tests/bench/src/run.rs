@@ -1,7 +1,7 @@
 //! Choosing benchmarks, and running one after the other.
 
 use crate::stand::{Mode, Stand};
-use crate::{maps, owned};
+use crate::{blk, maps, owned};
 use kernel::println;
 use ktest::{Outcome, TestResult};
 use virt::Boot;
@@ -39,7 +39,7 @@ impl About {
 }
 
 /// Every benchmark.
-const ALL: &[&[Benchmark]] = &[maps::ALL, owned::ALL];
+const ALL: &[&[Benchmark]] = &[maps::ALL, owned::ALL, blk::ALL];
 
 /// The value of `key` on the command line.
 fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {

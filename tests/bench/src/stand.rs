@@ -1,7 +1,7 @@
 //! What every benchmark is handed: the machine at work, and its devices.
 
 use alloc::sync::Arc;
-use board::{EduStray, Error, Hardware, Master};
+use board::{BlockDisk, EduStray, Error, Hardware, Master};
 use dma::{Device, Limits};
 use ktest::TestResult;
 use pci::Function;
@@ -46,6 +46,11 @@ impl Stand {
     /// A second device, and who keeps it on the bus.
     pub fn second(&self) -> Result<EduStray, Error> {
         EduStray::start(master(&self.hardware, self.mode, "edu", testdev::edu::ID, 1)?)
+    }
+
+    /// The disk, started.
+    pub fn disk(&self) -> Result<BlockDisk, Error> {
+        BlockDisk::start(master(&self.hardware, self.mode, "virtio-blk", (0x1af4, 0x1042), 0)?)
     }
 
     /// Ends a benchmark that unmaps nothing lazily where that is asked for.

@@ -2,6 +2,7 @@
 //!
 //! `demo` is what runs when no command is named, so its options stand at the top level as well.
 
+use crate::bench::Mode;
 use crate::machine::Iommu;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -22,6 +23,7 @@ Examples:
   cargo run -- --disk card.img --picture '/DCIM/holiday photo.bmp' --gui
   cargo run -- --smp 8 --memory 16G --cpu max
   cargo run -- --iommu virtio
+  cargo run -- bench --svg chart.svg map4k
   cargo run -- --trace 'smmuv3_*=smmu.log'
   cargo run -- -- -device pcie-root-port,id=rp0 -device edu,bus=rp0";
 
@@ -45,6 +47,40 @@ pub enum Command {
     /// Show a picture from a disk on the screen (the default)
     #[command(after_help = AFTER_HELP)]
     Demo(DemoOptions),
+    /// Measure what mapping and I/O cost, beside Linux on the same machine
+    Bench(BenchOptions),
+}
+
+/// Options of the benchmarks.
+#[derive(Debug, Clone, Args)]
+pub struct BenchOptions {
+    /// The benchmarks to run; all if none is named
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Only with this protection (may be repeated)
+    #[arg(long, value_name = "MODE", value_enum)]
+    pub mode: Vec<Mode>,
+    /// Measure time as well as instructions
+    #[arg(long)]
+    pub wall: bool,
+    /// Write the figures as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Draw the figures as a bar chart
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Make these the checked-in figures, which `cargo test` compares with
+    #[arg(long)]
+    pub update: bool,
+    /// The qemu-system-aarch64 to use instead of the one in PATH
+    #[arg(long, value_name = "PATH")]
+    pub qemu: Option<PathBuf>,
+    /// Give up when one benchmark takes longer than this
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: u64,
+    /// Install what is missing without asking, with sudo where needed
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// Options of the demo.
@@ -191,6 +227,18 @@ mod tests {
             assert_eq!(iommu(&["--iommu", word]).unwrap(), kind);
         }
         assert!(iommu(&["--iommu", "smmu"]).is_err());
+    }
+
+    #[test]
+    fn benchmarks_are_named_and_modes_chosen() {
+        let cli = Cli::try_parse_from(["x", "bench", "--wall", "--mode", "lazy", "map4k", "share"]).unwrap();
+        let Some(Command::Bench(options)) = cli.command else { panic!("bench was not recognised") };
+        assert_eq!(
+            (options.names.join(" ").as_str(), options.mode.as_slice()),
+            ("map4k share", [Mode::Lazy].as_slice())
+        );
+        assert!(options.wall && !options.update);
+        assert!(Cli::try_parse_from(["x", "bench", "--mode", "loose"]).is_err());
     }
 
     #[test]

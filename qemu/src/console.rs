@@ -11,11 +11,16 @@
 //! | `##ktest plan N` | the test image will run N tests |
 //! | `##ktest start NAME` | one begins |
 //! | `##ktest ok NAME`, `##ktest fail NAME MESSAGE`, `##ktest skip NAME REASON` | one ended |
+//! | `##bench plan N`, `##bench start NAME` | the benchmarks have N to run; one begins |
+//! | `##bench result NAME UNIT MIN MEDIAN MAX COMMANDS` | what one operation of it costs |
+//! | `##bench fail NAME MESSAGE`, `##bench skip NAME REASON` | there is no result |
 //!
 //! A line that begins with `##` and is none of these is shown as it is: a message nobody understands must not vanish.
 
+use crate::bench::boot::Figure;
+
 /// A console line that is meant for the runner.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Message {
     /// The picture is on the screen, with this size in pixels.
     Screen {
@@ -30,6 +35,23 @@ pub enum Message {
     End(bool),
     /// A message of the test image.
     Test(TestMessage),
+    /// A message of the benchmarks.
+    Bench(BenchMessage),
+}
+
+/// What the benchmarks report.
+#[derive(Debug, Clone, PartialEq)]
+pub enum BenchMessage {
+    /// So many will run.
+    Plan(usize),
+    /// The named one begins.
+    Start(String),
+    /// One has a result.
+    Result(Figure),
+    /// The named one failed, with a message.
+    Fail(String, String),
+    /// The named one makes no sense on this machine, with the reason.
+    Skip(String, String),
 }
 
 /// What the test image reports.
@@ -65,6 +87,7 @@ pub fn parse(line: &str) -> Option<Message> {
             _ => None,
         },
         "ktest" => parse_test(rest).map(Message::Test),
+        "bench" => parse_bench(rest).map(Message::Bench),
         _ => None,
     }
 }
@@ -82,6 +105,25 @@ fn parse_test(text: &str) -> Option<TestMessage> {
         "ok" => Some(TestMessage::Ok(name)),
         "fail" => Some(TestMessage::Fail(name, message)),
         "skip" => Some(TestMessage::Skip(name, message)),
+        _ => None,
+    }
+}
+
+fn parse_bench(text: &str) -> Option<BenchMessage> {
+    let (kind, rest) = text.split_once(' ')?;
+    let (name, message) = rest.split_once(' ').unwrap_or((rest, ""));
+    let name = name.to_string();
+    match kind {
+        "plan" => Some(BenchMessage::Plan(rest.parse().ok()?)),
+        "start" => Some(BenchMessage::Start(name)),
+        "fail" => Some(BenchMessage::Fail(name, message.trim().to_string())),
+        "skip" => Some(BenchMessage::Skip(name, message.trim().to_string())),
+        "result" => {
+            let (unit, numbers) = message.split_once(' ')?;
+            let numbers: Vec<f64> = numbers.split(' ').map(|word| word.trim().parse().ok()).collect::<Option<_>>()?;
+            let &[min, median, max, commands] = numbers.as_slice() else { return None };
+            Some(BenchMessage::Result(Figure { name, unit: unit.to_string(), min, median, max, commands }))
+        }
         _ => None,
     }
 }
@@ -143,6 +185,25 @@ mod tests {
             parse("##ktest fail a::b expected 1, got 2"),
             Some(Message::Test(TestMessage::Fail("a::b".into(), "expected 1, got 2".into())))
         );
+    }
+
+    #[test]
+    fn figures_of_benchmarks_are_understood_or_shown() {
+        let figure = |name: &str| Figure {
+            name: name.into(),
+            unit: "instructions".into(),
+            min: 1.5,
+            median: 2.0,
+            max: 2.25,
+            commands: 0.5,
+        };
+        let expected = Some(Message::Bench(BenchMessage::Result(figure("map4k"))));
+        assert_eq!(parse("##bench result map4k instructions 1.500 2.000 2.250 0.500\r"), expected);
+        assert_eq!(parse("##bench plan 3"), Some(Message::Bench(BenchMessage::Plan(3))));
+        assert_eq!(parse("##bench fail a b c"), Some(Message::Bench(BenchMessage::Fail("a".into(), "b c".into()))));
+        for line in ["##bench", "##bench result a ns 1 2 3", "##bench result a ns 1 2 3 x", "##bench plan x"] {
+            assert_eq!(parse(line), None, "{line:?}");
+        }
     }
 
     #[test]

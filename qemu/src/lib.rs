@@ -18,10 +18,12 @@
 //! | [`picture`], [`disk`] | the picture, and disks of every shape around it |
 //! | [`progress`] | one line that says what is going on |
 //! | [`demo`] | the main job, from the command line to the exit code |
+//! | [`bench`] | the benchmarks, beside Linux's figures |
 //!
 //! No `unsafe`, and no global state: several sessions may run at once from one process.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod cli;
 pub mod console;
 pub mod demo;

@@ -3,17 +3,18 @@
 
 use clap::Parser;
 use qemu::cli::{Cli, Command};
-use qemu::demo;
+use qemu::{bench, demo};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     // clap prints usage errors itself and exits with 2, as a usage error must.
     let cli = Cli::parse();
-    let options = match cli.command {
-        Some(Command::Demo(options)) => options,
-        None => cli.options,
+    let verdict = match cli.command {
+        Some(Command::Bench(options)) => bench::run(&options),
+        Some(Command::Demo(options)) => demo::run(&options),
+        None => demo::run(&cli.options),
     };
-    match demo::run(&options) {
+    match verdict {
         Ok(verdict) => ExitCode::from(verdict.exit_code()),
         Err(error) => {
             eprintln!("error: {error:#}");

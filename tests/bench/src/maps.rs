@@ -1,0 +1,113 @@
+//! The DMA-API: streaming mappings, coherent memory, shared buffers.
+
+use crate::memory::{adjacent, scattered};
+use crate::run::About::Memory;
+use crate::run::Benchmark;
+use crate::stand::Stand;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use core::hint::black_box;
+use core::sync::atomic::AtomicU64;
+use dma::{Bidirectional, Buffer, FromDevice, Ladder, PageSet, SharedBuffer, ToDevice};
+use iommu::PAGE_SIZE;
+use ktest::TestResult;
+
+/// The benchmarks of this module.
+pub const ALL: &[Benchmark] = &[
+    Benchmark { name: "map4k", about: Memory, run: |stand| streaming(stand, "map4k", PAGE_SIZE, 1024) },
+    Benchmark { name: "map64k", about: Memory, run: |stand| streaming(stand, "map64k", 64 << 10, 1024) },
+    Benchmark { name: "map1m", about: Memory, run: |stand| streaming(stand, "map1m", 1 << 20, 256) },
+    Benchmark { name: "map2m", about: Memory, run: |stand| streaming(stand, "map2m", 2 << 20, 1024) },
+    Benchmark { name: "ring256_4k", about: Memory, run: ring },
+    Benchmark { name: "sg16x4k", about: Memory, run: |stand| list(stand, "sg16x4k", 16) },
+    Benchmark { name: "coherent4k", about: Memory, run: |stand| coherent(stand, "coherent4k", 4 << 10, 256) },
+    Benchmark { name: "coherent64k", about: Memory, run: |stand| coherent(stand, "coherent64k", 64 << 10, 64) },
+    Benchmark { name: "coherent1m", about: Memory, run: |stand| coherent(stand, "coherent1m", 1 << 20, 16) },
+    Benchmark { name: "share", about: Memory, run: share },
+    Benchmark { name: "map4k_million", about: Memory, run: million },
+];
+
+/// Maps and unmaps one buffer, again and again.
+fn map_and_unmap<B: Buffer>(stand: &Stand, name: &str, buffer: B, batch: u32) -> TestResult {
+    stand.not_lazy()?;
+    let device = stand.device();
+    let mut place = Some(buffer);
+    stand.measure(name, batch, || {
+        let Some(buffer) = place.take() else { ktest::skip!("the buffer is lost") };
+        let mapped = device.map::<Bidirectional, _>(black_box(buffer))?;
+        black_box(mapped.iova());
+        place = Some(black_box(mapped.unmap()?));
+        Ok(())
+    })
+}
+
+fn streaming(stand: &Stand, name: &str, bytes: u64, batch: u32) -> TestResult {
+    map_and_unmap(stand, name, adjacent(stand.device(), bytes)?, batch)
+}
+
+/// Scattered pages, mapped as one.
+fn list(stand: &Stand, name: &str, pages: u64) -> TestResult {
+    map_and_unmap(stand, name, scattered(stand.device(), pages)?, if pages > 64 { 64 } else { 256 })
+}
+
+/// 256 mappings outstanding; the oldest ends and is made again.
+fn ring(stand: &Stand) -> TestResult {
+    stand.not_lazy()?;
+    let device = stand.device();
+    let mut flying = VecDeque::with_capacity(257);
+    for _ in 0..256 {
+        flying.push_back(device.map::<Bidirectional, _>(adjacent(device, PAGE_SIZE)?)?);
+    }
+    stand.measure("ring256_4k", 1024, || {
+        let Some(oldest) = flying.pop_front() else { ktest::skip!("the ring is empty") };
+        let buffer = black_box(oldest.unmap()?);
+        flying.push_back(device.map::<Bidirectional, _>(black_box(buffer))?);
+        Ok(())
+    })
+}
+
+/// Zeroed memory that device and CPU share, allocated and released.
+fn coherent(stand: &Stand, name: &str, bytes: usize, batch: u32) -> TestResult {
+    stand.not_lazy()?;
+    let device = stand.device();
+    stand.measure(name, batch, || {
+        let memory = device.coherent_slice::<AtomicU64>(black_box(bytes) / size_of::<AtomicU64>())?;
+        black_box(memory.iova());
+        Ok(memory.release()?)
+    })
+}
+
+/// A buffer of 1 MiB that one device has is lent to a second one.
+fn share(stand: &Stand) -> TestResult {
+    stand.only_strict()?;
+    let second = stand.second()?;
+    let pages = PageSet::zeroed(stand.device().memory(), 1 << 20, Ladder::DEFAULT)?;
+    let buffer = SharedBuffer::new("bench", pages);
+    let first = buffer.attach::<FromDevice>(stand.device())?;
+    let device = second.master().device();
+    stand.measure("share", 256, || {
+        let attachment = black_box(&buffer).attach::<ToDevice>(device)?;
+        black_box(attachment.iova());
+        Ok(attachment.detach()?)
+    })?;
+    first.detach()?;
+    second.stop()?;
+    Ok(())
+}
+
+/// Live mappings beside which one more is made.
+const LIVE: usize = 1_000_000;
+
+/// As `map4k`, while the device has a million other mappings.
+fn million(stand: &Stand) -> TestResult {
+    stand.only_strict()?;
+    let device = stand.device();
+    // One page, lent a million times: each is a mapping of its own, at an address of its own.
+    let page = SharedBuffer::new("bench", PageSet::from(adjacent(device, PAGE_SIZE)?));
+    let mut live = Vec::new();
+    live.try_reserve_exact(LIVE)?;
+    for _ in 0..LIVE {
+        live.push(page.attach::<ToDevice>(device)?);
+    }
+    streaming(stand, "map4k_million", PAGE_SIZE, 1024)
+}

@@ -1,0 +1,79 @@
+//! What every benchmark is handed: the machine at work, and its devices.
+
+use alloc::sync::Arc;
+use board::{BlockDisk, EduStray, Error, Hardware, Master};
+use dma::{Device, Limits};
+use ktest::TestResult;
+use pci::Function;
+use virt::{Boot, cores};
+
+/// How a device's memory is protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// By an IOMMU, and what is taken back is out of reach before it is handed out.
+    Strict,
+    /// By an IOMMU, and what is taken back is handed out when a batch of it is out of reach.
+    Lazy,
+    /// Not at all.
+    Direct,
+}
+
+/// The machine that is measured.
+pub struct Stand {
+    /// How its devices are protected.
+    pub mode: Mode,
+    /// Its hardware.
+    pub hardware: Hardware,
+    /// Cores that run.
+    pub cores: usize,
+    edu: EduStray,
+}
+
+impl Stand {
+    /// Brings everything up, as the main job does, with one edu that masters the bus.
+    pub fn bring_up(boot: &'static Boot, mode: Mode) -> Result<Self, Error> {
+        let hardware = Hardware::bring_up(&boot.machine)?;
+        let cores = cores::start_all(&boot.machine, board::init_core).map_err(|_| Error::Missing("other core"))?;
+        let edu = EduStray::start(master(&hardware, mode, "edu", testdev::edu::ID, 0)?)?;
+        Ok(Self { mode, hardware, cores, edu })
+    }
+
+    /// The device that mappings are made for.
+    pub fn device(&self) -> &Device {
+        self.edu.master().device()
+    }
+
+    /// A second device, and who keeps it on the bus.
+    pub fn second(&self) -> Result<EduStray, Error> {
+        EduStray::start(master(&self.hardware, self.mode, "edu", testdev::edu::ID, 1)?)
+    }
+
+    /// The disk, started.
+    pub fn disk(&self) -> Result<BlockDisk, Error> {
+        BlockDisk::start(master(&self.hardware, self.mode, "virtio-blk", (0x1af4, 0x1042), 0)?)
+    }
+
+    /// Ends a benchmark that unmaps nothing lazily where that is asked for.
+    pub fn not_lazy(&self) -> TestResult {
+        if self.mode != Mode::Lazy {
+            return Ok(());
+        }
+        ktest::skip!("nothing is unmapped lazily here");
+    }
+
+    /// Ends a benchmark that makes no sense in this mode.
+    pub fn only_strict(&self) -> TestResult {
+        if self.mode == Mode::Strict {
+            return Ok(());
+        }
+        ktest::skip!("measured strict only");
+    }
+}
+
+/// The `nth` function with these IDs, attached.
+fn master(hardware: &Hardware, mode: Mode, kind: &str, ids: (u16, u16), nth: usize) -> Result<Master, Error> {
+    let matches = |function: &Arc<Function>| (function.ids().vendor, function.ids().device) == ids;
+    let mut found = hardware.functions().filter(|(_, function)| matches(function));
+    let (host, function) = found.nth(nth).ok_or(Error::Missing("device of the benchmark"))?;
+    hardware.attach(host, &function.clone(), kind, Limits::NONE, mode == Mode::Direct)
+}

@@ -66,6 +66,8 @@ mod error;
 mod explain;
 #[cfg(feature = "fakes")]
 pub mod fakes;
+#[cfg(feature = "virtio-drivers")]
+pub mod hal;
 mod held;
 mod lent;
 mod limits;

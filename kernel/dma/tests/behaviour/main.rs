@@ -7,6 +7,7 @@ mod coherent;
 mod concurrency;
 mod directions;
 mod exhaustion;
+mod foreign;
 mod limits;
 mod model;
 mod owned;

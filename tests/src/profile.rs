@@ -7,7 +7,7 @@ use qemu::machine::{Disk, Iommu, Machine};
 use std::ffi::OsString;
 
 /// The names, with what each is for.
-pub const PROFILES: [(&str, &str); 12] = [
+pub const PROFILES: [(&str, &str); 13] = [
     ("default", "two cores, and edu, a writable virtio-blk disk and a virtio-gpu on the root bus"),
     ("smp1", "as default, with one core"),
     ("smp8", "as default, with eight cores"),
@@ -21,6 +21,7 @@ pub const PROFILES: [(&str, &str); 12] = [
     ("stage1", "as default, with an SMMU that has stage 1 only where this QEMU has such a machine"),
     ("testdev", "as default, and an iommu-testdev at slot 4 where this QEMU has one"),
     ("two_smmus", "as default without disk and display, and a second edu behind a second SMMU where this QEMU has one"),
+    ("foreign", "as default, with a virtio-rng and two virtio-serial, whose consoles are the ends of one wire"),
     ("viommu", "as default, with a virtio-iommu in slot 6 in place of the SMMU"),
     ("bare", "no IOMMU, no disk, no display, no edu"),
 ];
@@ -72,6 +73,22 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
         "two_smmus" => {
             machine = Machine { gpu: false, ..Machine::default() };
             two_smmus::fit(&mut machine, emulator)?;
+        }
+        "foreign" => {
+            let virtio = "disable-legacy=on,iommu_platform=on";
+            // A socket without a place in the file system, of this process alone: its boots follow one another.
+            let wire = format!("socket,path=sluice-wire-{},abstract=on", std::process::id());
+            machine.extra = words(["-device", &format!("virtio-rng-pci,addr=8,{virtio}")]);
+            for (port, options) in [("a", ",server=on,wait=off"), ("b", "")] {
+                machine.extra.extend(words([
+                    "-chardev",
+                    &format!("{wire},id=wire-{port}{options}"),
+                    "-device",
+                    &format!("virtio-serial-pci,addr={port},id=serial-{port},{virtio}"),
+                    "-device",
+                    &format!("virtconsole,bus=serial-{port}.0,chardev=wire-{port}"),
+                ]));
+            }
         }
         "viommu" => machine.iommu = Iommu::Virtio,
         "bare" => machine = Machine { iommu: Iommu::None, gpu: false, edu: false, ..Machine::default() },

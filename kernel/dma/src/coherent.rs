@@ -193,7 +193,7 @@ fn allocate<T: DeviceShared>(
 /// # Invariants
 ///
 /// `raw` is a whole allocation of `memory`, and `raw.ptr` its only alias: write-back if `cached`, otherwise not cacheable.
-struct CoherentPages {
+pub(crate) struct CoherentPages {
     raw: RawPages,
     run: [PhysRange; 1],
     memory: &'static dyn DmaMemory,
@@ -206,7 +206,7 @@ unsafe impl Send for CoherentPages {}
 unsafe impl Sync for CoherentPages {}
 
 impl CoherentPages {
-    fn new(chunk: Chunk, cached: bool) -> Result<Self, Error> {
+    pub(crate) fn new(chunk: Chunk, cached: bool) -> Result<Self, Error> {
         let run = [chunk.run()];
         let (raw, memory) = chunk.into_raw();
         let mut pages = Self { raw, run, memory, cached: true };

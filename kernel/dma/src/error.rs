@@ -144,6 +144,15 @@ pub enum Error {
         /// The device's boundary.
         boundary: u64,
     },
+    /// The slot of a foreign driver has a device already.
+    #[error("the driver's slot is taken by {0}")]
+    SlotTaken(Arc<str>),
+    /// A foreign driver has more lent at a time than its slot has room for.
+    #[error("a foreign driver has {0} pieces of memory lent at a time, and no more are kept account of")]
+    TooMany(usize),
+    /// A foreign driver asks for memory, and its slot has no device.
+    #[error("the driver's slot has no device")]
+    SlotEmpty,
 }
 
 /// What stands in the way of an access to a shared buffer.

@@ -68,6 +68,8 @@ mod explain;
 #[cfg(feature = "fakes")]
 pub mod fakes;
 mod gather;
+#[cfg(feature = "virtio-drivers")]
+pub mod hal;
 mod held;
 pub mod lazy;
 mod lent;

@@ -9,6 +9,7 @@ mod coherent;
 mod concurrency;
 mod directions;
 mod exhaustion;
+mod foreign;
 mod gather;
 mod lazy;
 mod limits;

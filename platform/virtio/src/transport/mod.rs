@@ -1,7 +1,11 @@
 //! What a bus offers to a virtio driver: registers, and nothing that knows a device type.
 
+#[cfg(feature = "virtio-drivers")]
+mod foreign;
 mod pci;
 
+#[cfg(feature = "virtio-drivers")]
+pub use foreign::ForeignTransport;
 pub use pci::PciTransport;
 
 use crate::Error;

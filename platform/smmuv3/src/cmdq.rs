@@ -34,6 +34,7 @@
 //! One [`IrqMutex`] around what went wrong, a leaf: refused positions, the lost position, and every write of GERRORN.
 
 mod batch;
+mod quick;
 mod trouble;
 
 pub(crate) use batch::Batch;
@@ -61,7 +62,7 @@ const CHUNK: usize = 8;
 /// Looks at a completion that is not there between two looks at everything that may be the reason.
 const LOOKS: u32 = 16;
 
-type Words = [u64; command::WORDS];
+pub(crate) type Words = [u64; command::WORDS];
 
 /// How the SMMU says that a CMD_SYNC has completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,6 +9,11 @@ macro_rules! counters {
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             $(pub(crate) $name: Counter,)*
+            /// Batches of invalidations by address that went the quick way: one of them with a CMD_SYNC, and no other counter
+            /// is touched for it.
+            pub(crate) quick: Counter,
+            /// Commands of such batches beyond the first.
+            pub(crate) quick_more: Counter,
         }
 
         /// The counters at one moment.
@@ -19,7 +24,13 @@ macro_rules! counters {
 
         impl Counters {
             pub(crate) fn snapshot(&self) -> Statistics {
-                Statistics { $($name: self.$name.get(),)* }
+                let mut counted = Statistics { $($name: self.$name.get(),)* };
+                let (quick, more) = (self.quick.get(), self.quick_more.get());
+                let by_address = quick.wrapping_add(more);
+                counted.syncs = counted.syncs.wrapping_add(quick);
+                counted.address_invalidations = counted.address_invalidations.wrapping_add(by_address);
+                counted.commands = counted.commands.wrapping_add(by_address).wrapping_add(quick);
+                counted
             }
         }
 
@@ -82,6 +93,7 @@ counters! {
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
+    #[inline]
     pub(crate) fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
     }

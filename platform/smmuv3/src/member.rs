@@ -27,7 +27,7 @@ use crate::entry::{Entry, WORDS};
 use crate::registers::Registers;
 use crate::smmu::Shared;
 use crate::spec::cd;
-use crate::spec::command::{Command, TlbiRange};
+use crate::spec::command::{Command, TlbiRange, tlbi_nh_va};
 use crate::tlbi::Split;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -93,10 +93,15 @@ pub(crate) struct Client {
     pub ssid: Option<u32>,
 }
 
+/// Commands of a revocation that is issued at once.
+const QUICK: usize = 4;
+
 /// One SMMU's side of an address space.
 pub(crate) struct Member<R: Registers> {
     shared: Arc<Shared<R>>,
     tag: Tag,
+    /// See [`Self::is_plain`].
+    plain: bool,
     walked: Arc<Walked>,
     /// A nested space was ever put on top of this stage 2.
     nests: AtomicBool,
@@ -147,7 +152,8 @@ impl<R: Registers> Member<R> {
             }
         }
         let walked = Arc::new(Walked { table, context, parent });
-        Ok(Self { shared, tag, walked, nests: AtomicBool::new(false), clients: IrqMutex::new(Vec::new()) })
+        let plain = features.range_invalidation && !features.ats && matches!(tag, Tag::Asid { .. });
+        Ok(Self { shared, tag, plain, walked, nests: AtomicBool::new(false), clients: IrqMutex::new(Vec::new()) })
     }
 
     pub fn tag(&self) -> Tag {
@@ -251,6 +257,35 @@ impl<R: Registers> Member<R> {
             }
         }
         Ok(true)
+    }
+
+    /// Whether a revocation is nothing but invalidations by address, if they are few: stage 1, ranges, no ATC.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        self.plain
+    }
+
+    /// Invalidates one unmapped range of a plain space and awaits that. `None` where it takes more than [`QUICK`] commands:
+    /// nothing has been issued then.
+    #[inline]
+    pub fn invalidate_quickly(&self, unmapped: &Unmapped) -> Option<Result<(), Error>> {
+        let Tag::Asid { vmid, asid } = self.tag else { return None };
+        let asid = asid ^ u16::from(seeded(Bug::WrongAsid));
+        // As in `invalidate`.
+        let hints = unmapped.missing.is_none() || seeded(Bug::HintsAlways);
+        let ttl = if hints { unmapped.level.unwrap_or(0) } else { 0 };
+        let granule = self.walked.table.geometry().granule();
+        let mut words = [[0; 2]; QUICK];
+        let mut count = 0;
+        for (addr, range) in Split::new(bugs::covered(unmapped.range, granule.size()), granule.shift(), ttl) {
+            *words.get_mut(count)? = tlbi_nh_va(vmid, asid, addr, bugs::hinted(range), true);
+            count += 1;
+        }
+        if seeded(Bug::NoTlbi) {
+            count = 0;
+        }
+        let shared = &*self.shared;
+        Some(shared.commands.execute(&shared.registers, &shared.counters, words.get(..count)?))
     }
 
     /// Completes the invalidations in `batch`: of the whole space if `broad`, and then those of the ATCs.

@@ -158,6 +158,20 @@ impl<W: Word> Ring<W> {
         }
     }
 
+    /// Claims `wanted` positions, or none: `None` where there is no room for all, and where the queue is closed or another core
+    /// claims at this moment.
+    #[inline]
+    pub fn claim_all(&self, wanted: u64) -> Option<Range<u64>> {
+        let claimed = self.claimed.load(Relaxed);
+        // As in `claim`. Closed, the claim word is beyond everything that is free.
+        let free = self.consumed.load(Acquire).wrapping_add(u64::from(self.size.entries()));
+        let end = claimed.wrapping_add(wanted);
+        if end > free {
+            return None;
+        }
+        self.claimed.compare_exchange(claimed, end, Relaxed, Relaxed).ok().map(|_| claimed..end)
+    }
+
     /// Marks a claimed run as written.
     #[inline]
     pub fn finish(&self, run: Range<u64>) {

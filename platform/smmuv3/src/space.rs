@@ -161,23 +161,36 @@ impl<R: Registers> Space<R> {
         }
         member.complete(batch, ranges, broad)
     }
-}
 
-// SAFETY: the contract of `iommu::contract`:
-// - `revoke` returns `Ok` (or `NotMapped`) only after `Member::complete` did on each SMMU, as the module documentation argues;
-// - devices reach this space's table only, whose leaves are made by `PageTable::map` from what `map` was told, within `prot`
-//   (and for nested ones within what the `map` of the parent was told).
-unsafe impl<R: Registers> AddressSpace for Space<R> {
-    fn aperture(&self) -> Aperture {
-        self.table.geometry().aperture()
+    /// Revokes one range of a plain space that has no failure behind it: the same steps, for which nothing is gathered.
+    #[inline]
+    fn revoke_one(&self, member: &Member<R>, range: IovaRange) -> Result<(), RevokeError> {
+        let unmapped = self.table.unmap(range)?;
+        let result = match member.invalidate_quickly(&unmapped) {
+            Some(result) => result,
+            None => Self::invalidate_also(member, &[range], Some(&[Some(unmapped)])),
+        };
+        match (result, unmapped.missing) {
+            (Ok(()), None) => Ok(()),
+            (Ok(()), Some(missing)) => Err(RevokeError::NotMapped(missing)),
+            (Err(error), _) => self.failed(error),
+        }
     }
 
-    unsafe fn map(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
-        self.table.map(iova, runs, prot)
+    /// Notes that a revocation has failed.
+    #[cold]
+    fn failed(&self, error: Error) -> Result<(), RevokeError> {
+        if crate::bugs::forgiven(error) {
+            return Ok(());
+        }
+        self.failures.fetch_add(1, Ordering::AcqRel);
+        Err(error.into())
     }
 
-    fn revoke(&self, ranges: &[IovaRange]) -> Result<(), RevokeError> {
-        let aperture = self.aperture().range;
+    /// Revokes any ranges.
+    #[inline(never)]
+    fn revoke_all(&self, ranges: &[IovaRange]) -> Result<(), RevokeError> {
+        let aperture = self.table.geometry().aperture().range;
         if let Some(&outside) = ranges.iter().find(|&&range| !aperture.covers(range)) {
             return Err(RevokeError::OutOfAperture(outside));
         }
@@ -193,12 +206,34 @@ unsafe impl<R: Registers> AddressSpace for Space<R> {
                 }
                 verdict
             }
-            Err(error) if crate::bugs::forgiven(error) => Ok(()),
-            Err(error) => {
-                self.failures.fetch_add(1, Ordering::AcqRel);
-                Err(error.into())
-            }
+            Err(error) => self.failed(error),
         }
+    }
+}
+
+// SAFETY: the contract of `iommu::contract`:
+// - `revoke` returns `Ok` (or `NotMapped`) only after `Member::complete` did on each SMMU, as the module documentation argues;
+// - devices reach this space's table only, whose leaves are made by `PageTable::map` from what `map` was told, within `prot`
+//   (and for nested ones within what the `map` of the parent was told).
+unsafe impl<R: Registers> AddressSpace for Space<R> {
+    fn aperture(&self) -> Aperture {
+        self.table.geometry().aperture()
+    }
+
+    unsafe fn map(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
+        self.table.map(iova, runs, prot)
+    }
+
+    #[inline]
+    fn revoke(&self, ranges: &[IovaRange]) -> Result<(), RevokeError> {
+        if let ([range], [member]) = (ranges, &*self.members)
+            && member.is_plain()
+            && self.failures.load(Ordering::Acquire) == self.healed.load(Ordering::Acquire)
+            && !range.is_empty()
+        {
+            return self.revoke_one(member, *range);
+        }
+        self.revoke_all(ranges)
     }
 
     fn translate(&self, iova: Iova) -> Option<(PhysAddr, Prot)> {

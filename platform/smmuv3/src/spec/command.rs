@@ -172,10 +172,7 @@ impl Command {
             Self::TlbiNhAsid { vmid, asid } => {
                 [op(opcode::TLBI_NH_ASID) | VMID.put(vmid as u64) | ASID.put(asid as u64), 0]
             }
-            Self::TlbiNhVa { vmid, asid, addr, range, leaf } => {
-                let [w0, w1] = by_address(opcode::TLBI_NH_VA, vmid, addr, range, leaf);
-                [w0 | ASID.put(asid as u64), w1]
-            }
+            Self::TlbiNhVa { vmid, asid, addr, range, leaf } => tlbi_nh_va(vmid, asid, addr, range, leaf),
             Self::TlbiNhAll { vmid } => [op(opcode::TLBI_NH_ALL) | VMID.put(vmid as u64), 0],
             Self::TlbiS12Vmall { vmid } => [op(opcode::TLBI_S12_VMALL) | VMID.put(vmid as u64), 0],
             Self::TlbiS2Ipa { vmid, addr, range, leaf } => by_address(opcode::TLBI_S2_IPA, vmid, addr, range, leaf),
@@ -208,6 +205,14 @@ const fn op(opcode: u64) -> u64 {
     OPCODE.put(opcode)
 }
 
+/// Encodes [`Command::TlbiNhVa`], without a look at the others.
+#[inline]
+pub const fn tlbi_nh_va(vmid: u16, asid: u16, addr: u64, range: TlbiRange, leaf: bool) -> [u64; WORDS] {
+    let [w0, w1] = by_address(opcode::TLBI_NH_VA, vmid, addr, range, leaf);
+    [w0 | ASID.put(asid as u64), w1]
+}
+
+#[inline]
 const fn by_address(opcode: u64, vmid: u16, addr: u64, range: TlbiRange, leaf: bool) -> [u64; WORDS] {
     [
         op(opcode) | VMID.put(vmid as u64) | NUM.put(range.num as u64) | SCALE.put(range.scale as u64),

@@ -24,26 +24,31 @@ impl Field {
     }
 
     /// The largest value that fits.
+    #[inline(always)]
     pub const fn max(self) -> u64 {
         if self.width == 64 { u64::MAX } else { (1 << self.width) - 1 }
     }
 
     /// The field's bits, all one, in place.
+    #[inline(always)]
     pub const fn mask(self) -> u64 {
         self.max() << self.low
     }
 
     /// Reads the field out of `word`.
+    #[inline(always)]
     pub const fn get(self, word: u64) -> u64 {
         (word >> self.low) & self.max()
     }
 
     /// Whether any bit of the field is set in `word`.
+    #[inline(always)]
     pub const fn is_set(self, word: u64) -> bool {
         word & self.mask() != 0
     }
 
     /// `value` shifted into place. Bits that do not fit are cut off, never spilled into a neighbour.
+    #[inline(always)]
     pub const fn put(self, value: u64) -> u64 {
         debug_assert!(value <= self.max(), "a value does not fit its field");
         (value & self.max()) << self.low
@@ -51,11 +56,13 @@ impl Field {
 
     /// `word` with the field replaced by `value`.
     #[must_use]
+    #[inline(always)]
     pub const fn set(self, word: u64, value: u64) -> u64 {
         (word & !self.mask()) | self.put(value)
     }
 
     /// An address in place: its bits that the field covers, unshifted.
+    #[inline(always)]
     pub const fn address(self, address: u64) -> u64 {
         address & self.mask()
     }

@@ -4,9 +4,12 @@
 //! indexes with equal wrap bits are an empty queue, with different ones a full queue.
 
 /// The size of a queue of 2^`log2` entries, and arithmetic on its indexes.
+///
+/// Kept as the mask, so that what is done for each command neither shifts nor checks a shift.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueSize {
-    log2: u32,
+    /// The bits of position and wrap bit: twice the number of entries, less one.
+    mask: u32,
 }
 
 impl QueueSize {
@@ -15,27 +18,31 @@ impl QueueSize {
 
     /// A queue of 2^`log2` entries; larger than the architecture allows is clamped.
     pub const fn new(log2: u32) -> Self {
-        Self { log2: if log2 > Self::MAX_LOG2 { Self::MAX_LOG2 } else { log2 } }
+        let log2 = if log2 > Self::MAX_LOG2 { Self::MAX_LOG2 } else { log2 };
+        Self { mask: (2 << log2) - 1 }
     }
 
     /// log2 of the number of entries.
     pub const fn log2(self) -> u32 {
-        self.log2
+        self.mask.trailing_ones() - 1
     }
 
     /// The number of entries.
+    #[inline]
     pub const fn entries(self) -> u32 {
-        1 << self.log2
+        (self.mask >> 1) + 1
     }
 
     /// The bits of an index register that count: position and wrap bit.
+    #[inline]
     pub const fn mask(self) -> u32 {
-        (2 << self.log2) - 1
+        self.mask
     }
 
     /// Where in the queue `index` points.
+    #[inline]
     pub const fn slot(self, index: u32) -> usize {
-        (index & (self.entries() - 1)) as usize
+        (index & (self.mask >> 1)) as usize
     }
 
     /// The index `count` entries after `index`.
@@ -44,6 +51,7 @@ impl QueueSize {
     }
 
     /// Entries from `from` to `to`. More than [`Self::entries`] can only come of indexes that do not belong together.
+    #[inline]
     pub const fn distance(self, from: u32, to: u32) -> u32 {
         to.wrapping_sub(from) & self.mask()
     }

@@ -1,6 +1,7 @@
 //! The tests, by what they are about.
 
 mod boot;
+mod bytes;
 mod containment;
 mod disk;
 mod fence;

@@ -1,0 +1,69 @@
+//! The way of a few commands with a CMD_SYNC behind them: what every revocation issues.
+//!
+//! The same steps as a [`Batch`](super::Batch) takes, without the parts that few need: the commands are at hand, all are claimed
+//! at once, and the CMD_SYNC has mostly been consumed by the time of the first look. Whatever is otherwise (no room, a closed
+//! queue, another core that claims at the same moment, a completion that takes its time) goes the general way.
+
+use super::{CommandQueue, Span, Words};
+use crate::Error;
+use crate::bugs::{Bug, seeded};
+use crate::counters::Counters;
+use crate::registers::Registers;
+use crate::spec::registers as reg;
+use base::cpu;
+use core::ops::Range;
+use core::sync::atomic::Ordering::Acquire;
+
+impl CommandQueue {
+    /// Issues `commands` with a CMD_SYNC behind them and waits until that has been consumed. `Ok` means that every one of them has
+    /// been executed and completed. There is no CMD_ATC_INV among them, and they are invalidations by address.
+    ///
+    /// # Errors
+    ///
+    /// As [`Batch::complete`](super::Batch::complete).
+    #[inline]
+    pub fn execute(&self, registers: &impl Registers, counters: &Counters, commands: &[Words]) -> Result<(), Error> {
+        counters.quick.add(1);
+        if commands.len() != 1 {
+            counters.quick_more.add((commands.len() as u64).wrapping_sub(1));
+        }
+        let refusals = self.refusals.load(Acquire);
+        let Some(run) = self.issue_all(registers, commands) else {
+            let span = self.submit(registers, counters, commands, !seeded(Bug::NoSync), true)?;
+            return self.wait(registers, counters, span, false);
+        };
+        if seeded(Bug::SyncNotAwaited) {
+            return Ok(());
+        }
+        let span = Span { start: run.start, end: run.end, refusals };
+        // As `wait` does, but for what needs a clock.
+        if self.passed(registers, counters, span.end) && self.refusals.load(Acquire) == refusals {
+            return Ok(());
+        }
+        self.wait(registers, counters, span, false)
+    }
+
+    /// Claims slots for all of `commands` and a CMD_SYNC, writes them, and rings the bell; or does nothing.
+    #[inline]
+    fn issue_all(&self, registers: &impl Registers, commands: &[Words]) -> Option<Range<u64>> {
+        if seeded(Bug::NoSync) || seeded(Bug::QueueOverfilled) {
+            return None;
+        }
+        cpu::without_interrupts(|| {
+            let run = self.ring.claim_all(commands.len() as u64 + 1)?;
+            if seeded(Bug::ProdBeforeCommands) {
+                registers.write32(reg::CMDQ_PROD, self.ring.index(run.end));
+            }
+            let mut position = run.start;
+            for words in commands {
+                self.store(position, *words);
+                position = position.wrapping_add(1);
+            }
+            self.store(position, self.sync_at(position));
+            self.publish(run.clone());
+            self.ring.finish(run.clone());
+            self.ring_bell(registers);
+            Some(run)
+        })
+    }
+}

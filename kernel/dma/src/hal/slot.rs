@@ -246,7 +246,10 @@ impl Slot {
         };
         let Some(share) = taken else {
             // The end of a share that failed is as it should be, and leaves the buffer as it was.
-            return if of_a_failure {} else { self.blame(Misuse::NotShared(iova)) };
+            return if of_a_failure {
+            } else {
+                self.blame(Misuse::NotShared(iova))
+            };
         };
         let same = share.is_of(buffer, direction);
         match share.loan.take_back(site) {

@@ -78,10 +78,27 @@ struct Space {
     source: Source,
     root: Option<u64>,
     device_next: u64,
+    /// Device windows, the first of which is free when its `end` is 0. A driver that is started again gets the window it had.
+    windows: [Window; WINDOWS],
 }
 
-static SPACE: IrqMutex<Space> =
-    IrqMutex::new(Space { source: Source { used: 0, frames: None }, root: None, device_next: layout::DEVICE_BASE });
+/// Device windows that are remembered. One that is not is mapped again each time it is asked for.
+const WINDOWS: usize = 256;
+
+/// Physical addresses that are mapped as a device from `va` on.
+#[derive(Clone, Copy)]
+struct Window {
+    start: u64,
+    end: u64,
+    va: u64,
+}
+
+static SPACE: IrqMutex<Space> = IrqMutex::new(Space {
+    source: Source { used: 0, frames: None },
+    root: None,
+    device_next: layout::DEVICE_BASE,
+    windows: [Window { start: 0, end: 0, va: 0 }; WINDOWS],
+});
 
 /// A range of physical addresses.
 pub type Physical = Range<u64>;
@@ -217,7 +234,7 @@ pub(crate) fn drop_identity() {
 
 /// Maps the `len` bytes of device registers at physical address `phys`, Device-nGnRE.
 ///
-/// The address need not be aligned to a page; whole pages are mapped.
+/// The address need not be aligned to a page; whole pages are mapped. What is mapped already is not mapped again.
 ///
 /// # Errors
 ///
@@ -241,6 +258,10 @@ pub fn map_device(phys: u64, len: usize) -> Result<Mmio, MapError> {
             return Err(MapError::IsMemory(va - LINEAR_BASE));
         }
     }
+    let known = |window: &&Window| window.start <= start && end <= window.end;
+    if let Some(window) = space.windows.iter().find(known) {
+        return window_at(window.va + (phys - window.start), len).ok_or(not_pages);
+    }
     // At the same place within a block as the device, so that large windows are mapped by blocks.
     let block = if end - start < LARGE_BLOCK { BLOCK } else { LARGE_BLOCK };
     let va = (space.device_next & !(block - 1)) + (start & (block - 1));
@@ -255,10 +276,17 @@ pub fn map_device(phys: u64, len: usize) -> Result<Mmio, MapError> {
     space.device_next = va + (end - start) + PAGE;
     tables::map(&mut space.source, root, va, start, end - start, Use::Device)?;
     publish();
-    let base = core::ptr::with_exposed_provenance_mut::<u8>((va + (phys - start)) as usize);
-    let base = NonNull::new(base).ok_or(not_pages)?;
-    // SAFETY: the bytes are mapped as a device for good, and are not memory that Rust code has: RAM was refused above.
-    Ok(unsafe { Mmio::new(base, len) })
+    if let Some(free) = space.windows.iter_mut().find(|window| window.end == 0) {
+        *free = Window { start, end, va };
+    }
+    window_at(va + (phys - start), len).ok_or(not_pages)
+}
+
+/// The `len` bytes at `va`, which [`map_device`] has mapped.
+fn window_at(va: u64, len: usize) -> Option<Mmio> {
+    let base = NonNull::new(core::ptr::with_exposed_provenance_mut::<u8>(va as usize))?;
+    // SAFETY: the bytes are mapped as a device for good, and are not memory that Rust code has: RAM is refused.
+    Some(unsafe { Mmio::new(base, len) })
 }
 
 /// Maps the memory at physical address `phys` as the stacks of core `index`. Returns their ends: main, exception, emergency.

@@ -1,4 +1,7 @@
 //! Address spaces that are exchanged under devices at work.
+//!
+//! Seen red, all three that swap: a group that blocks its streams before it attaches them to the new space. Then edu's bytes
+//! reach neither page, and the disk finds nothing in its queue and stops.
 
 use super::pattern;
 use crate::bench::soon;
@@ -64,10 +67,11 @@ fn read_while(
         transfers.push(batch.read(first + index * REQUEST / 512, loan, 0..REQUEST)?);
     }
     drop(batch);
-    let mut swaps = 0;
+    let (mut swaps, patience) = (0, soon());
     while !transfers.iter().all(|transfer| transfer.is_over()) {
         swap()?;
         swaps += 1;
+        expect!(!patience.has_passed(), "the disk has stopped in the middle of it");
     }
     for transfer in transfers {
         block_on(soon(), transfer)??;

@@ -1,13 +1,13 @@
 //! The machines that on-target tests ask for by name.
 
-use crate::two_smmus;
+use crate::{firmware_regions, two_smmus};
 use anyhow::{Result, bail};
 use qemu::emulator::{Emulator, Version};
 use qemu::machine::{Disk, Iommu, Machine};
 use std::ffi::OsString;
 
 /// The names, with what each is for.
-pub const PROFILES: [(&str, &str); 12] = [
+pub const PROFILES: [(&str, &str); 13] = [
     ("default", "two cores, and edu, a writable virtio-blk disk and a virtio-gpu on the root bus"),
     ("smp1", "as default, with one core"),
     ("smp8", "as default, with eight cores"),
@@ -21,6 +21,7 @@ pub const PROFILES: [(&str, &str); 12] = [
     ("stage1", "as default, with an SMMU that has stage 1 only where this QEMU has such a machine"),
     ("testdev", "as default, and an iommu-testdev at slot 4 where this QEMU has one"),
     ("two_smmus", "as default without disk and display, and a second edu behind a second SMMU where this QEMU has one"),
+    ("firmware", "as default, with a second edu in slot 8, and firmware that uses addresses of the first"),
     ("viommu", "as default, with a virtio-iommu in slot 6 in place of the SMMU"),
     ("bare", "no IOMMU, no disk, no display, no edu"),
 ];
@@ -73,6 +74,7 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
             machine = Machine { gpu: false, ..Machine::default() };
             two_smmus::fit(&mut machine, emulator)?;
         }
+        "firmware" => firmware_regions::fit(&mut machine, emulator)?,
         "viommu" => machine.iommu = Iommu::Virtio,
         "bare" => machine = Machine { iommu: Iommu::None, gpu: false, edu: false, ..Machine::default() },
         _ => {
@@ -94,7 +96,8 @@ mod tests {
 
     #[test]
     fn every_named_machine_exists_and_no_other() {
-        let emulator = Emulator { program: "/bin/true".into(), version: Version(10, 0, 0), bounce_buffer_limit: true };
+        // Some take their device tree from it.
+        let emulator = crate::emulator().unwrap();
         let disk = || Disk { file: "disk".into(), format: DiskFormat::Raw, writable: false };
         for (name, _) in PROFILES {
             machine(name, disk(), &emulator).unwrap();

@@ -4,6 +4,7 @@ mod boot;
 mod containment;
 mod disk;
 mod fence;
+mod firmware;
 mod groups;
 mod interrupts;
 mod iommus;

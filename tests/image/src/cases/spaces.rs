@@ -198,45 +198,69 @@ fn placed(edu: &EduStray, space: &OwnedDomain, fill: u8) -> Result<Placed<Bidire
     Ok(space.map_owned(AT, pages).map_err(|rejected| rejected.error)?)
 }
 
-ktest! {
-    /// With a swap that blocks in between, edu's transfers are lost or fault.
-    fn edu_at_work_sees_the_old_space_or_the_new_one(bench) {
-        let edu = bench.edu()?;
-        let device = edu.master().device();
-        let spaces = [OwnedDomain::new("one", device)?, OwnedDomain::new("two", device)?];
-        let pages = [placed(&edu, &spaces[0], 1)?, placed(&edu, &spaces[1], 2)?];
-        let mut attachment = spaces[0].attach(device)?;
-        let since = bench.watch();
-        let mut swaps = 0;
-        let mut rounds = 0;
-        while rounds < 12 || swaps < SWAPS {
-            let mut swap = || -> Result<(), Outcome> {
-                let other = usize::from(attachment.domain().name() == "one");
-                attachment.swap(&spaces[other])?;
-                swaps += 1;
-                Ok(())
-            };
-            // In: from either space, which hold different bytes. Out: to the second half of either.
-            edu.edu().transfer_while(Direction::ToDevice, AT, 2048, soon(), &mut swap)?;
-            edu.edu().transfer_while(Direction::FromDevice, Iova::new(AT.get() + 2048), 2048, soon(), &mut swap)?;
-            let mut seen = [0; 2];
-            for (number, page) in (0..).zip(&pages) {
-                let mut half = [0; 2048];
-                page.view().read(2048, &mut half)?;
-                // Every byte is one that lies in one of the two, or what was there before.
-                expect!(half.iter().all(|byte| matches!(byte, 1 | 2 | 0xee)), "page {number}");
-                seen[number] = half.iter().filter(|byte| **byte != 0xee).count();
-                page.view().write(2048, &[0xee; 2048])?;
-            }
-            expect_eq!(if rounds == 0 { 2048 } else { seen[0] + seen[1] }, 2048);
-            rounds += 1;
-            expect!(rounds < 200);
+/// With a swap that blocks in between, edu's transfers are lost or fault.
+fn swap_under_edu(bench: &crate::Bench) -> Result<(), Outcome> {
+    let edu = bench.edu()?;
+    let device = edu.master().device();
+    let spaces = [OwnedDomain::new("one", device)?, OwnedDomain::new("two", device)?];
+    let pages = [placed(&edu, &spaces[0], 1)?, placed(&edu, &spaces[1], 2)?];
+    let mut attachment = spaces[0].attach(device)?;
+    let since = bench.watch();
+    let mut swaps = 0;
+    let mut rounds = 0;
+    while rounds < 12 || swaps < SWAPS {
+        let mut swap = || -> Result<(), Outcome> {
+            let other = usize::from(attachment.domain().name() == "one");
+            attachment.swap(&spaces[other])?;
+            swaps += 1;
+            Ok(())
+        };
+        // In: from either space, which hold different bytes. Out: to the second half of either.
+        edu.edu().transfer_while(Direction::ToDevice, AT, 2048, soon(), &mut swap)?;
+        edu.edu().transfer_while(Direction::FromDevice, Iova::new(AT.get() + 2048), 2048, soon(), &mut swap)?;
+        let mut seen = [0; 2];
+        for (number, page) in (0..).zip(&pages) {
+            let mut half = [0; 2048];
+            page.view().read(2048, &mut half)?;
+            // Every byte is one that lies in one of the two, or what was there before.
+            expect!(half.iter().all(|byte| matches!(byte, 1 | 2 | 0xee)), "page {number}");
+            seen[number] = half.iter().filter(|byte| **byte != 0xee).count();
+            page.view().write(2048, &[0xee; 2048])?;
         }
-        expect!(!bench.has_faulted(edu.master().streams(), since));
-        attachment.detach()?;
-        drop(pages);
-        edu.stop()?;
-        Ok(())
+        expect_eq!(if rounds == 0 { 2048 } else { seen[0] + seen[1] }, 2048);
+        rounds += 1;
+        expect!(rounds < 200);
+    }
+    expect!(!bench.has_faulted(edu.master().streams(), since));
+    attachment.detach()?;
+    drop(pages);
+    edu.stop()?;
+    Ok(())
+}
+
+ktest! {
+    fn edu_at_work_sees_the_old_space_or_the_new_one(bench) {
+        swap_under_edu(bench)
+    }
+}
+
+/// The same, with a virtio-iommu: an attachment in place of another is one request.
+mod on_a_virtio_iommu {
+    use super::{swap_under_a_disk, swap_under_edu};
+    use ktest::ktest;
+
+    ktest! {
+        fn a_disk_at_work_sees_the_old_space_or_the_new_one(bench) {
+            swap_under_a_disk(bench, true)
+        }
+        machine: viommu
+    }
+
+    ktest! {
+        fn edu_at_work_sees_the_old_space_or_the_new_one(bench) {
+            swap_under_edu(bench)
+        }
+        machine: viommu
     }
 }
 

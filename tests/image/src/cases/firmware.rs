@@ -1,6 +1,4 @@
 //! Addresses of a device that firmware goes on using: `iommu-addresses` in reserved memory, named for the edu in slot 1.
-//!
-//! Seen red: the region not mapped; mapped for every device of the host; its addresses not reserved.
 
 use super::pattern;
 use crate::bench::{Bench, soon};

@@ -1,6 +1,6 @@
 //! Events of the device, sensible and not.
 //!
-//! Seen red, of floods: a call without a bound; no call asked for; interrupts that serve a flood; the mark not taken away.
+//! Seen red, of floods: the queue not looked at again after the last event was handed on.
 
 use super::{A, B, RW, Rig, id, iova, map, phys, started};
 use crate::fakes::FakeDevice;

@@ -9,10 +9,12 @@
 #![forbid(unsafe_code)]
 
 pub mod boot;
+mod firmware_regions;
 pub mod misuse;
 pub mod names;
 pub mod profile;
 pub mod runner;
+mod trees;
 mod two_smmus;
 
 use anyhow::{Context, Result};

@@ -1,13 +1,13 @@
 //! The machines that on-target tests ask for by name.
 
-use crate::two_smmus;
+use crate::{firmware_regions, two_smmus};
 use anyhow::{Result, bail};
 use qemu::emulator::{Emulator, Version};
 use qemu::machine::{Disk, Iommu, Machine};
 use std::ffi::OsString;
 
 /// The names, with what each is for.
-pub const PROFILES: [(&str, &str); 13] = [
+pub const PROFILES: &[(&str, &str)] = &[
     ("default", "two cores, and edu, a writable virtio-blk disk and a virtio-gpu on the root bus"),
     ("smp1", "as default, with one core"),
     ("smp8", "as default, with eight cores"),
@@ -22,6 +22,7 @@ pub const PROFILES: [(&str, &str); 13] = [
     ("testdev", "as default, and an iommu-testdev at slot 4 where this QEMU has one"),
     ("two_smmus", "as default without disk and display, and a second edu behind a second SMMU where this QEMU has one"),
     ("foreign", "as default, with a virtio-rng and two virtio-serial, whose consoles are the ends of one wire"),
+    ("firmware", "as default, with a second edu in slot 8, and firmware that uses addresses of the first"),
     ("viommu", "as default, with a virtio-iommu in slot 6 in place of the SMMU"),
     ("bare", "no IOMMU, no disk, no display, no edu"),
 ];
@@ -90,6 +91,7 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
                 ]));
             }
         }
+        "firmware" => firmware_regions::fit(&mut machine, emulator)?,
         "viommu" => machine.iommu = Iommu::Virtio,
         "bare" => machine = Machine { iommu: Iommu::None, gpu: false, edu: false, ..Machine::default() },
         _ => {
@@ -111,7 +113,8 @@ mod tests {
 
     #[test]
     fn every_named_machine_exists_and_no_other() {
-        let emulator = Emulator { program: "/bin/true".into(), version: Version(10, 0, 0), bounce_buffer_limit: true };
+        // Some take their device tree from it.
+        let emulator = crate::emulator().unwrap();
         let disk = || Disk { file: "disk".into(), format: DiskFormat::Raw, writable: false };
         for (name, _) in PROFILES {
             machine(name, disk(), &emulator).unwrap();

@@ -4,17 +4,13 @@
 //! completed here: the second root bus becomes a host of its own, with the upper half of the bus numbers and a part of each
 //! window, behind the second SMMU.
 
-use anyhow::{Context, Result, anyhow, bail};
-use dtoolkit::Node as _;
+use crate::trees::{self, child, set};
+use anyhow::{Context, Result, anyhow};
 use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode};
-use dtoolkit::{Property as _, ToPropertyValue};
+use dtoolkit::{Node as _, Property as _};
 use qemu::emulator::{Emulator, Version};
-use qemu::firmware;
 use qemu::machine::{Iommu, Machine};
-use std::ffi::OsString;
-use std::path::PathBuf;
-use std::process::Command;
 
 /// The first QEMU that has several.
 const SINCE: Version = Version(10, 2, 0);
@@ -33,40 +29,12 @@ pub fn fit(machine: &mut Machine, emulator: &Emulator) -> Result<()> {
     machine.iommu = Iommu::None;
     let bridge = format!("pxb-pcie,id=pcie.1,bus_nr={BUS},bus=pcie.0,addr=7");
     let buses = ["arm-smmuv3,primary-bus=pcie.0", &bridge, "arm-smmuv3,primary-bus=pcie.1"];
-    let tree = complete(&described(machine, emulator, &buses)?)?;
-    let file = file()?;
-    std::fs::write(&file, tree).with_context(|| format!("{} cannot be written", file.display()))?;
+    let tree = complete(&trees::described(machine, emulator, &buses)?)?;
     let beyond = ["pcie-root-port,bus=pcie.1,id=port1,chassis=1", "edu,bus=port1,dma_mask=0xffffffffffffffff"];
     for device in buses.into_iter().chain(beyond) {
         machine.extra.extend(["-device".into(), device.into()]);
     }
-    machine.extra.extend([OsString::from("-dtb"), file.into()]);
-    Ok(())
-}
-
-/// Where the tree is kept, one for each process.
-fn file() -> Result<PathBuf> {
-    let directory = firmware::workspace().join("target").join("trees");
-    std::fs::create_dir_all(&directory).context("the directory for device trees cannot be made")?;
-    Ok(directory.join(format!("two-smmus-{}.dtb", std::process::id())))
-}
-
-/// Has QEMU write its own tree of the machine.
-fn described(machine: &Machine, emulator: &Emulator, devices: &[&str]) -> Result<Vec<u8>> {
-    let directory = tempfile::tempdir()?;
-    let file = directory.path().join("tree");
-    let mut command = Command::new(&emulator.program);
-    let kind = format!("virt,gic-version=3,dtb-randomness=off,dumpdtb={}", file.display());
-    command.args(["-M", &kind, "-cpu", &machine.cpu, "-smp", &machine.smp.to_string(), "-m", &machine.memory]);
-    command.args(["-nodefaults", "-display", "none"]);
-    for device in devices {
-        command.args(["-device", device]);
-    }
-    let output = command.output().context("QEMU cannot be started")?;
-    if !output.status.success() {
-        bail!("QEMU does not describe two SMMUs: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(std::fs::read(&file)?)
+    trees::give(machine, "two-smmus", &tree)
 }
 
 fn complete(blob: &[u8]) -> Result<Vec<u8>> {
@@ -136,18 +104,8 @@ fn part(window: &[u32], offset: u64, len: u64) -> [u32; 7] {
     [window[0], bus[0], bus[1], cpu[0], cpu[1], (len >> 32) as u32, len as u32]
 }
 
-fn child(tree: &DeviceTree, prefix: &str) -> Result<DeviceTreeNode> {
-    let mut found = tree.root.children().filter(|node| node.name().starts_with(prefix));
-    found.next().cloned().with_context(|| format!("no {prefix} in the device tree"))
-}
-
 fn renamed(node: &DeviceTreeNode, name: &str) -> Result<DeviceTreeNode> {
     let mut copy = DeviceTreeNode::new(name).map_err(|error| anyhow!("{error}"))?;
     node.properties().for_each(|property| copy.add_property(property.clone()));
     Ok(copy)
-}
-
-fn set(node: &mut DeviceTreeNode, property: &str, value: impl ToPropertyValue) -> Result<()> {
-    node.property_mut(property).with_context(|| format!("no {property}"))?.set_value(value);
-    Ok(())
 }

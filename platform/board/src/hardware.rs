@@ -62,10 +62,11 @@ impl Hardware {
         }
         let mut viommus = Vec::new();
         for description in &machine.virtio_iommus {
-            let viommu = viommu::start(machine, description, &buses, faults.clone())?;
+            let viommu = viommu::start(machine, description, &buses, faults.clone(), serve_later)?;
             iommus.push(viommu.iommu().clone());
             viommus.push(viommu);
         }
+        VIOMMUS.call_once(|| viommus.iter().map(|viommu| viommu.driver().events().clone()).collect());
         Ok(Self { machine, smmus, viommus, iommus, buses, faults, containment, groups: IrqMutex::new(Vec::new()) })
     }
 
@@ -164,11 +165,13 @@ impl Hardware {
 
 /// The SMMUs whose backlogs are served by the clock.
 static SMMUS: Once<Vec<Smmu<Mmio>>> = Once::new();
+/// And those of the virtio-iommus.
+static VIOMMUS: Once<Vec<Arc<virtio::iommu::Events>>> = Once::new();
 
 /// How long the kernel runs on between two looks at a flood, in nanoseconds.
 const BETWEEN_LOOKS: u64 = 1_000_000;
 
-/// What an SMMU calls that cannot keep up with its faults.
+/// What an IOMMU calls that cannot keep up with its faults.
 fn serve_later() {
     arch::timer::defer(BETWEEN_LOOKS);
 }
@@ -180,9 +183,12 @@ fn alarm() {
 }
 
 fn serve_backlogs() {
-    match SMMUS.get() {
-        Some(smmus) => smmus.iter().for_each(Smmu::serve_backlog),
-        // They are still being started.
+    if let Some(smmus) = SMMUS.get() {
+        smmus.iter().for_each(Smmu::serve_backlog);
+    }
+    match VIOMMUS.get() {
+        Some(viommus) => viommus.iter().for_each(|events| events.serve_backlog()),
+        // They are still being started, the SMMUs perhaps too.
         None => serve_later(),
     }
 }

@@ -50,6 +50,7 @@ pub(crate) fn start(
     description: &machine::VirtioIommu,
     buses: &[Bus],
     faults: Arc<dyn FaultSink>,
+    defer: fn(),
 ) -> Result<Viommu, Error> {
     let host = machine.pcie.get(description.host).ok_or(Error::Missing("PCIe host"))?;
     let bus = buses.iter().find(|bus| bus.index == description.host).ok_or(Error::Missing("PCIe host"))?;
@@ -73,7 +74,7 @@ pub(crate) fn start(
     let own = StreamId::new(description.rid.into());
     // On the host's own bus a function's pin is the pin at the host.
     let wire = function.interrupt_pin().and_then(|pin| host.intx.lookup(devfn >> 3, pin.number()));
-    let started = run(&master, name, spare(host, bus, this), wire, faults).and_then(|(driver, wiring)| {
+    let started = run(&master, name, spare(host, bus, this), wire, faults, defer).and_then(|(driver, wiring)| {
         let doorbell = if wiring.is_some() { own_messages(&driver, host, this, own)? } else { None };
         Ok((doorbell, driver, wiring))
     });
@@ -99,6 +100,7 @@ fn run(
     spare: Option<StreamId>,
     wire: Option<Interrupt>,
     faults: Arc<dyn FaultSink>,
+    defer: fn(),
 ) -> Result<(VirtioIommu, Option<Wiring>), Error> {
     let failed = |error| virtio(master, error);
     let function = master.function();
@@ -110,7 +112,7 @@ fn run(
         Err(error) => return Err(error),
     };
     let vectors = wiring.as_ref().map(|wiring| wiring.vectors).unwrap_or_default();
-    let config = Config { name, spare, vectors, ..Config::default() };
+    let config = Config { name, spare, vectors, defer: Some(defer), ..Config::default() };
     let deadline = Deadline::after_millis(LIFECYCLE_MILLIS);
     let driver = VirtioIommu::new(transport, master.device().clone(), faults, config, deadline).map_err(failed)?;
     match (&mut wiring, wire) {

@@ -133,12 +133,20 @@ bugs! {
     ErrorAckedWithoutRepair,
     /// The command that replaces it is not published.
     RepairNotPublished,
+    /// A refusal is noted at the place before that of the command.
+    RefusalMisplaced,
+    /// A queue that was given up is opened again although the SMMU has failed.
+    FailureOpened,
+    /// The SMMU is not told of what those had written whom somebody else gave up.
+    NoBellOnRevival,
     /// EVENTQ_CONS is not written.
     EventsNotTakenOut,
     /// Event records are read before they are observed.
     EventsNotObserved,
     /// EVENTQ_PROD.OVFLG is not acknowledged.
     OverflowNotAcknowledged,
+    /// After a flood the queue is not looked at when its interrupt is on again.
+    NoLookAfterFlood,
 }
 
 #[cfg(not(test))]

@@ -192,7 +192,7 @@ impl CommandQueue {
             rest = rest.get(count..).unwrap_or_default();
             self.look(registers, counters);
             if expired {
-                self.trouble.lock().lose(self, self.ring.claimed());
+                self.abandon();
                 counters.sync_timeouts.add(1);
                 return Err(Error::QueueFull);
             }

@@ -27,7 +27,7 @@ use crate::bugs::{Bug, seeded};
 use crate::spec::queue::QueueSize;
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{self, Acquire, Relaxed, Release};
 use iommu::OutOfMemory;
 
 /// In the claim word: nothing can be claimed.
@@ -195,8 +195,9 @@ impl<W: Word> Ring<W> {
             let told = self.published.load(Relaxed);
             let position = self.walk(told);
             if position != told {
-                // Before the hardware can consume them, so that no index it shows is beyond what is known as published.
-                self.published.store(position, Release);
+                // Before the hardware is told. An index that it shows of them to somebody who does not know of it yet is not
+                // believed; the next look finds both. Relaxed: nothing is read or written because of it.
+                self.published.store(position, Relaxed);
                 tell(self.index(position));
             }
             self.ringing.store(0, Release);
@@ -224,7 +225,7 @@ impl<W: Word> Ring<W> {
     /// Everything before this position has been told to the hardware, or is just being.
     #[inline]
     pub fn published(&self) -> u64 {
-        self.published.load(Acquire)
+        self.published.load(Relaxed)
     }
 
     /// The position after the last claimed one.
@@ -245,14 +246,14 @@ impl<W: Word> Ring<W> {
     /// [`BadIndex`]: the index is believed in nothing.
     #[inline]
     pub fn follow(&self, read: impl FnOnce() -> u32) -> Result<u64, BadIndex> {
-        // In this order: an index read later than `consumed` is never behind it. If the queue went around since, the distance
+        // In this order, and acquired for it: an index read later than `consumed` is never behind it. If the queue went around since, the distance
         // comes out short by whole rounds, and what is then noted is true all the same.
         let consumed = self.consumed.load(Acquire);
         let index = read();
         let advanced = u64::from(self.size.distance(self.index(consumed), index));
-        if advanced > self.published.load(Acquire).saturating_sub(consumed) {
+        if advanced > self.published.load(Relaxed).saturating_sub(consumed) {
             // Others may have followed it further since `consumed` was looked at; then nothing is wrong with the index.
-            return if self.consumed.load(Acquire) == consumed { Err(BadIndex) } else { Ok(consumed) };
+            return if self.consumed.load(Relaxed) == consumed { Err(BadIndex) } else { Ok(consumed) };
         }
         let now = consumed + advanced;
         if advanced != 0 {
@@ -265,7 +266,7 @@ impl<W: Word> Ring<W> {
     #[inline]
     pub fn reached(&self, position: u64) {
         // Release: what was read from the places is over before a claim of them sees this.
-        self.consumed.fetch_max(position, AcqRel);
+        self.consumed.fetch_max(position, Release);
     }
 
     /// Lets nothing be claimed any more.

@@ -29,6 +29,7 @@
 //! [`Smmu::service`]: crate::Smmu::service
 
 use crate::Error;
+use crate::bugs::{Bug, seeded};
 use crate::registers::Registers;
 use crate::smmu::Shared;
 use crate::spec::registers::{self as reg, Gerror, IrqCtrl, irq_cfg2};
@@ -155,7 +156,10 @@ impl<R: Registers> Shared<R> {
         // Exchanged, because another core may have found a flood meanwhile: then the interrupt is off again.
         if on && self.service.state.compare_exchange(REARMING, CALM, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             // Interrupts serve from here on. What came in before they were on is looked at now.
-            return self.serve_queues();
+            if !seeded(Bug::NoLookAfterFlood) {
+                self.serve_queues();
+            }
+            return;
         }
         if !on && self.try_control(self.interrupts()) {
             self.service.state.store(REARMING, Ordering::Release);

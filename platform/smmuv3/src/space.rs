@@ -13,6 +13,7 @@
 //!
 //! - A range is invalidated even where nothing was mapped: an earlier revocation may have cleared the leaves and failed, or
 //!   another core may have cleared them and not yet got as far as invalidating.
+//! - Ranges that lie one behind the other, in the order in which they are given, are invalidated as one.
 //! - If one SMMU fails, the others are invalidated all the same, and the revocation has failed.
 //! - After a failed revocation the next one invalidates the whole space: level hints that fit today's leaves need not fit what
 //!   the TLB still holds.
@@ -23,6 +24,7 @@
 
 use crate::Error;
 use crate::bugs::{Bug, seeded};
+use crate::cmdq::Batch;
 use crate::member::{Member, Tag};
 use crate::registers::Registers;
 use crate::request::{Request, Translation};
@@ -110,6 +112,7 @@ impl<R: Registers> Space<R> {
         let mut verdict = Ok(());
         let mut issued = Ok(());
         let mut cleared = 0;
+        let mut run = Run::default();
         let mut hints: [Option<Unmapped>; HINTS] = [None; HINTS];
         for &range in ranges {
             match self.table.unmap(range) {
@@ -126,7 +129,7 @@ impl<R: Registers> Space<R> {
                     // Even where the SMMU takes no more commands the other ranges are cleared.
                     let forgotten = seeded(Bug::SecondRangeForgotten) && ranges.first() != Some(&range);
                     if !broad && issued.is_ok() && !forgotten {
-                        issued = first.invalidate(&mut batch, &unmapped, &mut budget).map(|within| broad = !within);
+                        issued = run.add(first, &mut batch, &mut budget, Some(unmapped)).map(|within| broad = !within);
                     }
                 }
                 Err(error) => {
@@ -135,6 +138,9 @@ impl<R: Registers> Space<R> {
                     break;
                 }
             }
+        }
+        if !broad && issued.is_ok() {
+            issued = run.add(first, &mut batch, &mut budget, None).map(|within| broad = !within);
         }
         let ranges = ranges.get(..cleared).unwrap_or(ranges);
         let mut result = issued.and_then(|()| first.complete(batch, ranges, broad));
@@ -154,9 +160,10 @@ impl<R: Registers> Space<R> {
         let mut batch = member.shared().batch();
         let mut budget = COMMANDS_MAX;
         let mut broad = hints.is_none();
-        for unmapped in hints.unwrap_or_default().iter().flatten() {
+        let mut run = Run::default();
+        for unmapped in hints.unwrap_or_default().iter().flatten().copied().map(Some).chain([None]) {
             if !broad {
-                broad = !member.invalidate(&mut batch, unmapped, &mut budget)?;
+                broad = !run.add(member, &mut batch, &mut budget, unmapped)?;
             }
         }
         member.complete(batch, ranges, broad)
@@ -209,6 +216,44 @@ impl<R: Registers> Space<R> {
             Err(error) => self.failed(error),
         }
     }
+}
+
+/// What was cleared and lies in one piece, to be invalidated as one range.
+#[derive(Default)]
+struct Run(Option<Unmapped>);
+
+impl Run {
+    /// Adds `next`, or with `None` nothing any more. What it does not continue is invalidated. As [`Member::invalidate`].
+    fn add<R: Registers>(
+        &mut self,
+        member: &Member<R>,
+        batch: &mut Batch<'_, R>,
+        budget: &mut u64,
+        next: Option<Unmapped>,
+    ) -> Result<bool, Error> {
+        let Some(before) = self.0 else {
+            self.0 = next;
+            return Ok(true);
+        };
+        if let Some(next) = &next
+            && let Some(joined) = joined(&before, next)
+        {
+            self.0 = Some(joined);
+            return Ok(true);
+        }
+        self.0 = next;
+        member.invalidate(batch, &before, budget)
+    }
+}
+
+/// Both as one, if the second begins where the first ends and the same is known of their leaves.
+fn joined(first: &Unmapped, second: &Unmapped) -> Option<Unmapped> {
+    let known = |unmapped: &Unmapped| (unmapped.level, unmapped.leaf_size, unmapped.missing.is_some());
+    if first.range.end() != second.range.start() || known(first) != known(second) {
+        return None;
+    }
+    let range = IovaRange::between(first.range.start(), second.range.end())?;
+    Some(Unmapped { range, leaves: first.leaves + second.leaves, ..*first })
 }
 
 // SAFETY: the contract of `iommu::contract`:

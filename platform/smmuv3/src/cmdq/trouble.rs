@@ -72,6 +72,10 @@ impl Trouble {
     /// Notes a refusal, before the SMMU is told to go on.
     fn refuse(&mut self, queue: &CommandQueue, refusal: Refusal) {
         let refusals = queue.refusals.load(Relaxed);
+        let refusal = match seeded(Bug::RefusalMisplaced) {
+            true => Refusal { position: refusal.position.saturating_sub(1), ..refusal },
+            false => refusal,
+        };
         if let Some(place) = self.refused.get_mut((refusals % REMEMBERED as u64) as usize) {
             *place = refusal;
         }
@@ -99,9 +103,16 @@ impl Trouble {
 impl CommandQueue {
     /// Marks the SMMU as failed for good. Says whether that is news.
     pub fn fail(&self) -> bool {
+        // Under the lock, so that nobody opens the queue who has just found the SMMU well.
+        let _opening = self.trouble.lock();
         let news = !self.failed.swap(true, Release);
         self.ring.close();
         news
+    }
+
+    /// Leaves everything that was ever claimed, and whoever claimed it: the queue was full for too long.
+    pub fn abandon(&self) {
+        self.trouble.lock().lose(self, self.ring.claimed());
     }
 
     /// Whether a batch would be refused at once.
@@ -121,21 +132,18 @@ impl CommandQueue {
     ///
     /// [`Error::Dead`] if not.
     pub(super) fn revive(&self, registers: &impl Registers, counters: &Counters) -> Result<(), Error> {
-        // Whoever gave up may have done so without having told the SMMU of its commands.
-        base::cpu::without_interrupts(|| self.ring_bell(registers));
+        // Whoever gave up may have done so before those that it gave up had told the SMMU of their commands.
+        if !seeded(Bug::NoBellOnRevival) {
+            base::cpu::without_interrupts(|| self.ring_bell(registers));
+        }
         self.look(registers, counters);
         let mut trouble = self.trouble.lock();
-        if self.failed.load(Acquire) || trouble.lost.is_some_and(|lost| self.ring.consumed() < lost) {
+        let failed = self.failed.load(Acquire) && !seeded(Bug::FailureOpened);
+        if failed || trouble.lost.is_some_and(|lost| self.ring.consumed() < lost) {
             return Err(Error::Dead);
         }
         trouble.lost = None;
         self.ring.open();
-        drop(trouble);
-        // Somebody may have failed the queue meanwhile: that stays.
-        if self.failed.load(Acquire) {
-            self.ring.close();
-            return Err(Error::Dead);
-        }
         Ok(())
     }
 

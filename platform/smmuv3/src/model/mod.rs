@@ -189,6 +189,8 @@ pub struct Behaviour {
     pub abort_fetches: u32,
     /// So many writes of EVENTQ_CONS are each followed by a new record.
     pub flood: u32,
+    /// So many reads of IRQ_CTRLACK are each preceded by a new record.
+    pub late_records: u32,
     /// What CMDQ_CONS reads as, whatever the truth.
     pub lie: Option<u32>,
     /// So many reads of CMDQ_CONS find that nothing has moved, before commands are consumed again.
@@ -214,6 +216,7 @@ impl Default for Behaviour {
             refuse: None,
             abort_fetches: 0,
             flood: 0,
+            late_records: 0,
             lie: None,
             stall: 0,
             atc_timeouts: 0,

@@ -68,7 +68,13 @@ impl Model {
                 }
             }
             reg::IRQ_CTRL => state.regs.irq_ctrl,
-            reg::IRQ_CTRLACK => state.regs.irq_ctrlack,
+            reg::IRQ_CTRLACK => {
+                if let Some(left) = state.behaviour.late_records.checked_sub(1) {
+                    state.behaviour.late_records = left;
+                    self.flood(&mut state);
+                }
+                state.regs.irq_ctrlack
+            }
             reg::GERROR => state.regs.gerror,
             reg::GERRORN => state.regs.gerrorn,
             reg::STRTAB_BASE_CFG => state.regs.strtab_base_cfg,

@@ -4,10 +4,11 @@
 //! written, is a data race that loom reports.
 //!
 //! Seen red: a claim without the look at `consumed`; a bell that two ring at once; no second look for marks that came late; no
-//! fence before it; a mark compared for equality. Not seen red: weaker orders of the mark and of `consumed`, beside which fences
-//! stand.
+//! fence before it, and none before the look at `ringing`; a mark compared for equality; every order in `ring.rs` that is not
+//! `Relaxed` made so.
 
 use super::*;
+use core::sync::atomic::Ordering::AcqRel;
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, AtomicU64};
@@ -134,6 +135,81 @@ fn nothing_stays_behind_when_all_have_rung() {
         assert_eq!(queue.ring.published(), 3);
         assert_eq!(queue.consume().len(), 3);
         assert_eq!(queue.follow(), Ok(3));
+    });
+}
+
+#[test]
+fn what_the_hardware_is_told_of_has_been_written() {
+    explore(3, || {
+        let queue = Queue::new(2);
+        let threads = [5, 6].map(|value| {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.put(1, value))
+        });
+        // While they are at it: nothing but the bell's own register comes between a producer and the hardware.
+        let early = queue.consume();
+        assert!(early.iter().all(|value| [5, 6].contains(value)), "{early:?}");
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert_eq!(early.len() + queue.consume().len(), 2);
+    });
+}
+
+#[test]
+fn what_one_has_seen_consumed_another_may_overwrite() {
+    explore(3, || {
+        let queue = Queue::new(0);
+        assert_eq!(queue.put(1, 1), 0..1);
+        let [hardware, follower, producer] = [0; 3].map(|_| Arc::clone(&queue));
+        // In this order, so that the way that matters is the first that loom takes.
+        let hardware = thread::spawn(move || hardware.consume());
+        let follower = thread::spawn(move || follower.follow());
+        // Does not look at the hardware's index: whatever room there is, the follower has made.
+        let producer = thread::spawn(move || producer.put(1, 2));
+        let theirs = producer.join().unwrap();
+        assert!(follower.join().unwrap().is_ok());
+        let seen = hardware.join().unwrap();
+        assert_eq!(seen[0], 1);
+        assert_eq!(seen.len() + queue.consume().len(), 1 + (theirs.end - theirs.start) as usize);
+    });
+}
+
+#[test]
+fn what_is_known_as_consumed_is_over() {
+    explore(3, || {
+        let queue = Queue::new(0);
+        assert_eq!(queue.put(1, 1), 0..1);
+        let [hardware, follower, other] = [0; 3].map(|_| Arc::clone(&queue));
+        let hardware = thread::spawn(move || hardware.consume());
+        let follower = thread::spawn(move || follower.follow());
+        let other = thread::spawn(move || {
+            if other.ring.consumed() == 1 {
+                // SAFETY: loom checks that nobody else is at it.
+                #[allow(unsafe_code)]
+                other.slots[0].with_mut(|slot| unsafe { *slot = 2 });
+            }
+        });
+        other.join().unwrap();
+        assert!(follower.join().unwrap().is_ok());
+        assert_eq!(hardware.join().unwrap(), [1]);
+    });
+}
+
+#[test]
+fn an_index_is_not_read_before_what_it_is_compared_with() {
+    explore(3, || {
+        let queue = Queue::new(1);
+        let [producer, follower] = [0; 2].map(|_| Arc::clone(&queue));
+        let producer = thread::spawn(move || {
+            producer.put(2, 1);
+            producer.consume();
+            producer.follow().unwrap();
+        });
+        let follower = thread::spawn(move || follower.follow());
+        let seen = follower.join().unwrap();
+        producer.join().unwrap();
+        assert!(seen.is_ok_and(|position| position <= 2), "{seen:?}");
     });
 }
 

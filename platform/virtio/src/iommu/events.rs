@@ -3,6 +3,18 @@
 //! The device puts events into buffers that it was given beforehand; each goes back as soon as it has been read. Where there is
 //! none left the device drops the event, so that a flood costs its later records.
 //!
+//! # Floods
+//!
+//! One call hands on at most as many events as there are buffers. If the queue has not been seen empty by then it is *flooded*: it
+//! is left as it is, interrupts find nothing to do, and the board's timer comes back to it ([`Config::defer`],
+//! [`Events::serve_backlog`]). Buffers are given back by these calls alone, so that the device can raise no more interrupts between
+//! two of them than there are buffers. Without [`Config::defer`] a flood holds the handler for as long as it lasts.
+//!
+//! Nothing is left behind: the mark is taken away *before* the queue is looked at, so that an event which that look does not find
+//! has an interrupt that finds no mark.
+//!
+//! [`Config::defer`]: super::Config::defer
+//!
 //! # Locking
 //!
 //! One [`IrqMutex`] around the buffers, and under it that of the queue. The sink is called without.
@@ -14,8 +26,8 @@ use crate::spec::iommu::{fault, size};
 use ::iommu::{Access, Fault, FaultReason, FaultSink, Iova, Prot, StreamId};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use base::IrqMutex;
-use core::sync::atomic::{AtomicU64, Ordering};
+use base::{IrqMutex, barrier};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Events that are carried out of the lock at a time.
 const BATCH: usize = 16;
@@ -28,6 +40,10 @@ pub struct Events {
     sink: Arc<dyn FaultSink>,
     delivered: AtomicU64,
     malformed: AtomicU64,
+    defer: Option<fn()>,
+    /// The deferred calls serve, and nobody else.
+    flooded: AtomicBool,
+    floods: AtomicU64,
 }
 
 struct Buffers {
@@ -38,7 +54,12 @@ struct Buffers {
 
 impl Events {
     /// Gives the device as many buffers as the queue has room for.
-    pub(super) fn new(queue: Arc<Queue>, streams: Arc<Streams>, sink: Arc<dyn FaultSink>) -> Result<Self, Error> {
+    pub(super) fn new(
+        queue: Arc<Queue>,
+        streams: Arc<Streams>,
+        sink: Arc<dyn FaultSink>,
+        defer: Option<fn()>,
+    ) -> Result<Self, Error> {
         let mut requests = Vec::new();
         let count = usize::from(queue.size());
         requests.try_reserve_exact(count).map_err(|_| Error::OutOfMemory)?;
@@ -52,6 +73,9 @@ impl Events {
             sink,
             delivered: AtomicU64::new(0),
             malformed: AtomicU64::new(0),
+            defer,
+            flooded: AtomicBool::new(false),
+            floods: AtomicU64::new(0),
         })
     }
 
@@ -65,14 +89,41 @@ impl Events {
         (self.delivered.load(Ordering::Relaxed), self.malformed.load(Ordering::Relaxed))
     }
 
-    /// Hands on all events that have come.
+    /// How often there were more events than could be handed on at once.
+    pub fn floods(&self) -> u64 {
+        self.floods.load(Ordering::Relaxed)
+    }
+
+    /// Hands on the events that have come. Where they do not end, the rest is left to [`Self::serve_backlog`].
     pub fn service(&self) {
-        loop {
+        while !self.flooded.load(Ordering::Acquire) && !self.drain() {
+            if let Some(defer) = self.defer {
+                self.flooded.store(true, Ordering::Release);
+                self.floods.fetch_add(1, Ordering::Relaxed);
+                return defer();
+            }
+        }
+    }
+
+    /// What [`Config::defer`](super::Config::defer) asks for.
+    pub fn serve_backlog(&self) {
+        if self.flooded.swap(false, Ordering::AcqRel) {
+            // The mark is gone before the queue is looked at.
+            barrier::publish();
+            self.service();
+        }
+    }
+
+    /// Hands on at most as many events as there are buffers. Says whether the queue was seen empty then.
+    fn drain(&self) -> bool {
+        let mut budget = usize::from(self.queue.size());
+        while budget != 0 {
             let mut batch = [None; BATCH];
+            let wanted = budget.min(BATCH);
             let mut count = 0;
             {
                 let mut buffers = self.buffers.lock();
-                for place in &mut batch {
+                for place in batch.iter_mut().take(wanted) {
                     let Some(event) = buffers.take(&self.queue) else { break };
                     *place = Some(event);
                     count += 1;
@@ -90,10 +141,13 @@ impl Events {
                     }
                 }
             }
-            if count < BATCH {
-                return;
+            // Looked at again after the last was handed on: more may have come meanwhile.
+            if count == 0 {
+                return true;
             }
+            budget -= count;
         }
+        false
     }
 
     /// Says an event in words. `None` if it is none.

@@ -85,6 +85,9 @@ pub struct Config {
     /// Where it interrupts: configuration changes, and the event queue; nowhere, and by wire, if it has no vectors. Answers to
     /// requests are polled.
     pub vectors: Vectors,
+    /// Has [`Events::serve_backlog`] called a little later, from a timer: what keeps a flood of events from holding up the kernel.
+    /// Called in handlers.
+    pub defer: Option<fn()>,
 }
 
 impl Default for Config {
@@ -94,6 +97,7 @@ impl Default for Config {
             timeout: Duration::from_secs(1),
             spare: None,
             vectors: Vectors::default(),
+            defer: None,
         }
     }
 }
@@ -164,7 +168,7 @@ impl VirtioIommu {
             },
         )?;
         let streams = Arc::new(Streams::default());
-        let events = Arc::new(Events::new(events, streams.clone(), sink)?);
+        let events = Arc::new(Events::new(events, streams.clone(), sink, settings.defer)?);
         core.start(settings.vectors.config)?;
         events.begin();
         if limits.bypass_config {

@@ -195,3 +195,35 @@ ktest! {
     }
     machine: bridge
 }
+
+ktest! {
+    /// What the SMMU has cached for the one device it must not use for the other, as it would if their spaces had one ASID.
+    fn the_same_address_of_two_devices_is_each_ones_own_although_both_are_cached(bench) {
+        let edus = [EduStray::start(bench.edu_master(0)?)?, EduStray::start(bench.edu_master(1)?)?];
+        let at = Iova::new(0x4000_0000);
+        let mut loans = alloc::vec::Vec::new();
+        for (edu, seed) in edus.iter().zip([61, 62]) {
+            let mut pages = edu.master().device().pages(PAGE_SIZE)?;
+            pages.as_mut_slice()[..64].copy_from_slice(&pattern(seed, 64));
+            let loan = edu.master().device().map_at::<dma::Bidirectional, _>(at, pages);
+            loans.push(loan.map_err(|rejected| rejected.error)?);
+        }
+        let since = bench.watch();
+        for _ in 0..2 {
+            for edu in &edus {
+                copy(edu, at, Iova::new(at.get() + 1024))?;
+            }
+        }
+        for edu in &edus {
+            expect!(!bench.has_faulted(edu.master().streams(), since));
+        }
+        for (loan, seed) in loans.into_iter().zip([61, 62]) {
+            expect!(loan.unmap()?.as_slice()[1024..][..64] == pattern(seed, 64));
+        }
+        for edu in edus {
+            edu.stop()?;
+        }
+        Ok(())
+    }
+    machine: bridge
+}

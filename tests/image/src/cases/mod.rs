@@ -5,6 +5,7 @@ mod bytes;
 mod containment;
 mod disk;
 mod fence;
+mod firmware;
 mod foreign;
 mod groups;
 mod interrupts;

@@ -2,8 +2,8 @@
 //!
 //! Seen red: the message's tag of another position; the message not believed; the message believed alone (a timeout when it is
 //! lost); a CMD_ATC_INV that was not answered forgotten, and taken for everybody's; Service Failure Mode looked for in the
-//! interrupt only; the queue not opened again (a timeout). Not seen red: opened although the SMMU had failed; the position of a
-//! refused command off by one; no bell when a dead queue revives.
+//! interrupt only; the queue not opened again (a timeout); opened although the SMMU had failed; the position of a refused command
+//! one too high, and one too low; no bell when a dead queue revives.
 
 use super::super::Consumption;
 use super::*;
@@ -223,4 +223,62 @@ fn after_a_timeout_everything_is_refused_until_the_late_commands_are_consumed() 
         }
         rig.model.assert_clean();
     }
+}
+
+#[test]
+fn a_queue_that_was_given_up_stays_shut_when_the_smmu_has_failed_since() {
+    let rig = rig_with(Traits::NESTED, hasty());
+    let space = rig.attached(8);
+    map(&space, iova(0x1000, 2 * PAGE), ram(0, 2 * PAGE), RW | Prot::PAGEWISE).unwrap();
+    rig.model.behave(|b| b.consumption = Consumption::Stuck);
+    assert_eq!(space.revoke(&[iova(0x1000, PAGE)]), Err(RevokeError::TimedOut));
+    rig.model.raise(Gerror::SFM_ERR);
+    rig.interrupt();
+    // Acknowledged, so that no register tells of it any more; and what was waited for is consumed after all.
+    rig.model.behave(|b| b.consumption = Consumption::Immediate);
+    rig.model.run();
+    assert!(rig.smmu.is_dead());
+    assert_eq!(space.revoke(&[iova(0x2000, PAGE)]), Err(RevokeError::Dead));
+}
+
+#[test]
+fn the_place_of_a_refused_command_is_known_exactly() {
+    let rig = rig(Traits::NESTED);
+    let batch = || {
+        let mut batch = rig.smmu.shared().batch();
+        batch.push(Command::TlbiNhVa { vmid: 0, asid: 1, addr: 0, range: TlbiRange::SINGLE, leaf: true }).unwrap();
+        batch.complete()
+    };
+    for _ in 0..3 {
+        assert_eq!(batch(), Ok(()));
+        rig.model.behave(|b| b.refuse = Some(opcode::TLBI_NH_VA as u8));
+        assert_eq!(batch(), Err(Error::CommandRefused), "the first command behind another's batch");
+    }
+    // The last of eight that are in the queue already, before another's batch.
+    let mut open = rig.smmu.shared().batch();
+    for _ in 0..7 {
+        open.push(Command::TlbiNhVa { vmid: 0, asid: 1, addr: 0, range: TlbiRange::SINGLE, leaf: true }).unwrap();
+    }
+    for _ in 0..2 {
+        open.push(Command::CfgiSte { sid: 8, leaf: true }).unwrap();
+    }
+    rig.model.behave(|b| b.refuse = Some(opcode::CFGI_STE as u8));
+    assert_eq!(batch(), Ok(()), "nothing of it was refused");
+    assert_eq!(open.complete(), Err(Error::CommandRefused));
+    assert_eq!((batch(), rig.smmu.statistics().refused_commands), (Ok(()), 4));
+    rig.model.assert_clean();
+}
+
+#[test]
+fn what_was_written_and_never_told_is_told_when_the_queue_revives() {
+    let rig = rig(Traits::NESTED);
+    let mut open = rig.smmu.shared().batch();
+    for _ in 0..9 {
+        open.push(Command::TlbiNhVa { vmid: 0, asid: 1, addr: 0, range: TlbiRange::SINGLE, leaf: true }).unwrap();
+    }
+    // Eight of them are in the queue, without a bell. Somebody for whom it was full too long takes them for lost.
+    let shared = rig.smmu.shared();
+    shared.commands.abandon();
+    assert_eq!(open.complete(), Ok(()));
+    rig.model.assert_clean();
 }

@@ -60,6 +60,40 @@ fn a_mebibyte_of_scattered_pages_goes_with_one_range_invalidation_and_one_sync()
 }
 
 #[test]
+fn ranges_that_lie_one_behind_the_other_are_invalidated_as_one() {
+    const TLBI: u8 = opcode::TLBI_NH_VA as u8;
+    const SYNC: u8 = opcode::SYNC as u8;
+    let rig = rig(Traits::NESTED);
+    rig.model.eager([8]);
+    let space = rig.attached(8);
+    let page = |n: u64| iova(0x10_0000 + n * PAGE, PAGE);
+    let revoked = |ranges: &[IovaRange]| {
+        for range in ranges {
+            let back = range.start().get() - 0x10_0000;
+            map(&space, *range, ram(back, range.len()), RW | Prot::PAGEWISE).unwrap();
+        }
+        rig.model.take_log();
+        space.revoke(ranges).unwrap();
+        assert!(rig.model.paths_to(ram(0, 32 << 20), &[id(8)]).is_empty());
+        rig.model.take_log()
+    };
+    assert_eq!(revoked(&(0..16).map(page).collect::<Vec<_>>()), [TLBI, SYNC]);
+    // Ranges of several lengths, with a gap before the last: 16 pages in one piece, then another.
+    let ranges = [iova(0x10_0000, 3 * PAGE), iova(0x10_3000, PAGE), iova(0x10_4000, 12 * PAGE), iova(0x20_0000, PAGE)];
+    assert_eq!(revoked(&ranges), [TLBI, TLBI, SYNC]);
+    // Not in order, nothing is behind another.
+    assert_eq!(revoked(&[page(2), page(1), page(0)]), [TLBI, TLBI, TLBI, SYNC]);
+    // A block behind pages is another kind of leaf, of which the level hint says so.
+    let block = iova(0x20_0000, 0x20_0000);
+    map(&space, iova(0x1f_f000, PAGE), ram(0, PAGE), RW).unwrap();
+    map(&space, block, ram(0x20_0000, 0x20_0000), RW).unwrap();
+    rig.model.take_log();
+    space.revoke(&[iova(0x1f_f000, PAGE), block]).unwrap();
+    assert_eq!(rig.model.take_log(), [TLBI, TLBI, SYNC]);
+    rig.model.assert_clean();
+}
+
+#[test]
 fn many_ranges_are_completed_by_one_sync() {
     let rig = rig(Traits::NESTED);
     rig.model.eager([8]);

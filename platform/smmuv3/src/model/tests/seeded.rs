@@ -7,8 +7,8 @@ use super::super::{Consumption, Overflow};
 use super::world::{STREAMS, Step, World, clean, said, same};
 use super::*;
 use crate::bugs::{self, Bug};
-use crate::spec::command::opcode;
-use crate::spec::registers as reg;
+use crate::spec::command::{Command, TlbiRange, opcode};
+use crate::spec::registers::{self as reg, Gerror};
 use crate::{Fleet, Registers, Request, Translation};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -41,6 +41,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "refusals", seeds: 4, run: refusals },
     Scenario { name: "stuck", seeds: 2, run: stuck },
     Scenario { name: "events", seeds: 2, run: events },
+    Scenario { name: "floods", seeds: 2, run: floods },
     Scenario { name: "random", seeds: 24, run: random },
 ];
 
@@ -395,6 +396,43 @@ fn stuck(seed: u64, config: Config) -> Outcome {
     rig.model.run();
     said(rig.smmu.block(id(8)), "blocked")?;
     same(rig.reads(8, 0x1000), None, "a blocked stream")?;
+    // Commands that are written and not told of yet, when everything in the queue is given up.
+    let mut batch = rig.smmu.shared().batch();
+    for _ in 0..9 {
+        let command = Command::TlbiNhVa { vmid: 0, asid: 1, addr: 0, range: TlbiRange::SINGLE, leaf: true };
+        said(batch.push(command), "push")?;
+    }
+    rig.smmu.shared().commands.abandon();
+    same(batch.complete(), Ok(()), "what was given up and came after all")?;
+    // Given up, and then failed for good.
+    let space = attached(&rig, 8)?;
+    said(map(&space, iova(0x1000, 2 * PAGE), ram(0, 2 * PAGE), RW | Prot::PAGEWISE), "map")?;
+    rig.model.behave(|b| b.consumption = Consumption::Stuck);
+    same(space.revoke(&[iova(0x1000, PAGE)]), Err(RevokeError::TimedOut), "a revocation that was not completed")?;
+    rig.model.raise(Gerror::SFM_ERR);
+    rig.interrupt();
+    rig.model.behave(|b| b.consumption = Consumption::Immediate);
+    rig.model.run();
+    same(space.revoke(&[iova(0x2000, PAGE)]), Err(RevokeError::Dead), "one after the failure")?;
+    clean(&rig.model)
+}
+
+/// Floods where the board comes back later, with a record at the worst moment.
+fn floods(seed: u64, config: Config) -> Outcome {
+    let rig = hunted(Traits::NESTED, Config { defer: Some(super::floods::later), ..config }, seed, &[8])?;
+    let _space = attached(&rig, 8)?;
+    for late in [0, 1] {
+        rig.model.behave(|b| b.flood = 400);
+        same(rig.model.device_read(id(8), Iova::new(0x5000), 4).is_err(), true, "a fault")?;
+        rig.interrupt();
+        rig.model.behave(|b| b.flood = 0);
+        rig.smmu.serve_backlog();
+        rig.model.take_interrupts();
+        rig.model.behave(|b| b.late_records = late);
+        rig.ticks();
+        let [prod, cons] = [reg::EVENTQ_PROD, reg::EVENTQ_CONS].map(|offset| rig.model.read32(offset) & 0xff);
+        same(prod, cons, "the queue is empty")?;
+    }
     clean(&rig.model)
 }
 

@@ -1,9 +1,39 @@
 //! Events of the device, sensible and not.
+//!
+//! Seen red, of floods: the queue not looked at again after the last event was handed on.
 
-use super::{A, B, RW, id, iova, map, phys, started};
+use super::{A, B, RW, Rig, id, iova, map, phys, started};
+use crate::fakes::FakeDevice;
 use crate::spec::iommu::{fault, queue, size};
 use ::iommu::contract::Iommu;
-use ::iommu::{Access, Fault, FaultReason, Iova, Prot};
+use ::iommu::{Access, Fault, FaultReason, FaultSink, Iova, Prot};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::vec::Vec;
+
+std::thread_local! {
+    /// Calls that were asked for and not made.
+    static ASKED: Cell<u32> = const { Cell::new(0) };
+}
+
+/// A device that answers each event that is told with the next one.
+#[derive(Default)]
+struct Flood {
+    device: OnceLock<Arc<FakeDevice>>,
+    told: AtomicU64,
+    left: AtomicU64,
+}
+
+impl FaultSink for Flood {
+    fn fault(&self, _: &Fault) {
+        self.told.fetch_add(1, Ordering::Relaxed);
+        let another = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+        if another {
+            assert!(self.device.get().unwrap().deliver(queue::EVENT, &event(fault::R_DOMAIN, 0, B, 0), 24));
+        }
+    }
+}
 
 fn event(reason: u8, flags: u32, endpoint: u32, address: u64) -> [u8; size::FAULT] {
     let mut bytes = [0; size::FAULT];
@@ -50,6 +80,53 @@ fn a_flood_is_handed_on_whole_and_in_order_and_buffers_do_not_run_out() {
     let faults = rig.faults();
     assert!(faults.iter().map(|fault| fault.iova).eq((0..1000).map(|round| Some(Iova::new(round << 12)))));
     assert_eq!(driver.events().counts(), (1000, 0));
+}
+
+#[test]
+fn a_flood_is_served_a_share_at_a_time_and_nothing_of_it_is_left() {
+    const BUFFERS: u64 = 256;
+    const ENDLESS: u64 = 1_000_000;
+    ASKED.set(0);
+    let rig = Rig::new(|_| {});
+    let flood = Arc::new(Flood::default());
+    let driver = rig.start_with_sink(flood.clone(), Some(|| ASKED.set(ASKED.get() + 1))).unwrap();
+    // Its interrupts are given by hand.
+    rig.device.disconnect();
+    let _ = flood.device.set(rig.device.clone());
+    let events = driver.events();
+    let one = || rig.device.deliver(queue::EVENT, &event(fault::R_DOMAIN, 0, B, 0), 24);
+    let interrupt = || base::irq::Handler::handle(&**events);
+    let told = || flood.told.load(Ordering::Relaxed);
+    for round in 1..=3 {
+        let before = told();
+        flood.left.store(ENDLESS, Ordering::Relaxed);
+        assert!(one());
+        interrupt();
+        let share = told() - before;
+        assert!((1..=BUFFERS).contains(&share), "{share} events in one interrupt");
+        assert_eq!((ASKED.get(), events.floods()), (1, 2 * round - 1), "somebody comes back");
+        for _ in 0..10 {
+            interrupt();
+        }
+        assert_eq!(told() - before, share, "interrupts of a flood do nothing");
+        // It goes on, and so do the calls, each with its share.
+        ASKED.set(0);
+        events.serve_backlog();
+        assert!((1..=BUFFERS).contains(&(told() - before - share)));
+        assert_eq!((ASKED.replace(0), events.floods()), (1, 2 * round));
+        // It ends: one call finds the last event, and interrupts serve again.
+        flood.left.store(0, Ordering::Relaxed);
+        let before = told();
+        events.serve_backlog();
+        assert_eq!((ASKED.get(), told()), (0, before + 1));
+        assert!(one());
+        interrupt();
+        assert_eq!((ASKED.get(), told()), (0, before + 2));
+        // A call that nobody needs does nothing.
+        events.serve_backlog();
+        assert_eq!(told(), before + 2);
+    }
+    assert_eq!(events.counts(), (told(), 0));
 }
 
 #[test]

@@ -57,14 +57,29 @@ impl Rig {
     }
 
     fn start_patiently(&self, spare: Option<StreamId>, millis: u64) -> Result<VirtioIommu, Error> {
+        self.start_as(spare, millis, self.log.clone(), None)
+    }
+
+    fn start_with_sink(&self, sink: Arc<dyn FaultSink>, defer: Option<fn()>) -> Result<VirtioIommu, Error> {
+        self.start_as(Some(id(SPARE)), 50, sink, defer)
+    }
+
+    fn start_as(
+        &self,
+        spare: Option<StreamId>,
+        millis: u64,
+        sink: Arc<dyn FaultSink>,
+        defer: Option<fn()>,
+    ) -> Result<VirtioIommu, Error> {
         let config = Config {
             name: "viommu".into(),
             timeout: Duration::from_millis(millis),
             spare,
             vectors: Vectors { config: Some(0), queue: Some(1) },
+            defer,
         };
         let (transport, dma) = (self.device.clone(), self.host.device.clone());
-        let driver = VirtioIommu::new(transport, dma, self.log.clone(), config, Deadline::after_millis(1_000))?;
+        let driver = VirtioIommu::new(transport, dma, sink, config, Deadline::after_millis(1_000))?;
         self.device.connect(0, driver.config_handler().unwrap());
         self.device.connect(1, driver.events().clone());
         let _ = self.fake.log();

@@ -7,7 +7,7 @@ use qemu::machine::{Disk, Iommu, Machine};
 use std::ffi::OsString;
 
 /// The names, with what each is for.
-pub const PROFILES: [(&str, &str); 12] = [
+pub const PROFILES: [(&str, &str); 13] = [
     ("default", "two cores, and edu, a writable virtio-blk disk and a virtio-gpu on the root bus"),
     ("smp1", "as default, with one core"),
     ("smp8", "as default, with eight cores"),
@@ -22,6 +22,11 @@ pub const PROFILES: [(&str, &str); 12] = [
     ("testdev", "as default, and an iommu-testdev at slot 4 where this QEMU has one"),
     ("two_smmus", "as default without disk and display, and a second edu behind a second SMMU where this QEMU has one"),
     ("viommu", "as default, with a virtio-iommu in slot 6 in place of the SMMU"),
+    (
+        "narrow",
+        "as default without disk and display, with 4 GiB of memory, an edu with its usual 28 address lines in slot 1, and one with \
+         32 in slot 5",
+    ),
     ("bare", "no IOMMU, no disk, no display, no edu"),
 ];
 
@@ -74,6 +79,10 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
             two_smmus::fit(&mut machine, emulator)?;
         }
         "viommu" => machine.iommu = Iommu::Virtio,
+        "narrow" => {
+            machine = Machine { disk: None, gpu: false, edu: false, memory: "4G".into(), ..Machine::default() };
+            machine.extra = words(["-device", "edu,addr=1", "-device", "edu,addr=5,dma_mask=0xffffffff"]);
+        }
         "bare" => machine = Machine { iommu: Iommu::None, gpu: false, edu: false, ..Machine::default() },
         _ => {
             let known: Vec<&str> = PROFILES.iter().map(|(name, _)| *name).collect();

@@ -9,6 +9,7 @@ mod interrupts;
 mod iommus;
 mod machine;
 mod memory;
+mod narrow;
 mod pcie;
 mod screen;
 mod smp;

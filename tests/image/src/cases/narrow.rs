@@ -1,0 +1,150 @@
+//! Devices with few address lines, in a machine with more memory than they reach: behind the SMMU they get low addresses, let
+//! through it they get copies, and their driver does the same in both cases. QEMU's edu cuts an address to its lines, so that a
+//! wrong one ends in other memory.
+
+use super::pattern;
+use crate::Bench;
+use crate::bench::soon;
+use board::{EduStray, Error, Treatment};
+use dma::{Bidirectional, Device, FromDevice, Ladder, Limits, PageSet, Pages, ToDevice};
+use iommu::{Iova, PhysAddr};
+use ktest::{Outcome, TestResult, expect, expect_eq, ktest};
+use testdev::edu::Completion;
+
+const FOUR_GIB: u64 = 1 << 32;
+
+/// The edu in slot 1 has 28 address lines, that in slot 5 has 32.
+fn narrow(bench: &Bench, bits: u32, treatment: &Treatment) -> Result<EduStray, Outcome> {
+    let (vendor, device) = testdev::edu::ID;
+    let (host, function) = bench.function(vendor, device, usize::from(bits == 32))?;
+    let master = bench.hardware.attach_as(host, &function, "edu", Limits::address_bits(bits), treatment)?;
+    Ok(EduStray::start(master)?)
+}
+
+fn passthrough() -> Treatment {
+    Treatment { passthrough: true, ..Treatment::default() }
+}
+
+/// A buffer above 4 GiB.
+fn high(device: &Device) -> Result<Pages, Outcome> {
+    let pages = Pages::zeroed(device.memory(), 8192)?;
+    if pages.phys_runs()[0].start() < PhysAddr::new(FOUR_GIB) {
+        return Err(Error::Missing("memory above 4 GiB").into());
+    }
+    Ok(pages)
+}
+
+/// What a driver does: lends a page for the device to read and another for it to write, and compares.
+fn copies_by_dma(edu: &EduStray) -> TestResult {
+    let device = edu.master().device();
+    let mask = device.limits().address_mask;
+    let bytes = pattern(31, 3000);
+    let mut source = high(device)?;
+    source.as_mut_slice()[4000..7000].copy_from_slice(&bytes);
+    let source = device.map::<ToDevice, _>(source).map_err(|rejected| rejected.error)?;
+    let mut target = high(device)?;
+    target.as_mut_slice().fill(0x11);
+    let target = device.map::<FromDevice, _>(target).map_err(|rejected| rejected.error)?;
+    expect!(source.iova().get() + 8191 <= mask && target.iova().get() + 8191 <= mask);
+    let at = |iova: Iova, offset| iova.checked_add(offset).ok_or(Error::Missing("address"));
+    edu.edu().dma_to_device(at(source.iova(), 4000)?, 3000, Completion::Interrupt, soon())?;
+    edu.edu().dma_from_device(at(target.iova(), 100)?, 3000, Completion::Interrupt, soon())?;
+    target.sync_for_cpu(100, 3000)?;
+    let mut seen = [0; 3000];
+    target.view().read(100, &mut seen)?;
+    expect!(seen[..] == bytes[..]);
+    source.unmap()?;
+    let target = target.unmap()?;
+    expect!(target.as_slice()[100..3100] == bytes[..]);
+    expect!(target.as_slice()[..100].iter().chain(&target.as_slice()[3100..]).all(|byte| *byte == 0x11));
+    expect_eq!(device.stats().live_mappings, 0);
+    Ok(())
+}
+
+ktest! {
+    fn behind_the_smmu_a_device_with_28_address_lines_gets_low_addresses_and_no_copy(bench) {
+        let edu = narrow(bench, 28, &Treatment::default())?;
+        copies_by_dma(&edu)?;
+        expect_eq!(edu.master().device().copies(), 0);
+        Ok(edu.stop()?)
+    }
+    machine: narrow
+}
+
+ktest! {
+    fn let_through_the_smmu_a_device_with_32_address_lines_gets_copies_and_its_driver_does_not_know(bench) {
+        let edu = narrow(bench, 32, &passthrough())?;
+        expect!(!edu.master().device().is_isolated());
+        copies_by_dma(&edu)?;
+        expect_eq!(edu.master().device().copies(), 2);
+        // What it allocates itself is where it reaches it, at its own address, and not copied.
+        let device = edu.master().device();
+        let pages = device.pages(4096)?;
+        let phys = pages.phys_runs()[0].start();
+        let mapped = device.map::<Bidirectional, _>(pages).map_err(|rejected| rejected.error)?;
+        expect_eq!((mapped.iova().get(), device.copies()), (phys.get(), 2));
+        expect!(phys.get() + 4095 < FOUR_GIB);
+        mapped.unmap()?;
+        Ok(edu.stop()?)
+    }
+    machine: narrow
+}
+
+ktest! {
+    /// All of this machine's memory lies above 1 GiB.
+    fn let_through_the_smmu_a_device_with_28_address_lines_is_told_that_it_reaches_no_memory(bench) {
+        let edu = narrow(bench, 28, &passthrough())?;
+        let device = edu.master().device();
+        let rejected = device.map::<ToDevice, _>(high(device)?).err().ok_or(Error::Missing("error"))?;
+        expect!(matches!(rejected.error, dma::Error::Unreachable { .. }));
+        expect!(matches!(device.pages(4096), Err(dma::Error::OutOfMemory)));
+        Ok(edu.stop()?)
+    }
+    machine: narrow
+}
+
+ktest! {
+    fn forced_copies_reach_a_device_behind_the_smmu_in_one_range(bench) {
+        let edu = narrow(bench, 28, &Treatment { bounce: true, ..Treatment::default() })?;
+        copies_by_dma(&edu)?;
+        let device = edu.master().device();
+        expect_eq!(device.copies(), 2);
+        let scattered = PageSet::zeroed(device.memory(), 64 * 4096, Ladder::SINGLE_PAGES)?;
+        let mapped = device.map::<Bidirectional, _>(scattered).map_err(|rejected| rejected.error)?;
+        expect_eq!(mapped.segments().len(), 1);
+        mapped.unmap()?;
+        Ok(edu.stop()?)
+    }
+    machine: narrow
+}
+
+ktest! {
+    /// The group is blocked when its device is given up, wherever it was.
+    fn a_device_that_was_let_through_is_translated_again_when_it_is_attached_anew(bench) {
+        let edu = narrow(bench, 32, &passthrough())?;
+        copies_by_dma(&edu)?;
+        edu.stop()?;
+        let edu = narrow(bench, 32, &Treatment::default())?;
+        expect!(edu.master().device().is_isolated());
+        copies_by_dma(&edu)?;
+        expect_eq!(edu.master().device().copies(), 0);
+        let since = bench.watch();
+        let target = high(edu.master().device())?;
+        let phys = target.phys_runs()[0].start().get() & (FOUR_GIB - 1);
+        edu.edu().dma_from_device(Iova::new(phys), 64, Completion::Polling, soon())?;
+        expect!(bench.fault(edu.master().streams(), since).is_some());
+        Ok(edu.stop()?)
+    }
+    machine: narrow
+}
+
+ktest! {
+    fn two_functions_that_the_iommu_cannot_tell_apart_are_not_passed_through_one_by_one(bench) {
+        let (vendor, device) = testdev::edu::ID;
+        let (host, function) = bench.function(vendor, device, 1)?;
+        let attached = bench.hardware.attach_as(host, &function, "edu", Limits::NONE, &passthrough());
+        expect!(matches!(attached, Err(Error::Passthrough { .. })));
+        Ok(())
+    }
+    machine: groups
+}

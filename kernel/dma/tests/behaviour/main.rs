@@ -14,6 +14,7 @@ mod limits;
 mod model;
 mod owned;
 mod ownership;
+mod parts;
 mod reports;
 mod sharing;
 mod spaces;

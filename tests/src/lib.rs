@@ -11,6 +11,7 @@
 pub mod boot;
 pub mod names;
 pub mod profile;
+pub mod restricted;
 pub mod runner;
 mod two_smmus;
 

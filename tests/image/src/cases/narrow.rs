@@ -5,8 +5,10 @@
 use super::pattern;
 use crate::Bench;
 use crate::bench::soon;
+use alloc::boxed::Box;
 use board::{EduStray, Error, Treatment};
-use dma::{Bidirectional, Device, FromDevice, Ladder, Limits, PageSet, Pages, ToDevice};
+use core::ptr::NonNull;
+use dma::{Bidirectional, Bytes, Device, FromDevice, Ladder, Limits, PageSet, Pages, Pool, ToDevice};
 use iommu::{Iova, PhysAddr};
 use ktest::{Outcome, TestResult, expect, expect_eq, ktest};
 use testdev::edu::Completion;
@@ -147,4 +149,84 @@ ktest! {
         Ok(())
     }
     machine: groups
+}
+
+ktest! {
+    fn a_restricted_device_finds_its_buffers_in_its_pool_wherever_its_driver_has_them(bench) {
+        let frames = kernel::mm::alloc_aligned(256, 1 << 20, kernel::mm::Zone::Any)?;
+        let ptr = NonNull::new(kernel::mm::pointer(frames.start())).ok_or(Error::Missing("linear map"))?;
+        // SAFETY: the frames are never given back, so nobody else uses them; they are in the linear map.
+        let pool = unsafe { Pool::carve_out("pool of the test", frames, ptr, &board::COHERENT) }?;
+        let pool: &'static Pool = Box::leak(Box::new(pool));
+        let edu = narrow(bench, 28, &Treatment { restricted: Some(pool), ..Treatment::default() })?;
+        let device = edu.master().device();
+        // From elsewhere: copied.
+        let mut source = Pages::zeroed(&board::COHERENT, 4096)?;
+        let bytes = pattern(32, 500);
+        source.as_mut_slice()[..500].copy_from_slice(&bytes);
+        let source = device.map::<ToDevice, _>(source).map_err(|rejected| rejected.error)?;
+        // Its own: in the pool already.
+        let target = device.map::<FromDevice, _>(device.pages(4096)?).map_err(|rejected| rejected.error)?;
+        expect_eq!((device.copies(), pool.used()), (1, 8192));
+        edu.edu().dma_to_device(source.iova(), 500, Completion::Polling, soon())?;
+        edu.edu().dma_from_device(target.iova(), 500, Completion::Polling, soon())?;
+        expect!(target.unmap()?.as_slice()[..500] == bytes[..]);
+        source.unmap()?;
+        expect_eq!(pool.used(), 0);
+        Ok(edu.stop()?)
+    }
+    machine: narrow
+}
+
+ktest! {
+    fn bytes_beside_a_buffer_are_out_of_the_devices_reach(bench) {
+        let edu = narrow(bench, 28, &Treatment::default())?;
+        let device = edu.master().device();
+        let mut pages = Pages::zeroed(device.memory(), 4096)?;
+        pages.as_mut_slice().fill(0x5e);
+        let mut parts = Bytes::cut(pages, &[1000, 500, 1000])?;
+        let (after, middle) = (parts.pop(), parts.pop());
+        let middle = middle.ok_or(Error::Missing("part"))?;
+        let mapped = device.map_bytes::<FromDevice>(middle).map_err(|rejected| rejected.error)?;
+        expect_eq!((mapped.iova().get() % 4096, device.copies()), (1000, 1));
+        // All of the page, not only the 500 bytes.
+        edu.edu().dma_from_device(mapped.iova().align_down(4096), 4092, Completion::Polling, soon())?;
+        let middle = mapped.unmap()?;
+        expect!(middle.as_slice().iter().all(|byte| *byte == 0));
+        parts.extend(after);
+        expect!(parts.iter().all(|part| part.as_slice().iter().all(|byte| *byte == 0x5e)));
+        drop(middle);
+        Ok(edu.stop()?)
+    }
+    machine: narrow
+}
+
+ktest! {
+    /// The liveness register of edu inverts what is written to it.
+    fn a_device_writes_a_register_of_its_neighbour_while_it_was_lent_and_not_after(bench) {
+        const LIVENESS: u64 = 4;
+        let (writer, neighbour) =
+            (narrow(bench, 28, &Treatment::default())?, narrow(bench, 32, &Treatment::default())?);
+        let registers = neighbour.master().function().bar_part(0, 0, 0x100)?;
+        let device = writer.master().device();
+        let mut value = device.pages(4096)?;
+        value.as_mut_slice()[..4].copy_from_slice(&0x1234_5678_u32.to_le_bytes());
+        let value = device.map::<ToDevice, _>(value).map_err(|rejected| rejected.error)?;
+        writer.edu().dma_to_device(value.iova(), 4, Completion::Polling, soon())?;
+        let range = neighbour.master().peer_range(0)?;
+        let mapped = device.map_peer::<FromDevice>(range).map_err(|rejected| rejected.error)?;
+        let at = mapped.iova().checked_add(LIVENESS).ok_or(Error::Missing("address"))?;
+        writer.edu().dma_from_device(at, 4, Completion::Polling, soon())?;
+        expect_eq!(registers.read32(LIVENESS as usize), !0x1234_5678);
+        registers.write32(LIVENESS as usize, 0);
+        mapped.unmap()?;
+        let since = bench.watch();
+        writer.edu().dma_from_device(at, 4, Completion::Polling, soon())?;
+        expect!(bench.fault(writer.master().streams(), since).is_some());
+        expect_eq!(registers.read32(LIVENESS as usize), !0);
+        value.unmap()?;
+        neighbour.stop()?;
+        Ok(writer.stop()?)
+    }
+    machine: narrow
 }

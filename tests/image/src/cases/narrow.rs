@@ -190,12 +190,16 @@ ktest! {
         let mapped = device.map_bytes::<FromDevice>(middle).map_err(|rejected| rejected.error)?;
         expect_eq!((mapped.iova().get() % 4096, device.copies()), (1000, 1));
         // All of the page, not only the 500 bytes.
+        let mut known = device.pages(4096)?;
+        known.as_mut_slice().fill(0x33);
+        let known = device.map::<ToDevice, _>(known).map_err(|rejected| rejected.error)?;
+        edu.edu().dma_to_device(known.iova(), 4092, Completion::Polling, soon())?;
         edu.edu().dma_from_device(mapped.iova().align_down(4096), 4092, Completion::Polling, soon())?;
         let middle = mapped.unmap()?;
-        expect!(middle.as_slice().iter().all(|byte| *byte == 0));
+        expect!(middle.as_slice().iter().all(|byte| *byte == 0x33));
         parts.extend(after);
         expect!(parts.iter().all(|part| part.as_slice().iter().all(|byte| *byte == 0x5e)));
-        drop(middle);
+        known.unmap()?;
         Ok(edu.stop()?)
     }
     machine: narrow

@@ -13,6 +13,7 @@ mod firmware_regions;
 pub mod misuse;
 pub mod names;
 pub mod profile;
+pub mod restricted;
 pub mod runner;
 mod trees;
 mod two_smmus;

@@ -24,6 +24,11 @@ pub const PROFILES: &[(&str, &str)] = &[
     ("foreign", "as default, with a virtio-rng and two virtio-serial, whose consoles are the ends of one wire"),
     ("firmware", "as default, with a second edu in slot 8, and firmware that uses addresses of the first"),
     ("viommu", "as default, with a virtio-iommu in slot 6 in place of the SMMU"),
+    (
+        "narrow",
+        "as default without disk and display, with 4 GiB of memory, an edu with its usual 28 address lines in slot 1, and one with \
+         32 in slot 5",
+    ),
     ("bare", "no IOMMU, no disk, no display, no edu"),
 ];
 
@@ -93,6 +98,10 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
         }
         "firmware" => firmware_regions::fit(&mut machine, emulator)?,
         "viommu" => machine.iommu = Iommu::Virtio,
+        "narrow" => {
+            machine = Machine { disk: None, gpu: false, edu: false, memory: "4G".into(), ..Machine::default() };
+            machine.extra = words(["-device", "edu,addr=1", "-device", "edu,addr=5,dma_mask=0xffffffff"]);
+        }
         "bare" => machine = Machine { iommu: Iommu::None, gpu: false, edu: false, ..Machine::default() },
         _ => {
             let known: Vec<&str> = PROFILES.iter().map(|(name, _)| *name).collect();

@@ -6,6 +6,7 @@ use dtoolkit::{Node as _, ToPropertyValue};
 use qemu::emulator::Emulator;
 use qemu::firmware;
 use qemu::machine::{Iommu, Machine};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// Has QEMU write its own tree of the machine, with these devices.
@@ -27,13 +28,18 @@ pub fn described(machine: &Machine, emulator: &Emulator, devices: &[&str]) -> Re
     Ok(std::fs::read(&file)?)
 }
 
-/// Gives `machine` the device tree `tree`, kept under `name` and the number of this process.
-pub fn give(machine: &mut Machine, name: &str, tree: &[u8]) -> Result<()> {
+/// Keeps the device tree `tree` under `name` and the number of this process, and returns its file.
+pub fn keep(name: &str, tree: &[u8]) -> Result<PathBuf> {
     let directory = firmware::workspace().join("target").join("trees");
     std::fs::create_dir_all(&directory).context("the directory for device trees cannot be made")?;
     let file = directory.join(format!("{name}-{}.dtb", std::process::id()));
     std::fs::write(&file, tree).with_context(|| format!("{} cannot be written", file.display()))?;
-    machine.extra.extend(["-dtb".into(), file.into()]);
+    Ok(file)
+}
+
+/// Gives `machine` the device tree `tree`, kept as by [`keep`].
+pub fn give(machine: &mut Machine, name: &str, tree: &[u8]) -> Result<()> {
+    machine.extra.extend(["-dtb".into(), keep(name, tree)?.into()]);
     Ok(())
 }
 

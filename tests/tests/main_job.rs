@@ -83,6 +83,36 @@ fn the_picture_on_the_disk_is_the_picture_on_the_screen() {
     assert!(!ran.stdout.contains("##"), "{ran:#?}");
 }
 
+#[test]
+fn the_job_is_the_same_past_the_iommu_and_over_copies_and_the_report_says_so() {
+    let devices = ["edu 00:01.0", "virtio-blk 00:02.0", "virtio-gpu 00:03.0"];
+    let not_isolated = |ran: &Ran, device: &str| ran.stdout.contains(&format!("WARNING   {device} is NOT ISOLATED"));
+    let ran = shows(&["--append", "iommu.passthrough=all"], &original());
+    assert!(devices.iter().all(|device| not_isolated(&ran, device)), "{ran:#?}");
+    assert!(report(&ran, "mappings").contains(" 0 live"), "{ran:#?}");
+    let ran = shows(&["--append", "iommu.passthrough=virtio-blk,00:01.0"], &original());
+    assert_eq!(devices.map(|device| not_isolated(&ran, device)), [true, true, false], "{ran:#?}");
+    let ran = shows(&["--append", "iommu.bounce=force"], &original());
+    assert!(!devices.iter().any(|device| not_isolated(&ran, device)), "{ran:#?}");
+    assert!(report(&ran, "copies    virtio-blk").contains("buffer"), "{ran:#?}");
+    every_device_was_stopped(&ran);
+    let ran = shows(&["--append", "iommu.passthrough=all iommu.bounce=virtio-gpu"], &original());
+    assert!(report(&ran, "copies    virtio-gpu").contains("1 buffer"), "{ran:#?}");
+    assert!(!ran.stdout.contains("copies    virtio-blk"), "{ran:#?}");
+}
+
+#[test]
+fn every_transfer_goes_through_the_restricted_pool_that_the_device_tree_has_for_it() {
+    let emulator = tests::emulator().unwrap();
+    let tree = tests::restricted::tree(&Machine::default(), &emulator, 16 << 20).unwrap();
+    let ran = shows(&["--", "-dtb", tree.to_str().unwrap()], &original());
+    // What drivers allocate for their devices is in the pool already.
+    assert!(report(&ran, "/reserved-memory/pool").contains("0x1000000 bytes"), "{ran:#?}");
+    assert!(!ran.stdout.contains("copies "), "{ran:#?}");
+    every_device_was_stopped(&ran);
+    assert!(report(&ran, "mappings").contains(" 0 live"), "{ran:#?}");
+}
+
 /// Returns the line of the kernel's report that begins with these words.
 fn report<'a>(ran: &'a Ran, words: &str) -> &'a str {
     ran.stdout.lines().find(|line| line.starts_with(words)).unwrap_or_else(|| panic!("no {words:?} in {ran:#?}"))

@@ -32,7 +32,8 @@ impl Buffer for crate::PageSet {}
 ///
 /// # Safety
 ///
-/// - The runs are memory that the object owns, whole pages, in the order of the spans, and their sizes add up to the length.
+/// - The runs are memory that the object owns, whole pages, in the order of the spans, and their sizes add up to the length (but
+///   for [`Bytes`](crate::Bytes): the pages that have a byte of it, which it lends as it must).
 ///   Who has the object by value has all access to it: no reference to the memory exists but those borrowed from the object.
 /// - Spans point to that memory: from the pointer on, so many bytes can be read and written for as long as the object lives,
 ///   and moving the object does not move them.

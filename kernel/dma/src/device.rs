@@ -23,7 +23,10 @@ use crate::site::Site;
 use crate::stats::{self, DeviceStats};
 use crate::tracker::Report;
 use crate::translated::{self, Translated};
-use crate::{Bounce, Buffer, Direction, Error, Ladder, Limits, Mapped, PageSet, Pages, Policy, Pool, Rejected};
+use crate::{
+    Bounce, Buffer, Bytes, Direction, Error, Ladder, Limits, Mapped, MappedBytes, MappedPeer, PageSet, Pages,
+    PeerRange, Policy, Pool, Rejected,
+};
 use alloc::sync::Arc;
 use core::fmt;
 use core::panic::Location;
@@ -404,6 +407,26 @@ impl Device {
         Mapped::new_at(self, Some(iova), buffer, Location::caller())
     }
 
+    /// Lends bytes that are no whole pages. A device that is not trusted gets a copy: see [`Bytes`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::map`]; [`Error::PoolExhausted`].
+    #[track_caller]
+    pub fn map_bytes<D: Direction>(&self, bytes: Bytes) -> Result<MappedBytes<D>, Rejected<Bytes>> {
+        MappedBytes::new(self, bytes, Location::caller())
+    }
+
+    /// Lends what belongs to another device on the bus: see [`PeerRange`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::map`]; [`Error::Unreachable`] where a restricted pool is all that the device may reach.
+    #[track_caller]
+    pub fn map_peer<D: Direction>(&self, range: PeerRange) -> Result<MappedPeer<D>, Rejected<PeerRange>> {
+        MappedPeer::new(self, range, Location::caller())
+    }
+
     /// Allocates a zeroed `T` that the CPU and the device share without synchronization.
     ///
     /// # Errors
@@ -585,13 +608,36 @@ impl Device {
         prot: Prot,
         site: Site,
     ) -> Result<Loan, Error> {
-        if let Backend::CopiedTranslated(_, copying) | Backend::CopiedDirect(_, copying) = &self.0.backend
-            && matches!(copying, Copying::Foreign(_))
-        {
-            copying.check(runs, &self.0.name)?;
-        }
+        self.check_restricted(runs)?;
         // SAFETY: the caller's promise.
         unsafe { self.lend_below(None, runs, len, prot, self.0.limits.coherent_mask, site) }
+    }
+
+    /// As [`Device::lend`], of what is not memory, which is never copied.
+    ///
+    /// # Errors
+    ///
+    /// Also where a restricted pool is the device's only memory.
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::lend`].
+    pub(crate) unsafe fn lend_peer(&self, runs: &[PhysRange], len: u64, prot: Prot, site: Site) -> Result<Loan, Error> {
+        self.check_restricted(runs)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.lend_below(None, runs, len, prot | Prot::MMIO, self.0.limits.address_mask, site) }
+    }
+
+    /// Refuses what is not in the pool that is the device's only memory, if it has one.
+    fn check_restricted(&self, runs: &[PhysRange]) -> Result<(), Error> {
+        match &self.0.backend {
+            Backend::CopiedTranslated(_, copying) | Backend::CopiedDirect(_, copying)
+                if matches!(copying, Copying::Foreign(_)) =>
+            {
+                copying.check(runs, &self.0.name)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// # Safety
@@ -630,7 +676,8 @@ impl Device {
         mask: u64,
         site: Site,
     ) -> Result<Loan, Error> {
-        let prot = if self.0.coherent { prot } else { prot | Prot::NON_COHERENT };
+        let snooped = self.0.coherent || prot.contains(Prot::MMIO);
+        let prot = if snooped { prot } else { prot | Prot::NON_COHERENT };
         let Inner { limits, name, .. } = &*self.0;
         let (range, kind) = match at {
             // SAFETY: the caller's promise is what `map` asks for.

@@ -58,6 +58,7 @@ extern crate std;
 
 mod bounce;
 mod buffer;
+mod bytes;
 mod coherent;
 pub(crate) mod copy;
 mod device;
@@ -80,6 +81,7 @@ mod memory;
 mod owned;
 mod page_set;
 mod pages;
+mod peer;
 mod policy;
 mod pool;
 pub mod quarantine;
@@ -95,6 +97,7 @@ mod translated;
 mod view;
 
 pub use buffer::Buffer;
+pub use bytes::{Bytes, MappedBytes};
 pub use coherent::{Coherent, DeviceShared};
 pub use device::{Device, DeviceConfig, DirectConfig};
 pub use direct::BusWindow;
@@ -111,6 +114,7 @@ pub use memory::{AttributeError, Cacheability, DmaMemory, PageRequest, RawPages}
 pub use owned::{IdentityAttachment, OwnedAttachment, OwnedDomain, Placed, vouch};
 pub use page_set::{Ladder, PageSet};
 pub use pages::Pages;
+pub use peer::{MappedPeer, PeerRange};
 pub use policy::{Bounce, Policy, PoolSource};
 pub use pool::Pool;
 pub use quarantine::Quarantined;

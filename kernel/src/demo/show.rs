@@ -62,6 +62,8 @@ pub fn show<D: Disk, S: Screen>(
             let shown = Arc::new(file.attach::<ToDevice>(screen.device()).map_err(Failure::dma)?);
             outcome.transfers = read(disk, &source.located.file.extents, &filled, bytes)?;
             detach(filled)?;
+            // Where the screen has a copy, or does not snoop: what the disk wrote.
+            shown.sync_for_device(0, file.len()).map_err(Failure::dma)?;
             outcome.to_screen = present(screen, &layout, &shown, screenshot)?;
             detach(shown)?;
         }

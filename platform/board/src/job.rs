@@ -225,6 +225,12 @@ fn picture(disk: &BlockDisk, screen: &GpuScreen, options: &Options, operator: &i
         Bytes(source.metadata)
     );
     println!("by CPU    {} bytes of the picture copied", Bytes(outcome.copied));
+    for device in [disk.master().device(), screen.master().device()] {
+        if device.copies() != 0 {
+            let count = Count(device.copies() as usize, "buffer", "buffers");
+            println!("copies    {}: {count}, which it does not reach or is not to", device.name());
+        }
+    }
     log::debug!("disk to screen in {:?}", began.elapsed());
     Ok(())
 }

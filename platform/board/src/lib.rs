@@ -13,7 +13,7 @@
 //! # Locking
 //!
 //! The list of messages given to devices (`messages`) has a lock of its own, a leaf, and so has the list of masters in use
-//! (`containment`). Everything else is set up by the first
+//! (`containment`), and the list of restricted pools (`pools`). Everything else is set up by the first
 //! core and not changed afterwards.
 
 #![no_std]
@@ -32,6 +32,7 @@ mod masters;
 mod memory;
 mod messages;
 mod options;
+mod pools;
 mod strictness;
 mod viommu;
 

@@ -13,11 +13,12 @@
 use crate::containment::{Containment, Registration};
 use crate::interrupts;
 use crate::messages::Messages;
+use crate::pools;
 use crate::{COHERENT, Error, PassthroughError};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use dma::{Bounce, BusWindow, Device, DeviceConfig, DirectConfig, Limits, Policy, Pool, PoolSource};
+use dma::{Bounce, BusWindow, Device, DeviceConfig, DirectConfig, Limits, PeerRange, Policy, Pool, PoolSource};
 use iommu::contract::Iommu;
 use iommu::domain::{Domain, DomainKind, ReservedKind};
 use iommu::group::{AttachmentState, Group};
@@ -105,6 +106,24 @@ impl Master {
         self.messages.clone()
     }
 
+    /// The function's memory BAR `index`, to be lent to other devices. The function has to be isolated: its registers, whatever
+    /// is written there, then make it reach no more than it was lent.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotIsolated`]; [`Error::Pci`] where there is no such BAR; [`Error::Dma`] where it is not made of whole pages.
+    pub fn peer_range(&self, index: u8) -> Result<PeerRange, Error> {
+        if !self.device.is_isolated() {
+            return Err(Error::NotIsolated(self.device.name().to_string()));
+        }
+        let bar = self.function.memory_bar(index).map_err(|error| self.pci(error))?;
+        let range = bar.phys.and_then(|phys| PhysRange::new(phys, bar.size));
+        let range = range.ok_or_else(|| self.pci(pci::PciError::NoBar(index)))?;
+        // SAFETY: a BAR keeps its place once it has one; and its function is isolated, as has been looked at: what its registers
+        // make it do ends at what it was lent.
+        unsafe { PeerRange::new(range) }.map_err(|error| Error::Dma { name: self.device.name().to_string(), error })
+    }
+
     /// Lets the function master the bus.
     ///
     /// # Errors
@@ -180,12 +199,15 @@ impl Context<'_> {
     pub fn attach(&mut self, function: &Arc<Function>, name: &str, limits: Limits) -> Result<Master, Error> {
         let mut covered = Vec::new();
         covered.extend(function.requester_ids());
+        let restricted = pools::restricted(self.machine, self.host_index, &way(function))?;
+        let policy =
+            Treatment { restricted: self.treatment.restricted.or(restricted), ..self.treatment.clone() }.policy();
         let streams = self.streams(function, name)?;
         let (device, group) = match streams {
             Some((which, streams)) if self.treatment.passthrough => {
                 let iommu = (self.iommu)(which).ok_or(Error::Missing("IOMMU"))?;
                 let group = self.passed_through(iommu, function, streams, name)?;
-                (self.unprotected(name, limits, Some(group.clone())), Some(group))
+                (self.unprotected(name, limits, Some(group.clone()), policy), Some(group))
             }
             Some((which, streams)) => {
                 let iommu = (self.iommu)(which).ok_or(Error::Missing("IOMMU"))?;
@@ -202,10 +224,10 @@ impl Context<'_> {
                 //   apart from this one, by the host's `iommu-map`, and is attached;
                 // - the host's `dma-coherent` says that its devices snoop;
                 // - whoever started the kernel is answerable for the devices that they trust.
-                let device = unsafe { Device::with_policy(config, self.treatment.policy()) };
+                let device = unsafe { Device::with_policy(config, policy) };
                 (device, Some(group))
             }
-            None if self.treatment.allow_unprotected => (self.unprotected(name, limits, None), None),
+            None if self.treatment.allow_unprotected => (self.unprotected(name, limits, None, policy), None),
             None => return Err(Error::NotIsolated(String::from(name))),
         };
         let device = device.map_err(|error| Error::Dma { name: String::from(name), error })?;
@@ -243,9 +265,15 @@ impl Context<'_> {
         }
     }
 
-    fn unprotected(&self, name: &str, limits: Limits, group: Option<Arc<Group>>) -> Result<Device, dma::Error> {
+    fn unprotected(
+        &self,
+        name: &str,
+        limits: Limits,
+        group: Option<Arc<Group>>,
+        policy: Policy,
+    ) -> Result<Device, dma::Error> {
         // SAFETY: whoever started the kernel has said that this device may run unprotected, and is answerable for it.
-        unsafe { direct(self.host, name, limits, group, self.treatment.policy()) }
+        unsafe { direct(self.host, name, limits, group, policy) }
     }
 
     /// The group of a function that is let through untranslated.

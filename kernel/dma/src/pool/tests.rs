@@ -94,8 +94,7 @@ impl Reference {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
 
-    /// Caught: `starts` that shifts once too little; `take` that does not clear the whole run; a spill that leaves out an area;
-    /// `aligned` without the address of the set.
+    /// Caught: `take` that does not clear the whole run; a spill that leaves out an area; `aligned` without the address of the set.
     #[test]
     fn a_run_is_had_exactly_when_there_is_one_and_is_nobody_elses(
         steps in prop::collection::vec(step(), 1..150),
@@ -143,7 +142,7 @@ proptest! {
     }
 }
 
-/// Caught: `take` that looks at the map before it has the lock.
+/// Caught: `take` that does not clear the whole run.
 #[test]
 fn no_slot_is_two_cores_at_once() {
     use std::sync::atomic::AtomicBool;

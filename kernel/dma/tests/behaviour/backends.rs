@@ -307,7 +307,7 @@ proptest! {
     }
 }
 
-/// Caught: every sync of a copy doing nothing.
+/// Caught: each of the two syncs of a copy without its maintenance.
 #[test]
 fn without_a_sync_a_device_that_does_not_snoop_and_the_cpu_see_the_past_on_every_backend() {
     for kind in 0..KINDS {
@@ -328,7 +328,7 @@ fn without_a_sync_a_device_that_does_not_snoop_and_the_cpu_see_the_past_on_every
     }
 }
 
-/// Caught: `Windows::segments` that forgets the offset; `Direct::near` that looks at the mask only.
+/// Caught: `Windows::segments` and `Direct::near`, each without the window's bus address.
 #[test]
 fn physical_2_gib_is_exactly_1_gib_to_the_device_in_every_window_it_has() {
     let memory = memory_at(0x8000_0000, true);

@@ -26,7 +26,7 @@ fn a_device_that_reaches_the_buffer_gets_no_copy_and_has_no_pool() {
     drop(mapped);
 }
 
-/// Caught: `Bounced::take` without the alignment of the device.
+/// Caught: `Direct::near` without the device's alignment; `bounce::lend` without the copy.
 #[test]
 fn a_buffer_with_the_wrong_alignment_is_copied_to_where_it_is_right() {
     let memory = memory_at(0x4000_1000, true);
@@ -45,7 +45,7 @@ fn a_buffer_with_the_wrong_alignment_is_copied_to_where_it_is_right() {
     assert_eq!(device.copies(), 1);
 }
 
-/// Caught: `bounce::lend` that copies in what the device reads only.
+/// Caught: `bounce::lend` without its maintenance, `take_over` without its, and without its copy.
 #[test]
 fn what_a_pool_held_before_is_seen_by_nobody() {
     for snooped in [true, false] {
@@ -71,7 +71,7 @@ fn what_a_pool_held_before_is_seen_by_nobody() {
     }
 }
 
-/// Caught: `Bounced::take` that leaks what it had when the pool ran out; `PoolExhausted` mapped to another error.
+/// Caught: a `Bounced` that does not give its runs back when it is dropped.
 #[test]
 fn a_pool_that_is_exhausted_says_so_by_name_and_recovers() {
     let system = FakeSystem::new();
@@ -165,7 +165,7 @@ fn a_restricted_device_reaches_its_pool_and_nothing_else() {
     assert_eq!((pool.used(), system.memory.live_allocations()), (0, 1));
 }
 
-/// Caught: `bounce::sync_for_cpu` that copies all, or nothing.
+/// Caught: `bounce::sync_for_cpu` that copies all; syncs without their maintenance.
 #[test]
 fn a_sync_of_a_shared_buffer_copies_exactly_the_part_it_names() {
     for snooped in [true, false] {
@@ -210,7 +210,7 @@ fn a_sync_of_a_shared_buffer_copies_exactly_the_part_it_names() {
     }
 }
 
-/// Caught: `SharedBuffer::attach` without `write_alone`, and a refused attachment that takes its copy over.
+/// Caught: `SharedBuffer::attach` without `write_alone`; a second writer let in beside the one with a copy.
 #[test]
 fn a_writer_with_a_copy_is_the_only_writer() {
     let system = FakeSystem::new();

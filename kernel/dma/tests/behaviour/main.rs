@@ -18,6 +18,7 @@ mod misuse;
 mod model;
 mod owned;
 mod ownership;
+mod parts;
 mod reports;
 mod reserve;
 mod sharing;

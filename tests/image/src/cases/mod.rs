@@ -13,6 +13,7 @@ mod iommus;
 mod machine;
 mod memory;
 mod misuse;
+mod narrow;
 mod pcie;
 mod removal;
 mod screen;

@@ -5,7 +5,7 @@
 //! then is the address range given out again. There is no way to the memory in between: laziness is a type, not a mode in which
 //! [`Mapped::unmap`] means less.
 //!
-//! Flushes happen by amount ([`COUNT`] mappings or [`BYTES`]), by time ([`PERIOD`] after the first), and on request
+//! Flushes happen by amount ([`COUNT`] mappings or [`BYTES`]), by time ([`PERIOD`] after the first, where the kernel has a clock for it), and on request
 //! ([`Device::flush`], [`Lapsing::take`]). A token that is dropped leaves its memory to the flush.
 //!
 //! The table entries stay until the flush. Clearing them earlier would buy nothing: what the TLB holds it may keep until it is
@@ -54,8 +54,17 @@ use spin::Once;
 pub const COUNT: usize = 128;
 /// Bytes of a device that lapse before they are flushed.
 pub const BYTES: u64 = 16 << 20;
-/// The time that a mapping may have lapsed before it is flushed, where the kernel has a clock for it ([`set_alarm`]).
+/// The time that a mapping may have lapsed before it is flushed, unless [`set_period`] says otherwise.
 pub const PERIOD: Duration = Duration::from_millis(10);
+
+/// The period in nanoseconds.
+static PERIOD_NOW: AtomicU64 = AtomicU64::new(PERIOD.as_nanos() as u64);
+
+/// Sets the time that a mapping may have lapsed before it is flushed, for those that lapse from here on, where the kernel has a clock
+/// for it ([`set_alarm`]).
+pub fn set_period(period: Duration) {
+    PERIOD_NOW.store(u64::try_from(period.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+}
 
 /// How mappings of a device end that may end lazily.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,7 +254,7 @@ impl Lapses {
         } else if index == 0
             && let Some(alarm) = ALARM.get()
         {
-            alarm(PERIOD);
+            alarm(Duration::from_nanos(PERIOD_NOW.load(Ordering::Relaxed)));
         }
         Ok(place)
     }

@@ -85,6 +85,7 @@ impl Device {
     /// device's alignment, and as [`Device::map`].
     #[inline]
     #[track_caller]
+    #[expect(clippy::result_large_err, reason = "the list comes back by value, without an allocation")]
     pub fn map_list<D: Direction, B: Buffer>(
         &self,
         list: ScatterList<B>,
@@ -315,6 +316,7 @@ pub struct MappedList<D: Direction, B: Buffer> {
 
 impl<D: Direction, B: Buffer> MappedList<D, B> {
     #[inline]
+    #[expect(clippy::result_large_err, reason = "as for `Device::map_list`")]
     fn new(device: &Device, mut list: ScatterList<B>, site: Site) -> Result<Self, Rejected<ScatterList<B>>> {
         if let Err(error) = check(device, &list) {
             return Err(Rejected { buffer: list, error });

@@ -90,6 +90,45 @@ fn a_token_dropped_after_its_flush_frees_its_pages_at_once() {
     assert_eq!(system.memory.live_allocations(), 0);
 }
 
+/// Caught: storing `flushed` before the revocation; taking the orphans out before it.
+#[test]
+fn while_a_flush_is_under_way_its_tokens_do_not_yield_and_new_ones_wait_for_the_next() {
+    let system = FakeSystem::new();
+    let blk = std::sync::Arc::new(system.device("blk").unwrap());
+    let tokens = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let at: Vec<_> = (0..3)
+        .map(|_| {
+            let (iova, token) = lapsed(&blk);
+            tokens.lock().unwrap().push(token);
+            iova
+        })
+        .collect();
+    let (of, list, iovas) = (blk.clone(), tokens.clone(), at.clone());
+    system.iommu.on_revoke(move |_| {
+        let mut tokens = list.lock().unwrap();
+        if tokens.len() != 3 {
+            return;
+        }
+        // One is dropped, two are asked, and another mapping lapses.
+        drop(tokens.pop());
+        let asked: Vec<_> = tokens.drain(..).map(still).collect();
+        tokens.extend(asked);
+        tokens.push(lapsed(&of).1);
+        tokens.push(lapsed(&of).1);
+        iovas.iter().for_each(|iova| of.master.write(*iova, b"late").unwrap());
+    });
+    blk.device.flush(soon()).unwrap();
+    let mut tokens = std::mem::take(&mut *tokens.lock().unwrap());
+    assert!(at.iter().all(|iova| blk.master.write(*iova, b"too late").is_err()));
+    // The memory of the one that was dropped is free.
+    assert_eq!(system.memory.live_allocations(), 4);
+    assert_eq!(tokens.iter().map(Lapsing::is_over).collect::<Vec<_>>(), [true, true, false, false]);
+    tokens.drain(..2).for_each(|token| assert_eq!(&token.try_take().unwrap().as_slice()[..4], b"late"));
+    tokens.drain(..).for_each(|token| drop(token.take(soon()).unwrap()));
+    assert_eq!((system.memory.live_allocations(), blk.device.stats().live_mappings), (0, 0));
+    assert!(system.memory.violations().is_empty());
+}
+
 /// Caught: giving the address range back in `push`.
 #[test]
 fn an_address_range_is_not_given_out_again_before_the_flush() {

@@ -14,7 +14,7 @@ use crate::site::Site;
 use crate::{Device, Direction, Error};
 use core::marker::PhantomData;
 use core::mem::{self, ManuallyDrop};
-use iommu::Iova;
+use iommu::{Iova, Prot};
 
 /// Memory `M` that a device has, in direction `D`. Dropping it revokes.
 pub(crate) struct Held<D: Direction, M: Spans> {
@@ -33,6 +33,18 @@ impl<D: Direction, M: Spans> Held<D, M> {
     /// Lends `memory`, at a fixed address if there is one.
     #[inline]
     pub(crate) fn lend_at(device: &Device, at: Option<Iova>, memory: M, site: Site) -> Result<Self, (M, Error)> {
+        Self::lend_as(device, at, memory, Prot::empty(), site)
+    }
+
+    /// Lends `memory` with more attributes than its direction's.
+    #[inline]
+    pub(crate) fn lend_as(
+        device: &Device,
+        at: Option<Iova>,
+        memory: M,
+        extra: Prot,
+        site: Site,
+    ) -> Result<Self, (M, Error)> {
         let len = memory.spans_len();
         if !device.is_coherent()
             && let Err(error) = prepare::<D, M>(&memory, 0, len)
@@ -43,7 +55,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
         // - `memory` is owned: nobody has a reference into it (contract of Spans), and from here on it is reached through
         //   atomics only, until `take_back` or a drop has revoked the loan;
         // - it is not freed before that either: if the revocation fails, it is forgotten.
-        match unsafe { device.lend(at, memory.spans_runs(), len, D::PROT, site) } {
+        match unsafe { device.lend(at, memory.spans_runs(), len, D::PROT | extra, site) } {
             Ok(loan) => {
                 Ok(Self { loan: ManuallyDrop::new(loan), memory: ManuallyDrop::new(memory), direction: PhantomData })
             }

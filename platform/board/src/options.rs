@@ -20,7 +20,7 @@ pub struct Options {
 }
 
 /// Keys that something in the image reads.
-const KNOWN: &[&str] = &["picture", "screen.wait", "iommu.off", "fault.budget", "exit", "log"];
+const KNOWN: &[&str] = &["picture", "screen.wait", "iommu.off", "fault.budget", "exit", "log", "cma"];
 
 impl Options {
     /// Reads the command line.

@@ -40,6 +40,6 @@ pub use hardware::Hardware;
 pub use interrupts::{gic, init_core};
 pub use job::{Operator, main_job};
 pub use masters::Master;
-pub use memory::{COHERENT, NON_COHERENT};
+pub use memory::{COHERENT, CarveOut, KernelMemory, NON_COHERENT, alias_stats, trim_aliases};
 pub use options::Options;
 pub use viommu::Viommu;

@@ -4,13 +4,16 @@
 //! so does a carve-out of the device tree, which never was in it.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use arch::cache;
 use arch::mmu::{self, Use};
+use base::IrqMutex;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use dma::{AttributeError, Cacheability, DmaMemory, PageRequest, RawPages};
 use iommu::contract::{TableBlock, TableMemory};
 use iommu::{OutOfMemory, PAGE_SIZE, PhysAddr, PhysRange};
+use kernel::machine::Machine;
 use kernel::mm::{self, Backing, Pool, PoolStats, Zone};
 
 /// Frames of the kernel's allocator, in the linear map.
@@ -30,7 +33,7 @@ const FOUR_GIB: u64 = 1 << 32;
 const LARGE: u64 = 16 * PAGE_SIZE;
 
 /// Pages outside the linear map.
-static ALIASES: Pool<Blocks> = Pool::new(Blocks);
+static ALIASES: Pool<Blocks> = Pool::new(Blocks { grows: true });
 
 /// What is outside the linear map for the sake of its attributes, carve-outs not counted.
 pub fn alias_stats() -> PoolStats {
@@ -97,8 +100,42 @@ fn pointer(phys: PhysAddr) -> Result<NonNull<u8>, OutOfMemory> {
     NonNull::new(mm::pointer(phys)).ok_or(OutOfMemory)
 }
 
+/// The carve-outs that are in use.
+static CARVE_OUTS: IrqMutex<Vec<(PhysRange, &'static CarveOut)>> = IrqMutex::new(Vec::new());
+
+/// Where the memory of a PCI function comes from: `host` and `way` as for [`Machine::function_pools`].
+///
+/// # Errors
+///
+/// [`OutOfMemory`].
+pub(crate) fn of_function(
+    machine: &Machine,
+    host: usize,
+    way: &[(u8, u8)],
+) -> Result<&'static dyn DmaMemory, OutOfMemory> {
+    let pools = machine.function_pools(host, way);
+    // An area for large allocations that is not everybody's is a carve-out like others.
+    let own = pools.carve_out.or(pools.contiguous.filter(|pool| !pool.default));
+    let Some(range) = own.and_then(|pool| pool.range) else { return Ok(&COHERENT) };
+    let find =
+        |list: &[(PhysRange, &'static CarveOut)]| list.iter().find(|(other, _)| *other == range).map(|(_, it)| *it);
+    if let Some(known) = find(&CARVE_OUTS.lock()) {
+        return Ok(known);
+    }
+    // SAFETY: the device tree says that it is for these devices; it is left out of the linear map and of the frames, and there is
+    // one of it: this is what the list is for, and functions are attached one after another.
+    let made = unsafe { CarveOut::new(range) }?;
+    let mut list = CARVE_OUTS.lock();
+    list.try_reserve(1).map_err(|_| OutOfMemory)?;
+    list.push((range, made));
+    Ok(made)
+}
+
 /// Blocks of the kernel's frames, and mappings of their pages.
-struct Blocks;
+struct Blocks {
+    /// Whether there are more than those that were added.
+    grows: bool,
+}
 
 fn physical(range: PhysRange) -> mmu::Physical {
     range.start().get()..range.end().get()
@@ -119,6 +156,9 @@ impl Blocks {
 
 impl Backing for Blocks {
     fn take(&self, bytes: u64, align: u64, below: PhysAddr) -> Option<PhysRange> {
+        if !self.grows {
+            return None;
+        }
         let anywhere = allocate_linear(bytes, align, below).or_else(|_| {
             let count = usize::try_from(bytes / PAGE_SIZE).map_err(|_| OutOfMemory)?;
             let range = mm::alloc_in_area(count, align).map_err(|_| OutOfMemory)?;
@@ -186,7 +226,7 @@ impl CarveOut {
     ///
     /// It is RAM, for these devices alone, mapped nowhere.
     pub unsafe fn new(range: PhysRange) -> Result<&'static Self, OutOfMemory> {
-        let pool = Pool::new(Blocks);
+        let pool = Pool::new(Blocks { grows: false });
         pool.add(range).map_err(|_| OutOfMemory)?;
         Ok(Box::leak(Box::new(Self { pool, frames: &COHERENT })))
     }

@@ -83,6 +83,7 @@ mod error;
 mod explain;
 #[cfg(feature = "fakes")]
 pub mod fakes;
+mod gather;
 mod held;
 mod hidden;
 mod lent;
@@ -110,6 +111,7 @@ pub use direct::BusWindow;
 pub use direction::{Bidirectional, DeviceReads, DeviceWrites, Direction, FromDevice, ToDevice};
 pub use error::{BusyWith, Error, Rejected};
 pub use explain::{Explanation, Fate};
+pub use gather::{Drain, Endable, Ending, Ends, Finished, Gather, end_together};
 pub use hidden::HiddenPages;
 pub use lent::{Lent, Segment, Slices, slice};
 pub use limits::Limits;

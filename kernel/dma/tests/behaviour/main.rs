@@ -8,6 +8,7 @@ mod coherent;
 mod concurrency;
 mod directions;
 mod exhaustion;
+mod gather;
 mod limits;
 mod model;
 mod owned;

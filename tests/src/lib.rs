@@ -10,6 +10,7 @@
 
 pub mod boot;
 pub mod names;
+mod pools;
 pub mod profile;
 pub mod runner;
 mod two_smmus;

@@ -1,13 +1,13 @@
 //! The machines that on-target tests ask for by name.
 
-use crate::two_smmus;
+use crate::{pools, two_smmus};
 use anyhow::{Result, bail};
 use qemu::emulator::{Emulator, Version};
 use qemu::machine::{Disk, Iommu, Machine};
 use std::ffi::OsString;
 
 /// The names, with what each is for.
-pub const PROFILES: [(&str, &str); 12] = [
+pub const PROFILES: [(&str, &str); 13] = [
     ("default", "two cores, and edu, a writable virtio-blk disk and a virtio-gpu on the root bus"),
     ("smp1", "as default, with one core"),
     ("smp8", "as default, with eight cores"),
@@ -22,6 +22,7 @@ pub const PROFILES: [(&str, &str); 12] = [
     ("testdev", "as default, and an iommu-testdev at slot 4 where this QEMU has one"),
     ("two_smmus", "as default without disk and display, and a second edu behind a second SMMU where this QEMU has one"),
     ("viommu", "as default, with a virtio-iommu in slot 6 in place of the SMMU"),
+    ("pools", "as default, with a carve-out of the edu's and an area for large allocations in the device tree"),
     ("bare", "no IOMMU, no disk, no display, no edu"),
 ];
 
@@ -73,6 +74,7 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
             machine = Machine { gpu: false, ..Machine::default() };
             two_smmus::fit(&mut machine, emulator)?;
         }
+        "pools" => pools::fit(&mut machine, emulator)?,
         "viommu" => machine.iommu = Iommu::Virtio,
         "bare" => machine = Machine { iommu: Iommu::None, gpu: false, edu: false, ..Machine::default() },
         _ => {

@@ -33,8 +33,8 @@ pub fn fit(machine: &mut Machine, emulator: &Emulator) -> Result<()> {
     machine.iommu = Iommu::None;
     let bridge = format!("pxb-pcie,id=pcie.1,bus_nr={BUS},bus=pcie.0,addr=7");
     let buses = ["arm-smmuv3,primary-bus=pcie.0", &bridge, "arm-smmuv3,primary-bus=pcie.1"];
-    let tree = complete(&described(machine, emulator, &buses)?)?;
-    let file = file()?;
+    let tree = complete(&described(machine, emulator, "virt", &buses)?)?;
+    let file = file("two-smmus")?;
     std::fs::write(&file, tree).with_context(|| format!("{} cannot be written", file.display()))?;
     let beyond = ["pcie-root-port,bus=pcie.1,id=port1,chassis=1", "edu,bus=port1,dma_mask=0xffffffffffffffff"];
     for device in buses.into_iter().chain(beyond) {
@@ -45,18 +45,18 @@ pub fn fit(machine: &mut Machine, emulator: &Emulator) -> Result<()> {
 }
 
 /// Where the tree is kept, one for each process.
-fn file() -> Result<PathBuf> {
+pub(crate) fn file(name: &str) -> Result<PathBuf> {
     let directory = firmware::workspace().join("target").join("trees");
     std::fs::create_dir_all(&directory).context("the directory for device trees cannot be made")?;
-    Ok(directory.join(format!("two-smmus-{}.dtb", std::process::id())))
+    Ok(directory.join(format!("{name}-{}.dtb", std::process::id())))
 }
 
-/// Has QEMU write its own tree of the machine.
-fn described(machine: &Machine, emulator: &Emulator, devices: &[&str]) -> Result<Vec<u8>> {
+/// Has QEMU write its own tree of the machine, a `kind` of `virt`, with these devices.
+pub(crate) fn described(machine: &Machine, emulator: &Emulator, kind: &str, devices: &[&str]) -> Result<Vec<u8>> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("tree");
     let mut command = Command::new(&emulator.program);
-    let kind = format!("virt,gic-version=3,dtb-randomness=off,dumpdtb={}", file.display());
+    let kind = format!("{kind},gic-version=3,dtb-randomness=off,dumpdtb={}", file.display());
     command.args(["-M", &kind, "-cpu", &machine.cpu, "-smp", &machine.smp.to_string(), "-m", &machine.memory]);
     command.args(["-nodefaults", "-display", "none"]);
     for device in devices {
@@ -64,7 +64,7 @@ fn described(machine: &Machine, emulator: &Emulator, devices: &[&str]) -> Result
     }
     let output = command.output().context("QEMU cannot be started")?;
     if !output.status.success() {
-        bail!("QEMU does not describe two SMMUs: {}", String::from_utf8_lossy(&output.stderr));
+        bail!("QEMU does not describe the machine: {}", String::from_utf8_lossy(&output.stderr));
     }
     Ok(std::fs::read(&file)?)
 }

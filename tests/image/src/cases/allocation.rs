@@ -8,7 +8,7 @@ use base::IrqMutex;
 use board::{COHERENT, CarveOut, EduStray};
 use core::sync::atomic::{AtomicU64, Ordering};
 use dma::{BusWindow, Device, DeviceConfig, DirectConfig, DmaMemory, Lent, Limits, PageRequest};
-use iommu::{FaultReason, PAGE_SIZE, PhysAddr, Prot};
+use iommu::{FaultReason, PAGE_SIZE, PhysAddr, PhysRange, Prot};
 use kernel::mm::{self, Zone};
 use ktest::{Outcome, expect, expect_eq, ktest};
 use testdev::edu::Completion;
@@ -264,6 +264,42 @@ ktest! {
         drop(device);
         Ok(edu.stop()?)
     }
+}
+
+ktest! {
+    /// The device tree of this machine has 4 MiB at 0x5000_0000 for the edu in slot 1, and asks for 24 MiB somewhere for large
+    /// allocations.
+    fn a_device_has_its_coherent_memory_where_the_device_tree_says(bench) {
+        let carve_out = PhysRange::new(PhysAddr::new(0x5000_0000), 4 << 20).unwrap_or_default();
+        expect_eq!(mm::stats().area as u64 * PAGE_SIZE, 24 << 20);
+        expect!(bench.boot.machine.pools().all(|pool| pool.range.is_some()));
+        let edu = bench.edu()?;
+        let device = edu.master().device();
+        let (ring, frame, hidden) = (device.coherent::<Page>()?, device.write_combined(PAGE_SIZE)?, device.hidden(PAGE_SIZE)?);
+        for lent in [&ring as &dyn Lent, &frame, &hidden] {
+            let place = phys(&edu, lent)?;
+            expect!(carve_out.contains(place), "{place}");
+            expect_eq!(reached_by(bench, place)?, 0);
+        }
+        // Nobody has any of it in the linear map: the tree says `no-map`.
+        expect_eq!(reached_by(bench, carve_out.start())?, 0);
+        ring[5].store(99, Ordering::Relaxed);
+        edu.edu().dma_to_device(ring.iova_of(&ring[5])?, 8, Completion::Polling, soon())?;
+        edu.edu().dma_from_device(ring.iova_of(&ring[6])?, 8, Completion::Polling, soon())?;
+        expect_eq!(ring[6].load(Ordering::Relaxed), 99);
+        let disk = bench.disk_master()?;
+        expect!(!core::ptr::addr_eq(disk.device().memory(), device.memory()));
+        expect!(core::ptr::addr_eq(disk.device().memory(), &COHERENT));
+        // What is used up is an error, and comes back.
+        let rest = device.hidden((4 << 20) - 3 * PAGE_SIZE)?;
+        expect!(matches!(device.coherent::<Page>(), Err(dma::Error::OutOfMemory)));
+        drop((ring, rest));
+        drop(device.coherent::<Page>()?);
+        drop((frame, hidden));
+        disk.arrest()?;
+        Ok(edu.stop()?)
+    }
+    machine: pools
 }
 
 ktest! {

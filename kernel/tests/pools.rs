@@ -151,6 +151,35 @@ fn two_open_places_do_not_overlap() {
 }
 
 #[test]
+fn the_area_for_large_allocations_is_chosen_from_memory() {
+    let plain = Machine::from_fdt(QEMU_10).unwrap();
+    // 2 GiB from 1 GiB on: a sixteenth is more than the most. Aligned to itself, below what is taken.
+    let taken = [phys(0xbf00_0000, 0x1000)];
+    assert_eq!(plain.contiguous_area(None, &taken), Ok(Some(phys(0xb800_0000, 64 * MIB))));
+    assert_eq!(plain.contiguous_area(Some(3 * MIB), &[]), Ok(Some(phys(0xbfc0_0000, 4 * MIB))));
+    assert_eq!(plain.contiguous_area(Some(0), &[]), Ok(None));
+    for too_much in [u64::MAX, 4 << 30] {
+        assert_eq!(plain.contiguous_area(Some(too_much), &[]), Ok(None));
+    }
+    let mut high = parse(QEMU_10);
+    high.at("/memory@40000000").set("reg", cells(&[0, 0x4000_0000, 0, 0x400_0000, 2, 0, 1, 0]));
+    let high = read(&high).unwrap();
+    assert_eq!(
+        high.contiguous_area(Some(32 * MIB), &[]),
+        Ok(Some(phys(0x4200_0000, 32 * MIB))),
+        "low if there is room"
+    );
+    assert_eq!(high.contiguous_area(Some(1 << 30), &[]), Ok(Some(phys(0x2_c000_0000, 1 << 30))));
+    // The tree's, unless the command line says otherwise.
+    let mut machine = read(&tree()).unwrap();
+    machine.place(&[]).unwrap();
+    let range = machine.pools().nth(2).unwrap().range;
+    assert_eq!(machine.contiguous_area(None, &[]), Ok(range));
+    let other = machine.contiguous_area(Some(2 * MIB), &[]).unwrap().unwrap();
+    assert!(machine.pools().all(|pool| !pool.range.unwrap().overlaps(other)));
+}
+
+#[test]
 fn pools_that_cannot_be_are_refused_by_name() {
     let fault = |path: &str, name: &str, value: &[u8]| {
         let mut tree = tree();

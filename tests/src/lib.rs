@@ -12,6 +12,7 @@ pub mod boot;
 mod firmware_regions;
 pub mod misuse;
 pub mod names;
+mod pools;
 pub mod profile;
 pub mod restricted;
 pub mod runner;

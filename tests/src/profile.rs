@@ -1,6 +1,6 @@
 //! The machines that on-target tests ask for by name.
 
-use crate::{firmware_regions, two_smmus};
+use crate::{firmware_regions, pools, two_smmus};
 use anyhow::{Result, bail};
 use qemu::emulator::{Emulator, Version};
 use qemu::machine::{Disk, Iommu, Machine};
@@ -29,6 +29,7 @@ pub const PROFILES: &[(&str, &str)] = &[
         "as default without disk and display, with 4 GiB of memory, an edu with its usual 28 address lines in slot 1, and one with \
          32 in slot 5",
     ),
+    ("pools", "as default, with a carve-out of the edu's and an area for large allocations in the device tree"),
     ("bare", "no IOMMU, no disk, no display, no edu"),
 ];
 
@@ -97,6 +98,7 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
             }
         }
         "firmware" => firmware_regions::fit(&mut machine, emulator)?,
+        "pools" => pools::fit(&mut machine, emulator)?,
         "viommu" => machine.iommu = Iommu::Virtio,
         "narrow" => {
             machine = Machine { disk: None, gpu: false, edu: false, memory: "4G".into(), ..Machine::default() };

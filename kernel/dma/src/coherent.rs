@@ -1,28 +1,28 @@
 //! Memory that the CPU and a device share without synchronization: rings, descriptors, queues.
 //!
 //! The CPU reaches it only as types of atomics ([`DeviceShared`]), to which a shared reference is sound whatever the device
-//! does. That is also why there is no first step before publication: a plain `T` that nobody else sees could be had only to be
-//! given up again, and atomic stores to memory whose address the device has not been told cost the same.
+//! does. Publication may take two steps: an [`Unpublished`] is memory that no device reaches yet, and its owner's alone (`&mut T`,
+//! plain accesses through `get_mut`); publishing it makes it a [`Coherent`].
 //!
-//! For a device that does not snoop the caches the memory is not cacheable, and has no second, cacheable alias.
+//! For a device that does not snoop the caches the memory is not cacheable, and has no second, cacheable alias. Of atomic accesses
+//! only loads and stores are sure to work there ([`Cacheability::NonCacheable`]).
 
 #![expect(unsafe_code, reason = "makes references to typed memory of its own, shared with a device")]
 
-use crate::buffer::{Span, Spans, to_usize};
+use crate::attributed::AttributedPages;
 use crate::held::Held;
 use crate::lent::{Lent, Segment, sealed};
-use crate::memory::{Cacheability, DmaMemory, RawPages};
-use crate::pages::Chunk;
+use crate::memory::Cacheability;
 use crate::quarantine::Quarantined;
 use crate::site::Site;
 use crate::{Bidirectional, Device, Error};
 use core::fmt;
 use core::mem::{align_of, needs_drop, size_of};
-use core::ops::Deref;
+use core::ops::{Deref, DerefMut};
 use core::panic::Location;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
-use iommu::{Iova, PAGE_SIZE, PhysRange};
+use iommu::{Iova, MapError, PAGE_SIZE, Prot};
 
 /// Types that a CPU and a device may access at the same time.
 ///
@@ -53,7 +53,7 @@ unsafe impl<T: DeviceShared> DeviceShared for [T] {}
 /// `value` points to the start of the memory of `held`, which is large enough for it, aligned and initialized.
 pub struct Coherent<T: DeviceShared + ?Sized> {
     value: NonNull<T>,
-    held: Held<Bidirectional, CoherentPages>,
+    held: Held<Bidirectional, AttributedPages>,
 }
 
 // SAFETY: it owns the memory, and `T` may be used from any core by shared reference.
@@ -62,18 +62,14 @@ unsafe impl<T: DeviceShared + ?Sized> Send for Coherent<T> {}
 unsafe impl<T: DeviceShared + ?Sized> Sync for Coherent<T> {}
 
 impl<T: DeviceShared> Coherent<T> {
-    pub(crate) fn new(device: &Device, site: Site) -> Result<Self, Error> {
-        let (start, held) = allocate::<T>(device, 1, site)?;
-        // INVARIANT: `allocate` made room for one `T`.
-        Ok(Self { value: start.cast(), held })
+    pub(crate) fn new(device: &Device, extra: Prot, site: Site) -> Result<Self, Error> {
+        Unpublished::<T>::new(device)?.publish_as(extra, site)
     }
 }
 
 impl<T: DeviceShared> Coherent<[T]> {
-    pub(crate) fn new_slice(device: &Device, count: usize, site: Site) -> Result<Self, Error> {
-        let (start, held) = allocate::<T>(device, count, site)?;
-        // INVARIANT: `allocate` made room for `count` of them.
-        Ok(Self { value: NonNull::slice_from_raw_parts(start.cast(), count), held })
+    pub(crate) fn new_slice(device: &Device, count: usize, extra: Prot, site: Site) -> Result<Self, Error> {
+        Unpublished::<[T]>::new_slice(device, count)?.publish_as(extra, site)
     }
 }
 
@@ -165,101 +161,122 @@ impl<T: DeviceShared + ?Sized> fmt::Debug for Coherent<T> {
     }
 }
 
-/// Zeroed pages with room for `count` of `T`, lent to `device`, and their first byte.
-fn allocate<T: DeviceShared>(
-    device: &Device,
-    count: usize,
-    site: Site,
-) -> Result<(NonNull<u8>, Held<Bidirectional, CoherentPages>), Error> {
+/// A zeroed `T` in memory for sharing with a device, before the device reaches it: its owner's alone.
+///
+/// # Invariants
+///
+/// `value` points to the start of `pages`, which are large enough for it, aligned and initialized. No device reaches them.
+pub struct Unpublished<T: DeviceShared + ?Sized> {
+    value: NonNull<T>,
+    pages: AttributedPages,
+    device: Device,
+}
+
+// SAFETY: it owns the memory, and `T` may be used from any core.
+unsafe impl<T: DeviceShared + ?Sized> Send for Unpublished<T> {}
+// SAFETY: as above.
+unsafe impl<T: DeviceShared + ?Sized> Sync for Unpublished<T> {}
+
+impl<T: DeviceShared> Unpublished<T> {
+    pub(crate) fn new(device: &Device) -> Result<Self, Error> {
+        let pages = allocate::<T>(device, 1)?;
+        // INVARIANT: `allocate` made room for one `T`.
+        Ok(Self { value: pages.start().cast(), pages, device: device.clone() })
+    }
+}
+
+impl<T: DeviceShared> Unpublished<[T]> {
+    pub(crate) fn new_slice(device: &Device, count: usize) -> Result<Self, Error> {
+        let pages = allocate::<T>(device, count)?;
+        // INVARIANT: `allocate` made room for `count` of them.
+        let value = NonNull::slice_from_raw_parts(pages.start().cast(), count);
+        Ok(Self { value, pages, device: device.clone() })
+    }
+}
+
+impl<T: DeviceShared + ?Sized> Unpublished<T> {
+    /// Lends it to the device: from here on both sides use it, by atomic accesses. What was written before is there when the
+    /// device first looks.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::map`]; the memory is freed.
+    #[track_caller]
+    pub fn publish(self) -> Result<Coherent<T>, Error> {
+        self.publish_as(Prot::empty(), Location::caller())
+    }
+
+    /// As [`Unpublished::publish`], for privileged transactions of the device only.
+    ///
+    /// # Errors
+    ///
+    /// As there; [`Error::Unsupported`] where nothing tells them from others.
+    #[track_caller]
+    pub fn publish_privileged(self) -> Result<Coherent<T>, Error> {
+        self.publish_as(Prot::PRIVILEGED, Location::caller())
+    }
+
+    fn publish_as(self, extra: Prot, site: Site) -> Result<Coherent<T>, Error> {
+        let Self { value, pages, device } = self;
+        base::barrier::device_write();
+        let held = Held::lend_coherent(&device, pages, extra, site).map_err(|(_, error)| match error {
+            Error::Map(MapError::BadProt) if !extra.is_empty() => unsupported(&device),
+            other => other,
+        })?;
+        if !extra.is_empty() && !expressed(&held, extra) {
+            held.take_back(site)?;
+            return Err(unsupported(&device));
+        }
+        if held.loan().segments.as_slice().len() != 1 {
+            // Only where bus windows meet in the middle of it. A ring needs one address.
+            let memory = held.memory().run();
+            return Err(Error::Unreachable { device: device.shared_name().clone(), memory });
+        }
+        // INVARIANT: `value` points into the memory that is now held.
+        Ok(Coherent { value, held })
+    }
+}
+
+/// Whether the address space says what was asked for: some formats cannot, and leave it out.
+#[cold]
+fn expressed(held: &Held<Bidirectional, AttributedPages>, extra: Prot) -> bool {
+    let Ok(translated) = held.loan().device.translated() else { return false };
+    translated.space().translate(held.loan().range.start()).is_some_and(|(_, prot)| prot.contains(extra))
+}
+
+#[cold]
+fn unsupported(device: &Device) -> Error {
+    Error::Unsupported { device: device.shared_name().clone(), what: "memory for its privileged transactions only" }
+}
+
+impl<T: DeviceShared + ?Sized> Deref for Unpublished<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        // SAFETY: initialized, aligned, and ours alone (invariant).
+        unsafe { self.value.as_ref() }
+    }
+}
+
+impl<T: DeviceShared + ?Sized> DerefMut for Unpublished<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: initialized, aligned, and ours alone (invariant); any bits are a value.
+        unsafe { self.value.as_mut() }
+    }
+}
+
+impl<T: DeviceShared + ?Sized> fmt::Debug for Unpublished<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Unpublished({} for {})", self.pages.run(), self.device.name())
+    }
+}
+
+/// Zeroed pages with room for `count` of `T`, that `device` can be lent.
+fn allocate<T: DeviceShared>(device: &Device, count: usize) -> Result<AttributedPages, Error> {
     const { assert!(!needs_drop::<T>(), "integers have nothing to drop") };
     let bytes = size_of::<T>().checked_mul(count).ok_or(Error::OutOfMemory)?;
     if bytes == 0 || align_of::<T>() as u64 > PAGE_SIZE {
         return Err(Error::BadLayout(size_of::<T>()));
     }
-    let chunk = Chunk::zeroed(device.memory(), device.coherent_request(bytes as u64)?)?;
-    let pages = CoherentPages::new(chunk, device.is_coherent())?;
-    let start = pages.raw.ptr;
-    let held = Held::lend_coherent(device, pages, site).map_err(|(_, error)| error)?;
-    if held.loan().segments.as_slice().len() != 1 {
-        // Only where bus windows meet in the middle of it. A ring needs one address.
-        let [memory] = held.memory().run;
-        return Err(Error::Unreachable { device: device.shared_name().clone(), memory });
-    }
-    Ok((start, held))
-}
-
-/// Pages as a device shares them, cached or not.
-///
-/// # Invariants
-///
-/// `raw` is a whole allocation of `memory`, and `raw.ptr` its only alias: write-back if `cached`, otherwise not cacheable.
-pub(crate) struct CoherentPages {
-    raw: RawPages,
-    run: [PhysRange; 1],
-    memory: &'static dyn DmaMemory,
-    cached: bool,
-}
-
-// SAFETY: it owns the memory, which any core may access.
-unsafe impl Send for CoherentPages {}
-// SAFETY: as above; it hands out pointers only.
-unsafe impl Sync for CoherentPages {}
-
-impl CoherentPages {
-    pub(crate) fn new(chunk: Chunk, cached: bool) -> Result<Self, Error> {
-        let run = [chunk.run()];
-        let (raw, memory) = chunk.into_raw();
-        let mut pages = Self { raw, run, memory, cached: true };
-        if !cached {
-            memory.clean_invalidate(pages.raw.ptr, to_usize(pages.raw.bytes));
-            // SAFETY: one whole allocation of `memory` with the alias that is valid now; nobody else has a pointer. On an
-            // error it is freed as it is: nothing has changed.
-            pages.raw.ptr = unsafe { memory.set_cacheability(&pages.raw, Cacheability::NonCacheable) }?;
-            pages.cached = false;
-        }
-        Ok(pages)
-    }
-}
-
-impl Drop for CoherentPages {
-    fn drop(&mut self) {
-        let RawPages { phys, mut ptr, bytes } = self.raw;
-        if !self.cached {
-            // SAFETY: one whole allocation with the alias that is valid now (invariant); the references that there were
-            // borrowed the `Coherent` that owned this.
-            match unsafe { self.memory.set_cacheability(&self.raw, Cacheability::WriteBack) } {
-                Ok(cached) => ptr = cached,
-                Err(error) => {
-                    // Nobody may take it for ordinary memory.
-                    log::error!("dma: {bytes:#x} bytes of coherent memory at {phys} are lost: {error}");
-                    return;
-                }
-            }
-        }
-        // SAFETY: one whole allocation, write-back, that no device reaches: the loan that owned this was revoked, or never
-        // made.
-        unsafe { self.memory.free(RawPages { phys, ptr, bytes }) };
-    }
-}
-
-// SAFETY:
-// - the run is the allocation, which the object owns, and the one span is all of it;
-// - held by pointer, no reference is made, and freed by the drop only.
-unsafe impl Spans for CoherentPages {
-    fn spans_runs(&self) -> &[PhysRange] {
-        &self.run
-    }
-    fn spans_len(&self) -> u64 {
-        self.raw.bytes
-    }
-    fn span(&self, offset: u64) -> Option<Span> {
-        let bytes = self.raw.bytes.checked_sub(offset).filter(|bytes| *bytes != 0)?;
-        // SAFETY: below the size of the allocation.
-        let ptr = unsafe { self.raw.ptr.add(to_usize(offset)) };
-        Some(Span { ptr, bytes: to_usize(bytes) })
-    }
-    fn maintained_by(&self) -> Option<&'static dyn DmaMemory> {
-        // Atomic accesses cannot be bracketed by maintenance: it is either snooped or not cached.
-        None
-    }
+    let cacheability = if device.is_coherent() { Cacheability::WriteBack } else { Cacheability::NonCacheable };
+    AttributedPages::zeroed(device.memory(), device.coherent_request(bytes as u64)?, cacheability)
 }

@@ -8,9 +8,11 @@
 #![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
 
 use crate::bounce::{Bounced, Copied};
-use crate::coherent::{Coherent, DeviceShared};
+use crate::coherent::{Coherent, DeviceShared, Unpublished};
+use crate::combined::WriteCombined;
 use crate::direct::{BusWindow, Direct};
 use crate::explain::Explanation;
+use crate::hidden::HiddenPages;
 use crate::lazy::Lazy;
 use crate::lent::{Lent, Segment, Segments};
 use crate::memory::{DmaMemory, PageRequest};
@@ -24,8 +26,8 @@ use crate::stats::{self, DeviceStats};
 use crate::tracker::Report;
 use crate::translated::{self, Translated};
 use crate::{
-    Bounce, Buffer, Bytes, Direction, Error, Ladder, Limits, Mapped, MappedBytes, MappedPeer, PageSet, Pages,
-    PeerRange, Policy, Pool, Rejected,
+    Bidirectional, Bounce, Buffer, Bytes, Direction, Error, Ladder, Limits, Mapped, MappedBytes, MappedPeer, PageSet,
+    Pages, PeerRange, Policy, Pool, Rejected,
 };
 use alloc::sync::Arc;
 use core::fmt;
@@ -434,7 +436,66 @@ impl Device {
     /// [`Error::OutOfMemory`], [`Error::BadLayout`], and as [`Device::map`].
     #[track_caller]
     pub fn coherent<T: DeviceShared>(&self) -> Result<Coherent<T>, Error> {
-        Coherent::new(self, Location::caller())
+        Coherent::new(self, Prot::empty(), Location::caller())
+    }
+
+    /// As [`Device::coherent`], for privileged transactions of the device only.
+    ///
+    /// # Errors
+    ///
+    /// As there; [`Error::Unsupported`] where nothing tells them from others.
+    #[track_caller]
+    pub fn coherent_privileged<T: DeviceShared>(&self) -> Result<Coherent<T>, Error> {
+        Coherent::new(self, Prot::PRIVILEGED, Location::caller())
+    }
+
+    /// Allocates a zeroed `T` for sharing with the device, which does not reach it before [`Unpublished::publish`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`], [`Error::BadLayout`], [`Error::Attributes`].
+    pub fn coherent_init<T: DeviceShared>(&self) -> Result<Unpublished<T>, Error> {
+        Unpublished::new(self)
+    }
+
+    /// As [`Device::coherent_init`], for `count` of them one after another.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn coherent_init_slice<T: DeviceShared>(&self, count: usize) -> Result<Unpublished<[T]>, Error> {
+        Unpublished::new_slice(self, count)
+    }
+
+    /// Allocates at least `bytes` of zeroed, contiguous memory that the CPU streams into and the device reads.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::pages`] and [`Device::map`]; [`Error::Attributes`] where the memory cannot be had uncached.
+    #[track_caller]
+    pub fn write_combined(&self, bytes: u64) -> Result<WriteCombined, Error> {
+        WriteCombined::new(self, bytes, Location::caller())
+    }
+
+    /// Allocates at least `bytes` of zeroed, contiguous memory that only the device reaches.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::pages`] and [`Device::map`]; [`Error::Attributes`] where the memory cannot leave the kernel's address space.
+    #[track_caller]
+    pub fn hidden(&self, bytes: u64) -> Result<HiddenPages, Error> {
+        HiddenPages::new(self, bytes, Location::caller())
+    }
+
+    /// Allocates at least `bytes` of zeroed, contiguous, cached memory and lends it in both directions: for long, with
+    /// [`Mapped::sync_for_cpu`] and [`Mapped::sync_for_device`] between the two sides' turns.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::pages`] and [`Device::map`].
+    #[track_caller]
+    pub fn non_coherent(&self, bytes: u64) -> Result<Mapped<Bidirectional, Pages>, Error> {
+        Ok(Mapped::new(self, self.pages(bytes)?, Location::caller())?)
     }
 
     /// Allocates `count` zeroed `T` one after another that the CPU and the device share without synchronization.
@@ -444,7 +505,7 @@ impl Device {
     /// As [`Device::coherent`].
     #[track_caller]
     pub fn coherent_slice<T: DeviceShared>(&self, count: usize) -> Result<Coherent<[T]>, Error> {
-        Coherent::new_slice(self, count, Location::caller())
+        Coherent::new_slice(self, count, Prot::empty(), Location::caller())
     }
 
     /// Lends a copy of borrowed `bytes` to the device while `f` runs; see [`Scoped`] for why it is always a copy.

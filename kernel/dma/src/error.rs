@@ -117,12 +117,20 @@ pub enum Error {
     /// A revocation gave no guarantee.
     #[error("cannot revoke: {0}")]
     Revoke(RevokeError),
-    /// The cacheability of coherent memory could not be changed.
-    #[error("cannot change how memory is cached: {0}")]
+    /// There is no memory that the CPU could reach in the way asked for.
+    #[error("no memory of this kind: {0}")]
     Attributes(#[from] AttributeError),
     /// Part of a reservation is in use by another link, which is there.
     #[error("something is linked at {0} already")]
     Linked(IovaRange),
+    /// What was asked for cannot be had for this device.
+    #[error("{device} cannot have {what}")]
+    Unsupported {
+        /// Who.
+        device: Arc<str>,
+        /// What.
+        what: &'static str,
+    },
     /// A revocation failed; the memory is lost.
     #[error(transparent)]
     Quarantined(#[from] Quarantined),

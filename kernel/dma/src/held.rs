@@ -15,7 +15,7 @@ use crate::site::Site;
 use crate::{Device, Direction, Error};
 use core::marker::PhantomData;
 use core::mem::{self, ManuallyDrop};
-use iommu::{Iova, RevokeError};
+use iommu::{Iova, Prot, RevokeError};
 
 /// Memory `M` that a device has, in direction `D`. Dropping it revokes.
 pub struct Held<D: Direction, M: Spans> {
@@ -34,6 +34,18 @@ impl<D: Direction, M: Spans> Held<D, M> {
     /// Lends `memory`, at a fixed address if there is one.
     #[inline]
     pub(crate) fn lend_at(device: &Device, at: Option<Iova>, memory: M, site: Site) -> Result<Self, (M, Error)> {
+        Self::lend_as(device, at, memory, Prot::empty(), site)
+    }
+
+    /// Lends `memory` with more attributes than its direction's.
+    #[inline]
+    pub(crate) fn lend_as(
+        device: &Device,
+        at: Option<Iova>,
+        memory: M,
+        extra: Prot,
+        site: Site,
+    ) -> Result<Self, (M, Error)> {
         let len = memory.spans_len();
         if !device.is_coherent()
             && let Err(error) = prepare::<D, M>(&memory, 0, len)
@@ -44,16 +56,16 @@ impl<D: Direction, M: Spans> Held<D, M> {
         // - `memory` is owned: nobody has a reference into it (contract of Spans), and from here on it is reached through
         //   atomics only, until `take_back` or a drop has revoked the loan;
         // - it is not freed before that either: if the revocation fails, it is forgotten.
-        match unsafe { device.lend(at, memory.spans_runs(), len, D::PROT, site) } {
+        match unsafe { device.lend(at, memory.spans_runs(), len, D::PROT | extra, site) } {
             Ok(loan) => Ok(Self::of(loan, memory)),
             Err(error) => Self::lend_copy(device, at, memory, site, error),
         }
     }
 
     /// Lends memory that is shared for good: never a copy of it, and within the device's limits for such memory.
-    pub(crate) fn lend_coherent(device: &Device, memory: M, site: Site) -> Result<Self, (M, Error)> {
+    pub(crate) fn lend_coherent(device: &Device, memory: M, extra: Prot, site: Site) -> Result<Self, (M, Error)> {
         // SAFETY: as for `lend_at`.
-        match unsafe { device.lend_coherent(memory.spans_runs(), memory.spans_len(), D::PROT, site) } {
+        match unsafe { device.lend_coherent(memory.spans_runs(), memory.spans_len(), D::PROT | extra, site) } {
             Ok(loan) => Ok(Self::of(loan, memory)),
             Err(error) => Err((memory, error)),
         }

@@ -37,6 +37,21 @@
 //! All of it rests on the contract of [`iommu::contract`], and on the promises of [`DmaMemory`]. Devices without an IOMMU are
 //! held by nothing: making one is `unsafe` ([`Device::direct`]).
 //!
+//! # Kinds of memory
+//!
+//! | kind | how |
+//! |---|---|
+//! | coherent, in one step or in two | [`Device::coherent`], [`Device::coherent_init`] and [`Unpublished::publish`] |
+//! | for privileged transactions only | [`Device::coherent_privileged`], [`Unpublished::publish_privileged`] |
+//! | write-combined, for the device to read | [`Device::write_combined`] |
+//! | cached, with explicit synchronization | [`Device::non_coherent`]: a [`Mapped`] with its `sync_for_cpu` and `sync_for_device` |
+//! | without a mapping in the kernel | [`Device::hidden`] |
+//! | contiguous, whatever it takes | [`Device::pages`] |
+//! | single pages | [`Device::page_set`] with [`Ladder::SINGLE_PAGES`] |
+//!
+//! All are revoked and freed by their drop, and kept in quarantine when that fails. What a device, a memory or an address space
+//! cannot give is [`Error::Unsupported`] or [`Error::Attributes`].
+//!
 //! # Locking
 //!
 //! Mapping and unmapping take the locks of the group, the address allocator, the page table and, on unmap, the command queue,
@@ -56,10 +71,12 @@ extern crate alloc;
 #[macro_use]
 extern crate std;
 
+mod attributed;
 mod bounce;
 mod buffer;
 mod bytes;
 mod coherent;
+mod combined;
 pub(crate) mod copy;
 mod device;
 mod direct;
@@ -72,6 +89,7 @@ mod gather;
 #[cfg(feature = "virtio-drivers")]
 pub mod hal;
 mod held;
+mod hidden;
 pub mod lazy;
 mod lent;
 mod limits;
@@ -98,13 +116,15 @@ mod view;
 
 pub use buffer::Buffer;
 pub use bytes::{Bytes, MappedBytes};
-pub use coherent::{Coherent, DeviceShared};
+pub use coherent::{Coherent, DeviceShared, Unpublished};
+pub use combined::WriteCombined;
 pub use device::{Device, DeviceConfig, DirectConfig};
 pub use direct::BusWindow;
 pub use direction::{Bidirectional, DeviceReads, DeviceWrites, Direction, FromDevice, ToDevice};
 pub use error::{BusyWith, Error, Rejected};
 pub use explain::{Explanation, Fate};
 pub use gather::{Drain, Endable, Ending, Ends, Finished, Gather, end_together};
+pub use hidden::HiddenPages;
 pub use lazy::{Lapsing, Pending, Strictness};
 pub use lent::{Lent, Segment, Slices, slice};
 pub use limits::Limits;

@@ -1,6 +1,11 @@
 //! Where DMA memory comes from.
 //!
 //! The kernel's memory manager implements [`DmaMemory`] on the target; the `fakes` feature has one for hosts.
+//!
+//! There are two kinds of it. *Streaming* memory ([`DmaMemory::allocate`]) is ordinary memory, cached write-back: it is lent and
+//! comes back. *Shared* memory ([`DmaMemory::allocate_as`]) is used by the CPU and a device at once, and says at its allocation how
+//! the CPU reaches it: whoever gets memory that is not cached gets pages that have no other, cached alias, from the first moment
+//! on until they are freed. A per-device carve-out is a source of shared memory.
 
 #![expect(unsafe_code, reason = "declares the trait whose promises every owned page rests on")]
 
@@ -36,23 +41,24 @@ pub struct RawPages {
     pub bytes: u64,
 }
 
-/// How the CPU's alias of pages is cached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How the CPU's only alias of pages is cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cacheability {
     /// Normal memory, write-back: as pages come from [`DmaMemory::allocate`].
     WriteBack,
-    /// Normal memory, not cached.
+    /// Normal memory, not cached. Stores may be merged on their way (write-combining) and are ordered by barriers. Of atomic
+    /// accesses only loads and stores are sure to work: the architecture promises nothing of exclusives there.
     NonCacheable,
     /// Not mapped for the CPU at all.
     Unmapped,
 }
 
-/// Why the attributes of pages were not changed. They are as they were.
+/// Why there is no memory with these attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttributeError {
-    /// There is no memory for the translation tables of the new alias.
-    #[error("no memory for the tables of the new alias")]
+    /// No memory meets the constraints, or there is none for the translation tables of its alias.
+    #[error("no memory that can be mapped so")]
     OutOfMemory,
     /// The memory cannot have these attributes.
     #[error("the memory cannot have these attributes")]
@@ -66,8 +72,8 @@ pub enum AttributeError {
 /// - [`DmaMemory::allocate`] returns what was asked for: memory within the constraints, at `phys` on the CPU's bus and at `ptr`
 ///   for the CPU, readable and writable, that nobody else uses until it comes back through [`DmaMemory::free`].
 /// - The cache maintenance methods do what they say before they return.
-/// - After [`DmaMemory::set_cacheability`] returned a pointer, that alias is the only one, and no line of the memory is left
-///   in a cache if it is not cacheable.
+/// - [`DmaMemory::allocate_as`] returns what was asked for, likewise, and its alias is the only one. If it is not cacheable, no
+///   line of the memory is in a cache.
 pub unsafe trait DmaMemory: Send + Sync {
     /// Allocates physically contiguous pages of undefined contents, cached write-back.
     ///
@@ -76,13 +82,56 @@ pub unsafe trait DmaMemory: Send + Sync {
     /// [`OutOfMemory`] where no memory meets the constraints.
     fn allocate(&self, request: PageRequest) -> Result<RawPages, OutOfMemory>;
 
+    /// As [`DmaMemory::allocate`], for whoever cannot do with smaller pieces: may take from memory that is kept for such.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] where no memory meets the constraints.
+    fn allocate_contiguous(&self, request: PageRequest) -> Result<RawPages, OutOfMemory> {
+        self.allocate(request)
+    }
+
     /// Takes pages back.
     ///
     /// # Safety
     ///
-    /// `pages` came whole from [`DmaMemory::allocate`] of this object, are cached write-back again at the pointer given here,
-    /// and nobody uses them: no reference is left, and no device reaches them.
+    /// `pages` came whole from [`DmaMemory::allocate`] or [`DmaMemory::allocate_contiguous`] of this object, and nobody uses
+    /// them: no reference is left, and no device reaches them.
     unsafe fn free(&self, pages: RawPages);
+
+    /// Allocates physically contiguous pages that the CPU reaches in this way only. Their contents are undefined; those of pages
+    /// that are [`Unmapped`](Cacheability::Unmapped), whose pointer dangles, are zeros.
+    ///
+    /// # Errors
+    ///
+    /// See [`AttributeError`].
+    fn allocate_as(&self, request: PageRequest, cacheability: Cacheability) -> Result<RawPages, AttributeError> {
+        match cacheability {
+            Cacheability::WriteBack => self.allocate_contiguous(request).map_err(|_| AttributeError::OutOfMemory),
+            _ => Err(AttributeError::Unsupported),
+        }
+    }
+
+    /// Takes pages back.
+    ///
+    /// # Safety
+    ///
+    /// `pages` came whole from [`DmaMemory::allocate_as`] of this object with this `cacheability`, and nobody uses them.
+    unsafe fn free_as(&self, pages: RawPages, cacheability: Cacheability) {
+        debug_assert_eq!(cacheability, Cacheability::WriteBack, "`allocate_as` gives out nothing else");
+        // SAFETY: `allocate_as` took it from `allocate_contiguous`; the rest is the caller's promise.
+        unsafe { self.free(pages) };
+    }
+
+    /// Fills the `bytes`, whole pages, from `ptr` with zeros.
+    ///
+    /// # Safety
+    ///
+    /// They are an allocation of this object's, or whole pages of one, that the CPU reaches at `ptr` and nobody else uses.
+    unsafe fn zero(&self, ptr: NonNull<u8>, bytes: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { ptr.write_bytes(0, bytes) };
+    }
 
     /// Writes dirty cache lines of the `bytes` from `ptr` back to the point of coherency.
     fn clean(&self, ptr: NonNull<u8>, bytes: usize);
@@ -93,18 +142,4 @@ pub unsafe trait DmaMemory: Send + Sync {
 
     /// Writes dirty cache lines of the `bytes` from `ptr` back and discards them all.
     fn clean_invalidate(&self, ptr: NonNull<u8>, bytes: usize);
-
-    /// Changes how the CPU reaches pages: takes them out of their present alias and gives them another one, or the same
-    /// address with other attributes. Returns the pointer that is valid from now on (dangling for
-    /// [`Cacheability::Unmapped`]).
-    ///
-    /// # Errors
-    ///
-    /// See [`AttributeError`]; nothing has changed then.
-    ///
-    /// # Safety
-    ///
-    /// `pages` came whole from [`DmaMemory::allocate`] of this object, `pages.ptr` is the alias that is valid now, and no
-    /// reference or pointer into that alias is used afterwards.
-    unsafe fn set_cacheability(&self, pages: &RawPages, to: Cacheability) -> Result<NonNull<u8>, AttributeError>;
 }

@@ -38,7 +38,7 @@ impl Pages {
     ///
     /// [`Error::OutOfMemory`]; [`Error::BadSize`] where the request breaks the rules of [`PageRequest`].
     pub fn allocate(memory: &'static dyn DmaMemory, request: PageRequest) -> Result<Self, Error> {
-        let chunk = Chunk::zeroed(memory, request)?;
+        let chunk = Chunk::contiguous(memory, request)?;
         Ok(Self { run: [chunk.run], chunk })
     }
 
@@ -118,14 +118,21 @@ unsafe impl Send for Chunk {}
 unsafe impl Sync for Chunk {}
 
 impl Chunk {
+    /// One of several: whoever cannot have this takes smaller ones.
     pub(crate) fn zeroed(memory: &'static dyn DmaMemory, request: PageRequest) -> Result<Self, Error> {
-        let PageRequest { bytes, align, .. } = request;
-        if bytes == 0 || bytes % PAGE_SIZE != 0 || !align.is_power_of_two() || align < PAGE_SIZE {
-            return Err(Error::BadSize(bytes));
-        }
-        let raw = memory.allocate(request)?;
+        check(request)?;
+        Self::of(memory, memory.allocate(request)?)
+    }
+
+    /// All that is wanted in one piece.
+    pub(crate) fn contiguous(memory: &'static dyn DmaMemory, request: PageRequest) -> Result<Self, Error> {
+        check(request)?;
+        Self::of(memory, memory.allocate_contiguous(request)?)
+    }
+
+    fn of(memory: &'static dyn DmaMemory, raw: RawPages) -> Result<Self, Error> {
         // SAFETY: the allocation is `raw.bytes` of writable memory at `raw.ptr` that nobody else uses (contract of DmaMemory).
-        unsafe { raw.ptr.write_bytes(0, to_usize(raw.bytes)) };
+        unsafe { memory.zero(raw.ptr, to_usize(raw.bytes)) };
         match PhysRange::new(raw.phys, raw.bytes) {
             // INVARIANT: one whole allocation, just zeroed.
             Some(run) => Ok(Self { ptr: raw.ptr, run, memory }),
@@ -163,12 +170,6 @@ impl Chunk {
     pub(crate) fn memory(&self) -> &'static dyn DmaMemory {
         self.memory
     }
-
-    /// The allocation, no longer freed by a drop.
-    pub(crate) fn into_raw(self) -> (RawPages, &'static dyn DmaMemory) {
-        let this = core::mem::ManuallyDrop::new(self);
-        (RawPages { phys: this.run.start(), ptr: this.ptr, bytes: this.run.len() }, this.memory)
-    }
 }
 
 impl Drop for Chunk {
@@ -180,6 +181,14 @@ impl Drop for Chunk {
         //   and that drops it only after a successful revocation.
         unsafe { self.memory.free(raw) };
     }
+}
+
+fn check(request: PageRequest) -> Result<(), Error> {
+    let PageRequest { bytes, align, .. } = request;
+    if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE) || !align.is_power_of_two() || align < PAGE_SIZE {
+        return Err(Error::BadSize(bytes));
+    }
+    Ok(())
 }
 
 /// `bytes` in whole pages.

@@ -19,7 +19,7 @@
 
 use crate::Error;
 use crate::buffer::to_usize;
-use crate::memory::{AttributeError, Cacheability, DmaMemory, PageRequest, RawPages};
+use crate::memory::{DmaMemory, PageRequest, RawPages};
 use crate::pages::Chunk;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -343,13 +343,6 @@ unsafe impl DmaMemory for Pool {
 
     fn clean_invalidate(&self, ptr: NonNull<u8>, bytes: usize) {
         self.maintained_by.clean_invalidate(ptr, bytes);
-    }
-
-    unsafe fn set_cacheability(&self, pages: &RawPages, to: Cacheability) -> Result<NonNull<u8>, AttributeError> {
-        match to {
-            Cacheability::WriteBack => Ok(pages.ptr),
-            _ => Err(AttributeError::Unsupported),
-        }
     }
 }
 

@@ -16,7 +16,7 @@ use super::Machine;
 use super::address::BusCells;
 use super::error::{Error, PropertyFault};
 use super::iommu::function;
-use super::memory::{DynamicReservation, ReservedMemory, regions_of};
+use super::memory::{ReservedMemory, regions_of};
 use super::pci::PCI_CELLS;
 use super::tree::{Node, Tree, push};
 use alloc::{string::String, vec::Vec};
@@ -132,7 +132,9 @@ impl Machine {
         let mut homeless = Vec::new();
         for region in &mut self.reserved {
             let Some(dynamic) = region.dynamic.as_ref().filter(|_| region.ranges.is_empty()) else { continue };
-            match place(&self.memory, dynamic, &holes) {
+            let everywhere = PhysRange::new(PhysAddr::new(0), u64::MAX);
+            let allowed = if dynamic.allowed.is_empty() { everywhere.as_slice() } else { &dynamic.allowed };
+            match place(&self.memory, (dynamic.size, dynamic.alignment), allowed, &holes) {
                 Some(range) => {
                     push(&mut holes, range)?;
                     push(&mut region.ranges, range)?;
@@ -144,12 +146,57 @@ impl Machine {
     }
 }
 
-/// The highest place for a reservation in `memory` that overlaps none of `holes`.
-fn place(memory: &[PhysRange], dynamic: &DynamicReservation, holes: &[PhysRange]) -> Option<PhysRange> {
-    let size = dynamic.size.checked_next_multiple_of(PAGE_SIZE)?;
-    let alignment = dynamic.alignment.max(PAGE_SIZE);
-    let everywhere = [PhysRange::between(PhysAddr::new(0), PhysAddr::new(u64::MAX))?];
-    let allowed = if dynamic.allowed.is_empty() { &everywhere[..] } else { &dynamic.allowed };
+/// Alignment of the area for large allocations, and of its size.
+const AREA_UNIT: u64 = 2 << 20;
+/// The most that is kept for large allocations where nobody says how much.
+const AREA_MOST: u64 = 64 << 20;
+
+impl Machine {
+    /// Chooses the area that is kept for large contiguous allocations, apart from `taken`, the memory reservation map and all
+    /// regions: `wanted` bytes (none if that is 0), or what the tree calls the default, or a sixteenth of memory up to 64 MiB. Below
+    /// 4 GiB, where every device reaches it, if there is room. `None` if there is no room at all, or not to be one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    pub fn contiguous_area(&self, wanted: Option<u64>, taken: &[PhysRange]) -> Result<Option<PhysRange>, Error> {
+        let size = match wanted {
+            Some(size) => size,
+            None => {
+                let default = self.pools().find(|pool| pool.kind == PoolKind::Contiguous && pool.default);
+                if let Some(range) = default.and_then(|pool| pool.range) {
+                    return Ok(self.memory.iter().any(|bank| bank.covers(range)).then_some(range));
+                }
+                let all: u64 = self.memory.iter().map(|bank| bank.len()).sum();
+                (all / 16).min(AREA_MOST)
+            }
+        };
+        let Some(size) = size.checked_next_multiple_of(AREA_UNIT).filter(|size| *size != 0) else { return Ok(None) };
+        let mut holes: Vec<PhysRange> = Vec::new();
+        let regions = self.reserved.iter().flat_map(|region| region.ranges.iter());
+        for range in taken.iter().chain(&self.memreserve).chain(regions) {
+            push(&mut holes, *range)?;
+        }
+        let find = |alignment, low: bool| {
+            let allowed = PhysRange::new(PhysAddr::new(0), if low { 1 << 32 } else { u64::MAX });
+            place(&self.memory, (size, alignment), allowed.as_slice(), &holes)
+        };
+        // Aligned to the largest block in it, the area is made of few of them.
+        let large = (1 << size.ilog2()).max(AREA_UNIT);
+        let below = find(large, true).or_else(|| find(AREA_UNIT, true));
+        Ok(below.or_else(|| find(large, false)).or_else(|| find(AREA_UNIT, false)))
+    }
+}
+
+/// The highest place in the `allowed` part of `memory` for so many bytes, so aligned, that overlaps none of `holes`.
+fn place(
+    memory: &[PhysRange],
+    (size, alignment): (u64, u64),
+    allowed: &[PhysRange],
+    holes: &[PhysRange],
+) -> Option<PhysRange> {
+    let size = size.checked_next_multiple_of(PAGE_SIZE)?;
+    let alignment = alignment.max(PAGE_SIZE);
     let in_part = |bank: &PhysRange, part: &PhysRange| {
         let start = bank.start().max(part.start());
         let mut end = bank.end().min(part.end());

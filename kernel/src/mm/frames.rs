@@ -33,6 +33,8 @@ pub struct Frames<'a> {
     /// What of it is not to be handed out: the image, the device tree, and what the machine reserves. In any order; may overlap, and
     /// may lie outside `memory`.
     pub reserved: &'a [PhysRange],
+    /// The area that is kept for large allocations: part of `memory`, and of nothing else that is in `reserved`. Whole pages.
+    pub area: Option<PhysRange>,
 }
 
 /// Gives the allocator its memory. Called once.
@@ -46,18 +48,22 @@ pub struct Frames<'a> {
 /// [`Error::TooLittle`] if too little is left over, [`Error::AlreadySetUp`] the second time.
 pub unsafe fn init(frames: Frames<'_>) -> Result<(), Error> {
     // Before the lock: the list is allocated from the heap, which may ask for frames.
-    let mut free = subtract(frames.memory, frames.reserved)?;
+    let area = frames.area.filter(|area| frames.memory.iter().any(|range| range.covers(*area)));
+    let mut reserved = Vec::new();
+    reserved.try_reserve(frames.reserved.len() + 1).map_err(|_| Error::TooLittle)?;
+    reserved.extend(frames.reserved.iter().copied().chain(area));
+    let mut free = subtract(frames.memory, &reserved)?;
     let mut zones = ZONES.lock();
     if zones.is_some() {
         return Err(Error::AlreadySetUp);
     }
     LINEAR.store(frames.linear, Ordering::Relaxed);
-    let pages = |ranges: &[PhysRange]| ranges.iter().map(|range| range.len() / PAGE_SIZE).sum::<u64>();
 
     // The books, at the end of the largest range: an arena for the trees, and the maps.
     let round = |bytes: u64| bytes.next_multiple_of(PAGE_SIZE);
-    let arena = round(pages(&free) * BOOKS_PER_FRAME + BOOKS);
-    let maps = round(free.iter().map(|range| Zones::map_words((range.len() / PAGE_SIZE) as usize) as u64 * 8).sum());
+    let all = || free.iter().chain(area.as_ref());
+    let arena = round(all().map(|range| range.len() / PAGE_SIZE).sum::<u64>() * BOOKS_PER_FRAME + BOOKS);
+    let maps = round(all().map(|range| Zones::map_words((range.len() / PAGE_SIZE) as usize) as u64 * 8).sum());
     let largest = free.iter_mut().max_by_key(|range| range.len()).ok_or(Error::TooLittle)?;
     let keep = largest.len().checked_sub(arena + maps).ok_or(Error::TooLittle)?;
     let books = largest.part(keep, arena + maps).ok_or(Error::TooLittle)?;
@@ -80,6 +86,11 @@ pub unsafe fn init(frames: Frames<'_>) -> Result<(), Error> {
             let (own, rest) = core::mem::take(&mut map).split_at_mut_checked(words).ok_or(Error::TooLittle)?;
             map = rest;
             books.add(*range, own)?;
+        }
+        if let Some(area) = area {
+            let words = Zones::map_words((area.len() / PAGE_SIZE) as usize);
+            let (own, _) = core::mem::take(&mut map).split_at_mut_checked(words).ok_or(Error::TooLittle)?;
+            books.add_area(area, own)?;
         }
         *zones = Some(books);
         Ok(())
@@ -144,6 +155,15 @@ pub fn alloc(count: usize, zone: Zone) -> Result<PhysRange, Error> {
 /// As [`alloc`](fn@alloc).
 pub fn alloc_aligned(count: usize, alignment: u64, zone: Zone) -> Result<PhysRange, Error> {
     with(|zones| zones.alloc(count, alignment, zone))
+}
+
+/// Allocates exactly `count` frames in a row from the area that is kept for large allocations.
+///
+/// # Errors
+///
+/// As [`alloc`](fn@alloc).
+pub fn alloc_in_area(count: usize, alignment: u64) -> Result<PhysRange, Error> {
+    alloc_aligned(count, alignment, Zone::Area)
 }
 
 /// Allocates exactly `count` frames in a row and fills them with zeros.
@@ -224,7 +244,7 @@ mod tests {
         let start = memory.expose_provenance() as u64;
         let memory = range(start, start + (4 << 20));
         let reserved = range(start + 0x1000, start + 0x5000);
-        let frames = Frames { linear: 0, memory: &[memory], reserved: &[reserved] };
+        let frames = Frames { linear: 0, memory: &[memory], reserved: &[reserved], area: None };
         assert_eq!(alloc(1, Zone::Any), Err(Error::TooEarly));
         // SAFETY: allocated for this, never freed.
         unsafe { init(frames) }.unwrap();

@@ -11,11 +11,13 @@
 //! heap asks for frames between two attempts, and what the frame allocator allocates for its own books comes from an arena of its
 //! own (see the module `heap`). Handlers allocate nothing.
 
+mod alias;
 mod frames;
 mod heap;
 mod zones;
 
-pub use frames::{Frames, alloc, alloc_aligned, alloc_zeroed, free, init, stats, subtract};
+pub use alias::{BLOCK, Backing, Pool, PoolStats};
+pub use frames::{Frames, alloc, alloc_aligned, alloc_in_area, alloc_zeroed, free, init, stats, subtract};
 pub use heap::{HeapStats, heap_stats};
 pub use zones::{FrameStats, Zone};
 

@@ -30,6 +30,8 @@ pub enum Zone {
     Any,
     /// Below 4 GiB, for devices that cannot address more.
     Below4GiB,
+    /// The area that is kept for large allocations: no other zone's allocations come from there.
+    Area,
 }
 
 /// How many frames there are.
@@ -41,12 +43,18 @@ pub struct FrameStats {
     pub free: usize,
     /// Free ones below 4 GiB.
     pub free_below_4gib: usize,
+    /// Those of all frames that are in the area for large allocations.
+    pub area: usize,
+    /// Free ones there.
+    pub free_in_area: usize,
 }
 
 /// A run of frames that the allocator was given, with a bit for each.
 struct Region {
     frames: Range<usize>,
     allocated: &'static mut [u64],
+    /// It is part of the area for large allocations.
+    area: bool,
 }
 
 impl Region {
@@ -150,12 +158,14 @@ pub(super) struct Zones {
     regions: Vec<Region>,
     low: Tree,
     high: Tree,
+    /// The area for large allocations, wherever it is. Nothing else comes from it.
+    area: Tree,
 }
 
 impl Zones {
     /// Books without frames.
     pub(super) const fn new() -> Self {
-        Self { regions: Vec::new(), low: Tree::new(), high: Tree::new() }
+        Self { regions: Vec::new(), low: Tree::new(), high: Tree::new(), area: Tree::new() }
     }
 
     /// How many words the map of `frames` frames has.
@@ -166,32 +176,55 @@ impl Zones {
     /// Adds `range`, made of whole frames which the caller gives away, with zeroed memory for its map. Only at the start. Ranges that
     /// touch are refused: the tree would merge free blocks over the border, and what is allocated there would lie in no region.
     pub(super) fn add(&mut self, range: PhysRange, map: &'static mut [u64]) -> Result<(), Error> {
+        self.add_to(range, map, false)
+    }
+
+    /// As [`Zones::add`], to the area for large allocations.
+    pub(super) fn add_area(&mut self, range: PhysRange, map: &'static mut [u64]) -> Result<(), Error> {
+        self.add_to(range, map, true)
+    }
+
+    fn add_to(&mut self, range: PhysRange, map: &'static mut [u64], area: bool) -> Result<(), Error> {
         let frames = frame_of(range.start())..frame_of(range.end());
-        let touches = self.regions.iter().any(|r| r.frames.start <= frames.end && frames.start <= r.frames.end);
+        // What is in another tree may touch: blocks do not merge there.
+        let touches = self.regions.iter().any(|r| {
+            let apart = r.frames.start > frames.end || frames.start > r.frames.end;
+            let outside = r.frames.start >= frames.end || frames.start >= r.frames.end;
+            if r.area == area { !apart } else { !outside }
+        });
         if touches || map.len() < Self::map_words(frames.len()) {
             return Err(Error::BadRequest { count: frames.len(), alignment: PAGE_SIZE });
         }
         self.regions.try_reserve(1).map_err(|_| Error::TooLittle)?;
-        for (tree, part) in
-            [(&mut self.low, frames.start..frames.end.min(HIGH)), (&mut self.high, frames.start.max(HIGH)..frames.end)]
-        {
+        for (tree, part) in self.parts(&frames, area) {
             if !part.is_empty() {
                 tree.buddy.add_frame(part.start, part.end);
                 tree.total += part.len();
                 tree.free += part.len();
             }
         }
-        self.regions.push(Region { frames, allocated: map });
+        self.regions.push(Region { frames, allocated: map, area });
         Ok(())
     }
 
     /// The numbers.
     pub(super) fn stats(&self) -> FrameStats {
         FrameStats {
-            total: self.low.total + self.high.total,
-            free: self.low.free + self.high.free,
+            total: self.low.total + self.high.total + self.area.total,
+            free: self.low.free + self.high.free + self.area.free,
             free_below_4gib: self.low.free,
+            area: self.area.total,
+            free_in_area: self.area.free,
         }
+    }
+
+    /// The trees that the free frames of a region are in, and which part of `frames` in each.
+    fn parts(&mut self, frames: &Range<usize>, area: bool) -> [(&mut Tree, Range<usize>); 2] {
+        if area {
+            return [(&mut self.area, frames.clone()), (&mut self.low, 0..0)];
+        }
+        let (low, high) = (frames.start..frames.end.min(HIGH), frames.start.max(HIGH)..frames.end);
+        [(&mut self.low, low), (&mut self.high, high)]
     }
 
     fn region(&mut self, frames: &Range<usize>) -> Option<&mut Region> {
@@ -215,6 +248,7 @@ impl Zones {
         let first = match zone {
             Zone::Any => take(&mut self.high).or_else(|| take(&mut self.low)),
             Zone::Below4GiB => take(&mut self.low),
+            Zone::Area => take(&mut self.area),
         };
         let first = first.ok_or(Error::OutOfFrames { count, zone })?;
         let frames = first..first + count;
@@ -243,9 +277,8 @@ impl Zones {
             *word &= !mask;
             true
         });
-        for (tree, part) in
-            [(&mut self.low, frames.start..frames.end.min(HIGH)), (&mut self.high, frames.start.max(HIGH)..frames.end)]
-        {
+        let area = region.area;
+        for (tree, part) in self.parts(&frames, area) {
             tree.free += part.len();
             if part.len() == 1 {
                 tree.free_one(part.start);
@@ -370,6 +403,64 @@ mod tests {
         zones.free(all.part(31 * PAGE_SIZE, 33 * PAGE_SIZE).unwrap()).unwrap();
         zones.free(all.part(0, PAGE_SIZE).unwrap()).unwrap();
         assert_eq!(zones.alloc(64, 1, Zone::Any).unwrap(), all);
+    }
+
+    /// Red when `alloc` fell back from the other zones to the area, and when `free` put the area's frames into the low tree.
+    #[test]
+    fn large_runs_are_there_after_the_rest_was_fragmented_by_small_ones() {
+        let mut zones = zones(&[(GIB, 4096), (GIB + (16 << 20) + (4 << 20), 2048), (5 * GIB, 2048)]);
+        // Right behind the first region: what touches does not merge.
+        let area = PhysRange::new(PhysAddr::new(GIB + (16 << 20)), 1024 * PAGE_SIZE).unwrap();
+        zones.add_area(area, Box::leak(std::vec![0; Zones::map_words(1024)].into_boxed_slice())).unwrap();
+        assert_eq!((zones.stats().area, zones.stats().free_in_area), (1024, 1024));
+        let mut storm = Vec::new();
+        let mut random = 1_u64;
+        for zone in [Zone::Any, Zone::Below4GiB] {
+            while let Ok(range) =
+                zones.alloc(1 + (random % 5) as usize, PAGE_SIZE, zone).or_else(|_| zones.alloc(1, PAGE_SIZE, zone))
+            {
+                assert!(!area.overlaps(range), "a small allocation in the area");
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1) >> 1;
+                storm.push(range);
+            }
+        }
+        let mut kept = Vec::new();
+        for (index, range) in storm.into_iter().enumerate() {
+            if index % 2 == 0 { zones.free(range).unwrap() } else { kept.push(range) }
+        }
+        assert!(zones.stats().free > 3000, "half of it is free");
+        for zone in [Zone::Any, Zone::Below4GiB] {
+            assert!(zones.alloc(256, PAGE_SIZE, zone).is_err(), "and no megabyte of it in a row");
+        }
+        for _ in 0..3 {
+            let runs: Vec<_> = (0..4).map(|_| zones.alloc(256, 1 << 20, Zone::Area).unwrap()).collect();
+            assert!(zones.alloc(1, PAGE_SIZE, Zone::Area).is_err());
+            assert!(runs.iter().all(|run| area.covers(*run)));
+            for run in runs {
+                zones.free(run).unwrap();
+            }
+            let whole = zones.alloc(1024, 4 << 20, Zone::Area).unwrap();
+            assert_eq!(whole, area);
+            zones.free(whole).unwrap();
+        }
+        for range in kept {
+            zones.free(range).unwrap();
+        }
+        assert_eq!(zones.stats().free, zones.stats().total);
+        zones.alloc(4096, PAGE_SIZE, Zone::Below4GiB).unwrap();
+    }
+
+    #[test]
+    fn a_range_across_the_border_of_the_area_is_not_given_back() {
+        let mut zones = zones(&[(GIB, 64)]);
+        let area = PhysRange::new(PhysAddr::new(GIB + 64 * PAGE_SIZE), 64 * PAGE_SIZE).unwrap();
+        zones.add_area(area, Box::leak(Box::new([0]))).unwrap();
+        assert!(zones.add_area(area, Box::leak(Box::new([0]))).is_err());
+        zones.alloc(64, PAGE_SIZE, Zone::Any).unwrap();
+        zones.alloc(64, PAGE_SIZE, Zone::Area).unwrap();
+        let both = PhysRange::new(PhysAddr::new(GIB + 63 * PAGE_SIZE), 2 * PAGE_SIZE).unwrap();
+        assert_eq!(zones.free(both), Err(Error::NotAllocated(both)));
+        assert_eq!(zones.alloc(1, PAGE_SIZE, Zone::Any), Err(Error::OutOfFrames { count: 1, zone: Zone::Any }));
     }
 
     proptest! {

@@ -5,6 +5,7 @@
 //! | `0xffff_0000_0000_0000` | all RAM, linear: physical address plus [`LINEAR_BASE`] |
 //! | `0xffff_8000_0000_0000` | device registers, in the order in which they were asked for |
 //! | `0xffff_a000_0000_0000` | stacks of all cores but the first, each with an unmapped page below |
+//! | `0xffff_c000_0000_0000` | pages that are not in the linear map: physical address plus [`ALIAS_BASE`] |
 //! | `0xffff_ffff_8000_0000` | the image (`IMAGE_VA` in the linker script), with the first core's stacks |
 //! | `0xffff_ffff_c000_0000` | the device tree, until the final tables are on |
 //!
@@ -24,6 +25,10 @@ pub const DEVICE_BASE: u64 = 0xffff_8000_0000_0000;
 pub const DEVICE_END: u64 = 0xffff_a000_0000_0000;
 /// Where the stacks of the other cores start.
 pub const STACK_BASE: u64 = 0xffff_a000_0000_0000;
+/// What is added to the physical address of a page that has left the linear map to reach it.
+pub const ALIAS_BASE: u64 = 0xffff_c000_0000_0000;
+/// The first physical address that cannot be reached so.
+pub const ALIAS_LIMIT: u64 = 1 << 45;
 /// Where the early tables map the device tree.
 pub const FDT_VA: u64 = 0xffff_ffff_c000_0000;
 /// The most that a device tree may measure, in bytes. The boot protocol allows 2 MiB, but QEMU makes more of a large one given

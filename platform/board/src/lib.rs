@@ -42,7 +42,7 @@ pub use hardware::Hardware;
 pub use interrupts::{gic, init_core};
 pub use job::{Operator, main_job};
 pub use masters::{Master, Treatment};
-pub use memory::{COHERENT, NON_COHERENT};
+pub use memory::{COHERENT, CarveOut, KernelMemory, NON_COHERENT, alias_stats, trim_aliases};
 pub use options::{Options, Selection};
 pub use strictness::Strict;
 pub use viommu::Viommu;

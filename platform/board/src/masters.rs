@@ -203,6 +203,8 @@ impl Context<'_> {
         let policy =
             Treatment { restricted: self.treatment.restricted.or(restricted), ..self.treatment.clone() }.policy();
         let streams = self.streams(function, name)?;
+        let memory = crate::memory::of_function(self.machine, self.host_index, &way(function))
+            .map_err(|_| Error::OutOfMemory)?;
         let (device, group) = match streams {
             Some((which, streams)) if self.treatment.passthrough => {
                 let iommu = (self.iommu)(which).ok_or(Error::Missing("IOMMU"))?;
@@ -212,13 +214,8 @@ impl Context<'_> {
             Some((which, streams)) => {
                 let iommu = (self.iommu)(which).ok_or(Error::Missing("IOMMU"))?;
                 let group = self.group(iommu, function, streams, name)?;
-                let config = DeviceConfig {
-                    name,
-                    group: group.clone(),
-                    limits,
-                    coherent: self.host.dma_coherent,
-                    memory: &COHERENT,
-                };
+                let config =
+                    DeviceConfig { name, group: group.clone(), limits, coherent: self.host.dma_coherent, memory };
                 // SAFETY:
                 // - the group holds the streams of every requester ID of every function that the IOMMU cannot tell or keep
                 //   apart from this one, by the host's `iommu-map`, and is attached;

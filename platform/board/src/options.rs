@@ -83,6 +83,7 @@ const KNOWN: &[&str] = &[
     "dma.track",
     "exit",
     "log",
+    "cma",
 ];
 
 impl Options {

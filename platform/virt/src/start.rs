@@ -112,7 +112,13 @@ fn bring_up(info: BootInfo) -> Result<Boot, Error> {
         log::warn!("memory: there is no place for {path}");
     }
     let reserved = reserved(&machine, tree).map_err(Error::Memory)?;
-    let frames = mm::Frames { linear: arch::layout::LINEAR_BASE, memory: &linear, reserved: &reserved };
+    let wanted = options.number("cma", u64::MAX).map_err(Error::CommandLine)?;
+    let area = machine.contiguous_area(wanted, &reserved).map_err(Error::DeviceTree)?;
+    if area.is_none() && wanted != Some(0) {
+        log::warn!("memory: there is no area for large allocations");
+    }
+    let reserved = without(reserved, area);
+    let frames = mm::Frames { linear: arch::layout::LINEAR_BASE, memory: &linear, reserved: &reserved, area };
     // SAFETY: all of `linear` was put into the linear map just now; what of it the image, the boot loader and firmware use is in
     // `reserved`; nothing else runs.
     unsafe { mm::init(frames) }.map_err(Error::Memory)?;
@@ -123,9 +129,20 @@ fn bring_up(info: BootInfo) -> Result<Boot, Error> {
     Ok(Boot { machine, options, entered_at: info.entered_at, console })
 }
 
-/// All memory that may be mapped: not what the tree calls `no-map`, and no carve-outs, which get an alias of their own.
+/// What is reserved besides `area`, which the tree may have as a region.
+fn without(mut reserved: Vec<PhysRange>, area: Option<PhysRange>) -> Vec<PhysRange> {
+    reserved.retain(|range| Some(*range) != area);
+    reserved
+}
+
+/// All memory that may be mapped: not what the tree calls `no-map`, and no carve-outs, which get an alias of their own. So does
+/// an area for large allocations that is one device's.
 fn mapped(machine: &Machine) -> Result<Vec<PhysRange>, mm::Error> {
-    let hidden = machine.reserved.iter().filter(|region| region.no_map || region.pool == Some(PoolKind::CarveOut));
+    let hidden = machine.reserved.iter().filter(|region| match region.pool {
+        Some(PoolKind::CarveOut) => true,
+        Some(PoolKind::Contiguous) => !region.default,
+        _ => region.no_map,
+    });
     let hidden = collect(hidden.flat_map(|region| region.ranges.iter().copied()))?;
     mm::subtract(&machine.memory, &hidden)
 }

@@ -20,6 +20,7 @@ use iommu::{
 /// What tests may change.
 struct Knobs {
     wedged: AtomicBool,
+    no_privileges: AtomicBool,
     maps_until_failure: AtomicU64,
     maps: AtomicU64,
     revocations: AtomicU64,
@@ -48,6 +49,7 @@ impl FakeIommu {
         Arc::new(Self {
             name: name.into(),
             knobs: Arc::new(Knobs {
+                no_privileges: AtomicBool::new(false),
                 wedged: AtomicBool::new(false),
                 maps_until_failure: AtomicU64::new(u64::MAX),
                 maps: AtomicU64::new(0),
@@ -63,6 +65,11 @@ impl FakeIommu {
     /// before it keeps.
     pub fn wedge(&self, wedged: bool) {
         self.knobs.wedged.store(wedged, Ordering::SeqCst);
+    }
+
+    /// Leaves out of mappings that they are for privileged transactions only, as formats do that cannot say so.
+    pub fn without_privileges(&self, unable: bool) {
+        self.knobs.no_privileges.store(unable, Ordering::SeqCst);
     }
 
     /// Lets the next `maps` mappings succeed and the one after them fail for lack of memory, once.
@@ -92,7 +99,13 @@ impl FakeIommu {
 
     /// Lets `stream` access the byte at `iova` and calls `f` with the physical address. No revocation completes meanwhile, as
     /// one waits for the accesses that are under way.
-    fn access(&self, stream: StreamId, iova: Iova, access: Access, f: impl FnOnce(PhysAddr)) -> Result<(), Fault> {
+    fn access(
+        &self,
+        stream: StreamId,
+        iova: Iova,
+        (access, privileged): (Access, bool),
+        f: impl FnOnce(PhysAddr),
+    ) -> Result<(), Fault> {
         let streams = self.streams.lock();
         let result = match streams.get(&stream) {
             None => Err(FaultReason::Blocked),
@@ -102,7 +115,7 @@ impl FakeIommu {
             }
             Some(Stream::Space(space)) => match fake(space) {
                 None => Err(FaultReason::Configuration),
-                Some(space) => space.access(iova, access, f),
+                Some(space) => space.access(iova, (access, privileged), f),
             },
         };
         drop(streams);
@@ -168,7 +181,12 @@ struct Tables {
 }
 
 impl FakeSpace {
-    fn access(&self, iova: Iova, access: Access, f: impl FnOnce(PhysAddr)) -> Result<(), FaultReason> {
+    fn access(
+        &self,
+        iova: Iova,
+        (access, privileged): (Access, bool),
+        f: impl FnOnce(PhysAddr),
+    ) -> Result<(), FaultReason> {
         let page = iova.align_down(PAGE_SIZE).get();
         let mut state = self.state.lock();
         let cached = state.tlb.get(&page).copied();
@@ -181,7 +199,7 @@ impl FakeSpace {
             Access::Read => Prot::READ,
             Access::Write => Prot::WRITE,
         };
-        if !prot.contains(needed) {
+        if !prot.contains(needed) || (prot.contains(Prot::PRIVILEGED) && !privileged) {
             return Err(FaultReason::Permission);
         }
         f(PhysAddr::new(phys + (iova.get() - page)));
@@ -224,6 +242,8 @@ unsafe impl AddressSpace for FakeSpace {
         if physical != iova.len() {
             return Err(MapError::LengthMismatch { iova: iova.len(), physical });
         }
+        let unable = self.knobs.no_privileges.load(Ordering::SeqCst);
+        let prot = if unable { prot - Prot::PRIVILEGED } else { prot };
         let mut state = self.state.lock();
         if let Some((page, _)) = state.table.range(iova.start().get()..iova.end().get()).next() {
             return Err(MapError::AlreadyMapped(Iova::new(*page)));
@@ -281,12 +301,18 @@ pub struct FakeBusMaster {
     iommu: Arc<FakeIommu>,
     memory: &'static FakeMemory,
     stream: StreamId,
+    privileged: bool,
 }
 
 impl FakeBusMaster {
+    /// The same master, issuing privileged transactions.
+    pub fn privileged(&self) -> Self {
+        Self { privileged: true, ..self.clone() }
+    }
+
     /// Makes the master with this StreamID.
     pub fn new(iommu: Arc<FakeIommu>, memory: &'static FakeMemory, stream: StreamId) -> Self {
-        Self { iommu, memory, stream }
+        Self { iommu, memory, stream, privileged: false }
     }
 
     /// Reads from `iova` on, page by page.
@@ -299,7 +325,7 @@ impl FakeBusMaster {
         let mut to = to;
         while !to.is_empty() {
             let (now, rest) = to.split_at_mut(rest_of_page(at).min(to.len()));
-            self.iommu.access(self.stream, at, Access::Read, |phys| {
+            self.iommu.access(self.stream, at, (Access::Read, self.privileged), |phys| {
                 self.memory.bus_read(phys, now);
             })?;
             at = at.checked_add(now.len() as u64).unwrap_or_default();
@@ -318,7 +344,7 @@ impl FakeBusMaster {
         let mut from = from;
         while !from.is_empty() {
             let (now, rest) = from.split_at(rest_of_page(at).min(from.len()));
-            self.iommu.access(self.stream, at, Access::Write, |phys| {
+            self.iommu.access(self.stream, at, (Access::Write, self.privileged), |phys| {
                 self.memory.bus_write(phys, now);
             })?;
             at = at.checked_add(now.len() as u64).unwrap_or_default();

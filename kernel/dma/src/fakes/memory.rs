@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 use base::IrqMutex;
 use core::alloc::Layout;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use iommu::{OutOfMemory, PAGE_SIZE, PhysAddr, PhysRange};
 
 /// Bytes in a line of the simulated cache.
@@ -47,6 +47,7 @@ pub struct FakeMemory {
     state: IrqMutex<State>,
     /// Operations that succeed before one fails; `u64::MAX` for ever.
     until_failure: AtomicU64,
+    only_cached: AtomicBool,
 }
 
 struct State {
@@ -57,9 +58,9 @@ struct State {
 
 /// One allocation.
 struct Block {
-    /// What the CPU sees through its cache.
-    cached: NonNull<u8>,
-    /// What the bus sees. The same pointer where the bus snoops.
+    /// What the CPU sees, through its cache if the memory is cacheable.
+    cpu: NonNull<u8>,
+    /// What the bus sees. The same pointer where the bus snoops, and where the CPU's alias is not cached.
     memory: NonNull<u8>,
     /// What the CPU's lines contained when they were last fetched or written back: a line that differs is dirty.
     clean: Vec<u8>,
@@ -90,7 +91,7 @@ impl Block {
     /// Writes the line at `at` back if it is dirty.
     fn write_back(&mut self, at: usize) {
         let mut line = [0; LINE];
-        peek(self.cached, at, &mut line);
+        peek(self.cpu, at, &mut line);
         if let Some(clean) = self.clean.get_mut(at..at + LINE)
             && clean != line
         {
@@ -103,7 +104,7 @@ impl Block {
     fn discard(&mut self, at: usize) {
         let mut line = [0; LINE];
         peek(self.memory, at, &mut line);
-        poke(self.cached, at, &line);
+        poke(self.cpu, at, &line);
         if let Some(clean) = self.clean.get_mut(at..at + LINE) {
             clean.copy_from_slice(&line);
         }
@@ -114,7 +115,12 @@ impl FakeMemory {
     /// Makes memory that lives as long as the test.
     pub fn new(config: FakeMemoryConfig) -> &'static Self {
         let state = State { next: config.range.start().get(), blocks: BTreeMap::new(), violations: Vec::new() };
-        Box::leak(Box::new(Self { config, state: IrqMutex::new(state), until_failure: AtomicU64::new(u64::MAX) }))
+        Box::leak(Box::new(Self {
+            config,
+            state: IrqMutex::new(state),
+            until_failure: AtomicU64::new(u64::MAX),
+            only_cached: AtomicBool::new(false),
+        }))
     }
 
     /// Whether the bus sees what the CPU writes at once.
@@ -122,9 +128,14 @@ impl FakeMemory {
         self.config.snooped
     }
 
-    /// Lets the next `operations` allocations and changes of cacheability succeed and the one after them fail, once.
+    /// Lets the next `operations` allocations succeed and the one after them fail, once.
     pub fn fail_after(&self, operations: u64) {
         self.until_failure.store(operations, Ordering::SeqCst);
+    }
+
+    /// From now on there is only cached memory (or no longer).
+    pub fn only_cached(&self, only: bool) {
+        self.only_cached.store(only, Ordering::SeqCst);
     }
 
     /// No more failures.
@@ -188,14 +199,14 @@ impl FakeMemory {
         }
         let mut state = self.state.lock();
         let holds = |block: &&mut Block| {
-            let offset = ptr.addr().get().wrapping_sub(block.cached.addr().get());
+            let offset = ptr.addr().get().wrapping_sub(block.cpu.addr().get());
             offset < block.layout.size()
         };
-        let Some(block) = state.blocks.values_mut().find(holds) else {
-            state.violations.push(format!("cache maintenance of {ptr:?}, which nobody has"));
+        let Some(block) = state.blocks.values_mut().find(holds).filter(|block| block.cpu != block.memory) else {
+            state.violations.push(format!("cache maintenance of {ptr:?}, which is nobody's or not cached"));
             return;
         };
-        let start = ptr.addr().get() - block.cached.addr().get();
+        let start = ptr.addr().get() - block.cpu.addr().get();
         let end = (start + bytes).min(block.layout.size());
         for line in (start / LINE * LINE..end).step_by(LINE) {
             f(block, line, line >= start && line + LINE <= end);
@@ -203,12 +214,8 @@ impl FakeMemory {
     }
 }
 
-// SAFETY:
-// - allocations are blocks of the heap of their own, within the range that was asked for, and no physical address is handed
-//   out twice;
-// - maintenance moves the data between the copies before it returns, and what is not cacheable has one copy.
-unsafe impl DmaMemory for FakeMemory {
-    fn allocate(&self, request: PageRequest) -> Result<RawPages, OutOfMemory> {
+impl FakeMemory {
+    fn take(&self, request: PageRequest, cacheability: Cacheability) -> Result<RawPages, OutOfMemory> {
         if self.fails() {
             return Err(OutOfMemory);
         }
@@ -220,40 +227,79 @@ unsafe impl DmaMemory for FakeMemory {
             return Err(OutOfMemory);
         }
         let layout = Layout::from_size_align(to_usize(request.bytes), to_usize(PAGE_SIZE)).map_err(|_| OutOfMemory)?;
+        let contents = if cacheability == Cacheability::Unmapped { 0 } else { POISON };
         let block = || {
             // SAFETY: the layout has a size: requests are not empty.
             let ptr = NonNull::new(unsafe { alloc(layout) }).ok_or(OutOfMemory)?;
             // SAFETY: just allocated with this size.
-            unsafe { ptr.write_bytes(POISON, layout.size()) };
+            unsafe { ptr.write_bytes(contents, layout.size()) };
             Ok(ptr)
         };
-        let cached = block()?;
-        let memory = if self.config.snooped { cached } else { block()? };
-        let clean = if self.config.snooped { Vec::new() } else { alloc::vec![POISON; layout.size()] };
-        let block = Block { cached, memory, clean, layout, cacheability: Cacheability::WriteBack };
+        let memory = block()?;
+        // What is not cached has no copy in a cache, and what is not mapped nothing to get it by.
+        let two_copies = !self.config.snooped && cacheability == Cacheability::WriteBack;
+        let cpu = match cacheability {
+            Cacheability::Unmapped => NonNull::dangling(),
+            _ if two_copies => block()?,
+            _ => memory,
+        };
+        let clean = if two_copies { alloc::vec![POISON; layout.size()] } else { Vec::new() };
         state.next = run.end().get() + self.config.gap;
-        state.blocks.insert(phys.get(), block);
-        Ok(RawPages { phys, ptr: cached, bytes: request.bytes })
+        state.blocks.insert(phys.get(), Block { cpu, memory, clean, layout, cacheability });
+        Ok(RawPages { phys, ptr: cpu, bytes: request.bytes })
     }
 
-    unsafe fn free(&self, pages: RawPages) {
+    fn give(&self, pages: RawPages, cacheability: Cacheability) {
         let mut state = self.state.lock();
         let Some(block) = state.blocks.remove(&pages.phys.get()) else {
             state.violations.push(format!("{pages:?} was freed, which nobody has"));
             return;
         };
-        if block.cacheability != Cacheability::WriteBack {
-            state.violations.push(format!("{pages:?} was freed while {:?}", block.cacheability));
+        if block.cacheability != cacheability {
+            state.violations.push(format!("{pages:?} was freed as {cacheability:?}, but is {:?}", block.cacheability));
         }
-        if block.cached != pages.ptr || block.layout.size() as u64 != pages.bytes {
+        if block.cpu != pages.ptr || block.layout.size() as u64 != pages.bytes {
             state.violations.push(format!("{pages:?} was freed, but allocated with another size or pointer"));
         }
-        if block.memory != block.cached {
-            // SAFETY: allocated with this layout in `allocate`, and taken out of the map: freed once.
-            unsafe { dealloc(block.memory.as_ptr(), block.layout) };
+        if block.cpu != block.memory && block.cacheability != Cacheability::Unmapped {
+            // SAFETY: allocated with this layout in `take`, and taken out of the map: freed once.
+            unsafe { dealloc(block.cpu.as_ptr(), block.layout) };
         }
         // SAFETY: as above.
-        unsafe { dealloc(block.cached.as_ptr(), block.layout) };
+        unsafe { dealloc(block.memory.as_ptr(), block.layout) };
+    }
+
+    /// How the CPU reaches the memory at `phys`; `None` if nobody has it.
+    pub fn cacheability_at(&self, phys: PhysAddr) -> Option<Cacheability> {
+        let state = self.state.lock();
+        let (start, block) = state.blocks.range(..=phys.get()).next_back()?;
+        (phys.get() - start < block.layout.size() as u64).then_some(block.cacheability)
+    }
+}
+
+// SAFETY:
+// - allocations are blocks of the heap of their own, within the range that was asked for, and no physical address is handed
+//   out twice;
+// - maintenance moves the data between the copies before it returns; what is not cacheable has one copy, and what is not mapped
+//   no pointer.
+unsafe impl DmaMemory for FakeMemory {
+    fn allocate(&self, request: PageRequest) -> Result<RawPages, OutOfMemory> {
+        self.take(request, Cacheability::WriteBack)
+    }
+
+    unsafe fn free(&self, pages: RawPages) {
+        self.give(pages, Cacheability::WriteBack);
+    }
+
+    fn allocate_as(&self, request: PageRequest, cacheability: Cacheability) -> Result<RawPages, AttributeError> {
+        if cacheability != Cacheability::WriteBack && self.only_cached.load(Ordering::SeqCst) {
+            return Err(AttributeError::Unsupported);
+        }
+        self.take(request, cacheability).map_err(|_| AttributeError::OutOfMemory)
+    }
+
+    unsafe fn free_as(&self, pages: RawPages, cacheability: Cacheability) {
+        self.give(pages, cacheability);
     }
 
     fn clean(&self, ptr: NonNull<u8>, bytes: usize) {
@@ -274,33 +320,5 @@ unsafe impl DmaMemory for FakeMemory {
             block.write_back(line);
             block.discard(line);
         });
-    }
-
-    unsafe fn set_cacheability(&self, pages: &RawPages, to: Cacheability) -> Result<NonNull<u8>, AttributeError> {
-        if self.fails() {
-            return Err(AttributeError::OutOfMemory);
-        }
-        let mut state = self.state.lock();
-        let Some(block) = state.blocks.get_mut(&pages.phys.get()) else { return Err(AttributeError::Unsupported) };
-        let (old, new) = (block.alias(), block.alias_for(to));
-        block.cacheability = to;
-        if old != pages.ptr {
-            state.violations.push(format!("{pages:?} does not name its present alias"));
-        }
-        Ok(new)
-    }
-}
-
-impl Block {
-    fn alias_for(&self, cacheability: Cacheability) -> NonNull<u8> {
-        match cacheability {
-            Cacheability::WriteBack => self.cached,
-            Cacheability::NonCacheable => self.memory,
-            Cacheability::Unmapped => NonNull::dangling(),
-        }
-    }
-
-    fn alias(&self) -> NonNull<u8> {
-        self.alias_for(self.cacheability)
     }
 }

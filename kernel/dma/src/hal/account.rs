@@ -1,7 +1,7 @@
 //! What a foreign driver has lent, and what it did wrong.
 
+use crate::attributed::AttributedPages;
 use crate::buffer::Spans;
-use crate::coherent::CoherentPages;
 use crate::held::Held;
 use crate::quarantine::Quarantined;
 use crate::site::Site;
@@ -10,7 +10,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ptr::NonNull;
-use iommu::{Iova, IovaRange};
+use iommu::{Iova, IovaRange, Prot};
 use virtio_drivers::BufferDirection;
 
 /// What a foreign driver did against the rules of its interface.
@@ -77,9 +77,13 @@ pub(super) enum Loan<M: Spans> {
 impl<M: Spans> Loan<M> {
     pub(super) fn lend(device: &Device, memory: M, direction: BufferDirection, site: Site) -> Result<Self, Error> {
         let lent = match direction {
-            BufferDirection::DriverToDevice => Held::lend(device, memory, site).map(Self::ToDevice),
-            BufferDirection::DeviceToDriver => Held::lend(device, memory, site).map(Self::FromDevice),
-            BufferDirection::Both => Held::lend(device, memory, site).map(Self::Both),
+            BufferDirection::DriverToDevice => {
+                Held::lend_coherent(device, memory, Prot::empty(), site).map(Self::ToDevice)
+            }
+            BufferDirection::DeviceToDriver => {
+                Held::lend_coherent(device, memory, Prot::empty(), site).map(Self::FromDevice)
+            }
+            BufferDirection::Both => Held::lend_coherent(device, memory, Prot::empty(), site).map(Self::Both),
         };
         lent.map_err(|(_, error)| error)
     }
@@ -145,9 +149,9 @@ pub(super) struct Ring {
 /// Where a ring is.
 pub(super) enum RingMemory {
     /// With driver and device.
-    Lent(Loan<CoherentPages>),
+    Lent(Loan<AttributedPages>),
     /// With the driver alone: its device was removed.
-    Kept(CoherentPages),
+    Kept(AttributedPages),
     /// In quarantine, since its device was removed.
     Lost,
 }

@@ -8,8 +8,8 @@
 #![expect(unsafe_code, reason = "copies borrowed memory that it gets by pointer")]
 
 use super::account::{Account, Loan, Misuse, Occupant, Report, Ring, RingMemory, Share};
-use crate::coherent::CoherentPages;
-use crate::pages::Chunk;
+use crate::attributed::AttributedPages;
+use crate::memory::Cacheability;
 use crate::site::Site;
 use crate::{Device, Error};
 use alloc::vec::Vec;
@@ -164,8 +164,8 @@ impl Slot {
     fn try_allocate(&self, pages: usize, direction: BufferDirection, site: Site) -> Result<(u64, NonNull<u8>), Error> {
         let device = self.device()?;
         let bytes = (pages as u64).checked_mul(PAGE_SIZE).ok_or(Error::OutOfMemory)?;
-        let chunk = Chunk::zeroed(device.memory(), device.request(bytes)?)?;
-        let memory = CoherentPages::new(chunk, device.is_coherent())?;
+        let cacheability = if device.is_coherent() { Cacheability::WriteBack } else { Cacheability::NonCacheable };
+        let memory = AttributedPages::zeroed(device.memory(), device.coherent_request(bytes)?, cacheability)?;
         // A ring that the device writes it may read too: says `BufferDirection`.
         let direction = match direction {
             BufferDirection::DriverToDevice => direction,

@@ -2,6 +2,7 @@
 //!
 //! Every test that guards a safety property says which change to the code it was seen to catch.
 
+mod allocations;
 mod backends;
 mod borrowed;
 mod bouncing;

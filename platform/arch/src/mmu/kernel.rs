@@ -18,7 +18,11 @@ const BLOCK: u64 = 2 << 20;
 const LARGE_BLOCK: u64 = 1 << 30;
 
 /// Tables in the image, for as long as there is no frame allocator.
-const POOL_TABLES: usize = 48;
+const POOL_TABLES: usize = 72;
+
+/// How many GiB of memory, the lowest, are in the linear map in blocks of 2 MiB, which can leave it one by one. Each costs a table
+/// and a few microseconds at the start; memory above is mapped in blocks of 1 GiB, and stays.
+const FINE_GIB: u64 = 32;
 
 #[repr(C, align(4096))]
 struct Pool(UnsafeCell<[[u64; 512]; POOL_TABLES]>);
@@ -165,6 +169,7 @@ pub fn init(memory: impl IntoIterator<Item = Physical>) -> Result<(), MapError> 
     map_image(layout::boot_main_bottom()..layout::boot_main_top(), Use::Data)?;
 
     let fixed = image_to_phys(layout::image_start())..image_to_phys(layout::rodata_end());
+    let mut fine = FINE_GIB;
     for range in memory {
         if range.start.max(range.end) > LINEAR_LIMIT {
             return Err(MapError::OutOfReach(range.end));
@@ -175,8 +180,17 @@ pub fn init(memory: impl IntoIterator<Item = Physical>) -> Result<(), MapError> 
         let after = range.start.max(fixed.end)..range.end;
         for (part, purpose) in [(before, Use::Data), (inside, Use::Constants), (after, Use::Data)] {
             if part.start < part.end {
-                let len = part.end - part.start;
-                tables::map(&mut space.source, root, LINEAR_BASE + part.start, part.start, len, purpose)?;
+                // What is below the limit in blocks of 2 MiB, and what is above as large as it may be.
+                let touched = part.end.div_ceil(LARGE_BLOCK) - part.start / LARGE_BLOCK;
+                let middle = if touched <= fine { part.end } else { (part.start / LARGE_BLOCK + fine) * LARGE_BLOCK };
+                fine = fine.saturating_sub(touched);
+                let middle = middle.clamp(part.start, part.end);
+                for (from, to, largest) in [(part.start, middle, BLOCK), (middle, part.end, LARGE_BLOCK)] {
+                    if from < to {
+                        let range = (LINEAR_BASE + from, from, to - from);
+                        tables::map_with(&mut space.source, root, range, purpose, largest)?;
+                    }
+                }
             }
         }
     }
@@ -310,6 +324,117 @@ pub(crate) fn map_core_stacks(index: usize, phys: u64) -> Result<[u64; 3], MapEr
 }
 
 const _: () = assert!(layout::CORE_STACKS + 3 * PAGE_SIZE <= 1 << 20);
+
+/// Takes `memory`, whole blocks of 2 MiB, out of the linear map. When this returns, no core reaches it there any more, not even by
+/// speculation. Lines of it may still be in caches.
+///
+/// # Errors
+///
+/// [`MapError`]: also for memory that is in the linear map in larger blocks. Nothing has changed then.
+///
+/// # Safety
+///
+/// Nobody uses the memory, or has a pointer to it that will be used, until it enters the linear map again.
+pub unsafe fn leave_linear(memory: Physical) -> Result<(), MapError> {
+    unmap_now(LINEAR_BASE, LINEAR_LIMIT, memory)
+}
+
+/// Puts `memory`, that left the linear map whole, back.
+///
+/// # Errors
+///
+/// [`MapError`].
+///
+/// # Safety
+///
+/// The memory has left the linear map, is mapped nowhere else, and no line of it is in a cache.
+pub unsafe fn enter_linear(memory: Physical) -> Result<(), MapError> {
+    map_now(LINEAR_BASE, LINEAR_LIMIT, memory, Use::Data).map(drop)
+}
+
+/// Maps `memory`, whole pages, in its place outside the linear map.
+///
+/// # Errors
+///
+/// [`MapError`]; nothing is mapped then.
+///
+/// # Safety
+///
+/// The memory is in no linear map, and is mapped nowhere else.
+pub unsafe fn map_alias(memory: Physical, purpose: Use) -> Result<NonNull<u8>, MapError> {
+    map_now(layout::ALIAS_BASE, layout::ALIAS_LIMIT, memory, purpose)
+}
+
+/// Takes away what [`map_alias`] mapped. When this returns, no core reaches it any more.
+///
+/// # Errors
+///
+/// [`MapError`]; nothing has changed then.
+///
+/// # Safety
+///
+/// No pointer to it is used any more.
+pub unsafe fn unmap_alias(memory: Physical) -> Result<(), MapError> {
+    unmap_now(layout::ALIAS_BASE, layout::ALIAS_LIMIT, memory)
+}
+
+fn map_now(base: u64, limit: u64, memory: Physical, purpose: Use) -> Result<NonNull<u8>, MapError> {
+    let Range { start, end } = memory;
+    let not_pages = MapError::NotPages { va: base, pa: start, len: end.wrapping_sub(start) };
+    let len = end.checked_sub(start).ok_or(not_pages)?;
+    if end > limit {
+        return Err(MapError::OutOfReach(end));
+    }
+    let mut space = SPACE.lock();
+    let space = &mut *space;
+    let root = space.root.ok_or(MapError::TooEarly)?;
+    let va = base + start;
+    if let Some(taken) = tables::first_mapped(&space.source, root, va, len) {
+        return Err(MapError::AlreadyMapped(taken));
+    }
+    // The alias is given back page by page, and so mapped by pages.
+    let largest = if base == LINEAR_BASE { BLOCK } else { PAGE };
+    let mapped = tables::map_with(&mut space.source, root, (va, start, len), purpose, largest);
+    if let Err(error) = mapped {
+        // What was mapped before the tables ran out goes again.
+        let mut at = va;
+        while at < va + len && tables::unmap(&space.source, root, at, PAGE, |_| ()).is_ok() {
+            at += PAGE;
+        }
+        invalidate(va..at, PAGE);
+        return Err(error);
+    }
+    publish();
+    NonNull::new(core::ptr::with_exposed_provenance_mut(va as usize)).ok_or(not_pages)
+}
+
+fn unmap_now(base: u64, limit: u64, memory: Physical) -> Result<(), MapError> {
+    let Range { start, end } = memory;
+    let len = end.checked_sub(start).ok_or(MapError::NotPages { va: base, pa: start, len: 0 })?;
+    if end > limit {
+        return Err(MapError::OutOfReach(end));
+    }
+    let space = SPACE.lock();
+    let root = space.root.ok_or(MapError::TooEarly)?;
+    let mut leaves = 0;
+    tables::unmap(&space.source, root, base + start, len, |_| leaves += 1)?;
+    // Blocks only, or pages among them.
+    invalidate(base + start..base + end, if leaves * BLOCK == len { BLOCK } else { PAGE });
+    Ok(())
+}
+
+/// Drops what any core's TLB has of the leaves in `range`, none smaller than `step`, which are gone from the tables.
+fn invalidate(range: Range<u64>, step: u64) {
+    // The walkers see that the entries are gone before what TLBs have of them goes.
+    barrier::dsb(barrier::ISHST);
+    for va in range.step_by(step as usize) {
+        // SAFETY: drops cached translations; the tables are as they should be.
+        unsafe { asm!("tlbi vaale1is, {}", in(reg) va >> 12 & 0xfff_ffff_ffff, options(nostack, preserves_flags)) };
+    }
+    // And all cores have.
+    barrier::dsb(barrier::ISH);
+    barrier::isb(barrier::SY);
+}
 
 /// Makes new entries visible to the walkers before the next access.
 fn publish() {

@@ -4,6 +4,10 @@
 //! them by the final ones: the image by section (code, constants, variables; guard pages below the stacks), all RAM in the linear
 //! map, never executable, and nothing in the lower half. Device windows and stacks are added later, on demand.
 //!
+//! Memory that is not to be cached, or not to be reached at all, leaves the linear map ([`leave_linear`]) in whole blocks of 2 MiB
+//! that nobody uses, and its pages are mapped one by one elsewhere ([`map_alias`]). So there are never two aliases that differ, and
+//! never a block that is split while cores run.
+//!
 //! # Locking
 //!
 //! One `IrqMutex` guards the tables. Frames for tables are asked for while it is held, so the frame allocator must not map.
@@ -14,7 +18,9 @@ mod tables;
 mod kernel;
 
 #[cfg(target_os = "none")]
-pub use kernel::{Physical, image, init, map_device, set_table_source, translate};
+pub use kernel::{
+    Physical, enter_linear, image, init, leave_linear, map_alias, map_device, set_table_source, translate, unmap_alias,
+};
 #[cfg(target_os = "none")]
 pub(crate) use kernel::{drop_identity, map_core_stacks, note_image};
-pub use tables::{MapError, Tables, Use, first_mapped, map};
+pub use tables::{MapError, Tables, Use, first_mapped, map, map_with, unmap};

@@ -2,7 +2,9 @@
 //!
 //! # Invariants
 //!
-//! An entry only ever goes from invalid to valid. So no TLB invalidation is needed, and no table is ever freed.
+//! An entry goes from invalid to valid, and a leaf back to invalid ([`unmap`], whose caller invalidates TLBs before anything relies
+//! on it). It never goes from valid to something else that is valid, and no table is ever freed: a walker that is on its way
+//! through the tables always finds what it may use.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,6 +17,8 @@ pub enum Use {
     Constants,
     /// Memory: read and write.
     Data,
+    /// Memory that is not cached: read and write, Normal Non-cacheable.
+    Uncached,
     /// Device registers: read and write, Device-nGnRE.
     Device,
 }
@@ -31,6 +35,7 @@ const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 /// MAIR_EL1 as the entry code sets it.
 const DEVICE_NGNRE: u64 = 1 << 2;
 const NORMAL: u64 = 2 << 2;
+const NORMAL_NON_CACHEABLE: u64 = 3 << 2;
 
 impl Use {
     const fn bits(self) -> u64 {
@@ -40,6 +45,8 @@ impl Use {
                 Self::Code => NORMAL | INNER_SHAREABLE | READ_ONLY,
                 Self::Constants => NORMAL | INNER_SHAREABLE | READ_ONLY | PXN,
                 Self::Data => NORMAL | INNER_SHAREABLE | PXN,
+                // The shareability of what is not cached is outer, whatever stands there.
+                Self::Uncached => NORMAL_NON_CACHEABLE | INNER_SHAREABLE | PXN,
                 Self::Device => DEVICE_NGNRE | PXN,
             }
     }
@@ -74,6 +81,12 @@ pub enum MapError {
     /// The part of the address space for this kind of mapping is used up.
     #[error("no virtual addresses left")]
     NoAddresses,
+    /// Nothing is mapped there.
+    #[error("virtual address {0:#x} is not mapped")]
+    NotMapped(u64),
+    /// A block that reaches beyond the range that should be taken away. Splitting it would need a moment without a mapping.
+    #[error("virtual address {0:#x} is part of a larger block")]
+    PartOfBlock(u64),
     /// The final tables are not made yet.
     #[error("the final translation tables do not exist yet")]
     TooEarly,
@@ -101,6 +114,21 @@ const fn index(va: u64, level: u32) -> usize {
 ///
 /// [`MapError`]; a part of the range before the address of the error may be mapped then.
 pub fn map(tables: &mut impl Tables, root: u64, va: u64, pa: u64, len: u64, purpose: Use) -> Result<(), MapError> {
+    map_with(tables, root, (va, pa, len), purpose, span(1))
+}
+
+/// As [`map`], for a range (virtual address, physical address, length) with blocks no larger than `largest` bytes.
+///
+/// # Errors
+///
+/// As there.
+pub fn map_with(
+    tables: &mut impl Tables,
+    root: u64,
+    (va, pa, len): (u64, u64, u64),
+    purpose: Use,
+    largest: u64,
+) -> Result<(), MapError> {
     let ends = va.checked_add(len - u64::from(len != 0)).and(pa.checked_add(len));
     if len == 0 || (va | pa | len) & 0xfff != 0 || ends.is_none() {
         return Err(MapError::NotPages { va, pa, len });
@@ -115,7 +143,7 @@ pub fn map(tables: &mut impl Tables, root: u64, va: u64, pa: u64, len: u64, purp
         let mut level = 0;
         loop {
             let size = span(level);
-            let fits = level != 0 && (va | pa).is_multiple_of(size) && left >= size;
+            let fits = level != 0 && size <= largest && (va | pa).is_multiple_of(size) && left >= size;
             let entry = tables.entry(table, index(va, level)).load(Ordering::Relaxed);
             if fits {
                 if entry & VALID != 0 {
@@ -136,6 +164,48 @@ pub fn map(tables: &mut impl Tables, root: u64, va: u64, pa: u64, len: u64, purp
                 _ => entry & ADDRESS,
             };
             level += 1;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the mappings of the `len` bytes at `va` away and calls `gone` with the address of each leaf. TLBs have to be invalidated
+/// for all of them before anything relies on it.
+///
+/// # Errors
+///
+/// [`MapError::NotPages`]; [`MapError::NotMapped`] or [`MapError::PartOfBlock`] where there is no leaf, or one that reaches beyond
+/// the range: nothing has changed then.
+pub fn unmap(tables: &impl Tables, root: u64, va: u64, len: u64, mut gone: impl FnMut(u64)) -> Result<(), MapError> {
+    if len == 0 || (va | len) & 0xfff != 0 || va.checked_add(len - 1).is_none() {
+        return Err(MapError::NotPages { va, pa: 0, len });
+    }
+    for clear in [false, true] {
+        let mut done = 0;
+        while done < len {
+            let at = va + done;
+            let (mut table, mut level) = (root, 0);
+            let size = loop {
+                let slot = tables.entry(table, index(at, level));
+                let entry = slot.load(Ordering::Relaxed);
+                if entry & VALID == 0 {
+                    return Err(MapError::NotMapped(at));
+                }
+                if level == 3 || entry & TABLE_OR_PAGE == 0 {
+                    let size = span(level);
+                    if !at.is_multiple_of(size) || len - done < size {
+                        return Err(MapError::PartOfBlock(at));
+                    }
+                    if clear {
+                        slot.store(0, Ordering::Release);
+                        gone(at);
+                    }
+                    break size;
+                }
+                table = entry & ADDRESS;
+                level += 1;
+            };
+            done += size;
         }
     }
     Ok(())
@@ -243,7 +313,7 @@ mod tests {
 
     #[test]
     fn nothing_is_writable_and_executable() {
-        for purpose in [Use::Code, Use::Constants, Use::Data, Use::Device] {
+        for purpose in [Use::Code, Use::Constants, Use::Data, Use::Uncached, Use::Device] {
             let bits = purpose.bits();
             assert!(bits & READ_ONLY != 0 || bits & PXN != 0, "{purpose:?}");
             assert!(bits & UXN != 0);
@@ -260,6 +330,48 @@ mod tests {
             map(&mut fake, root, VA + 0x20_0000, 0, 0x20_0000, Use::Data),
             Err(MapError::AlreadyMapped(VA + 0x20_0000))
         );
+    }
+
+    /// Red when the first pass cleared entries as it went.
+    #[test]
+    fn what_is_taken_away_is_gone_and_nothing_else_is() {
+        let (mut fake, root) = Fake::new(64);
+        map_with(&mut fake, root, (VA, 0, 8 << 20), Use::Data, 2 << 20).unwrap();
+        map(&mut fake, root, VA + (8 << 20), 8 << 20, 0x3000, Use::Data).unwrap();
+        let mut gone = Vec::new();
+        unmap(&fake, root, VA + (2 << 20), 2 << 20, |va| gone.push(va)).unwrap();
+        assert_eq!(gone, [VA + (2 << 20)]);
+        unmap(&fake, root, VA + (8 << 20) + 0x1000, 0x2000, |va| gone.push(va)).unwrap();
+        assert_eq!(gone.len(), 3);
+        for (va, there) in [
+            (0, true),
+            ((2 << 20) - 1, true),
+            (2 << 20, false),
+            ((4 << 20) - 1, false),
+            (4 << 20, true),
+            (8 << 20, true),
+            ((8 << 20) + 0x1000, false),
+        ] {
+            assert_eq!(fake.walk(root, VA + va).is_some(), there, "{va:#x}");
+        }
+        // Half of a block, after a whole one: neither goes.
+        let part = unmap(&fake, root, VA + (4 << 20), 0x30_0000, |_| panic!("gone"));
+        assert_eq!(part, Err(MapError::PartOfBlock(VA + (6 << 20))));
+        let hole = unmap(&fake, root, VA, 4 << 20, |_| panic!("gone"));
+        assert_eq!(hole, Err(MapError::NotMapped(VA + (2 << 20))));
+        assert!(fake.walk(root, VA + (4 << 20)).is_some() && fake.walk(root, VA).is_some());
+        // And it can be had again, in tables that exist.
+        let tables = fake.tables.len();
+        map_with(&mut fake, root, (VA + (2 << 20), 2 << 20, 2 << 20), Use::Data, 2 << 20).unwrap();
+        assert_eq!((fake.tables.len(), fake.walk(root, VA + (3 << 20)).unwrap().0), (tables, 3 << 20));
+    }
+
+    #[test]
+    fn blocks_are_no_larger_than_asked_for() {
+        let (mut fake, root) = Fake::new(64);
+        map_with(&mut fake, root, (VA + (1 << 30), 1 << 30, 2 << 30), Use::Data, 2 << 20).unwrap();
+        assert_eq!(fake.tables.len(), 4);
+        unmap(&fake, root, VA + (1 << 30) + (512 << 20), 2 << 20, |_| ()).unwrap();
     }
 
     #[test]

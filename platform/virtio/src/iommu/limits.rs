@@ -68,7 +68,8 @@ impl Limits {
 
     /// Checks what is to be mapped.
     pub fn check(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
-        if !prot.intersects(Prot::READ | Prot::WRITE) {
+        // The protocol has no word for privileged transactions.
+        if !prot.intersects(Prot::READ | Prot::WRITE) || prot.contains(Prot::PRIVILEGED) {
             return Err(MapError::BadProt);
         }
         if !self.aperture.range.covers(iova) {

@@ -1,5 +1,6 @@
 //! The tests, by what they are about.
 
+mod allocation;
 mod boot;
 mod bytes;
 mod containment;

@@ -87,7 +87,7 @@ impl Reference {
             first % align == phase / SLOT * SLOT
                 && Self::run(*first, count).all(|slot| inside(slot) && self.slots.get(&slot) == Some(&false))
         };
-        self.slots.keys().any(|first| fits(first))
+        self.slots.keys().any(fits)
     }
 }
 

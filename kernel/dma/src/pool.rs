@@ -309,7 +309,8 @@ impl Set {
     }
 }
 
-/// A pool as the only memory of a device: what its driver allocates comes from it too, [`MAX_RUN`] bytes at most in a row.
+/// A pool as the only memory of a device: what its driver allocates comes from it too, 256 KiB at most in
+/// a row.
 //
 // SAFETY:
 // - runs lie in memory of the pool's, which is mapped for good; each is taken once until it comes back;

@@ -161,12 +161,7 @@ impl Slot {
         })
     }
 
-    fn try_allocate(
-        &self,
-        pages: usize,
-        direction: BufferDirection,
-        site: Site,
-    ) -> Result<(u64, NonNull<u8>), Error> {
+    fn try_allocate(&self, pages: usize, direction: BufferDirection, site: Site) -> Result<(u64, NonNull<u8>), Error> {
         let device = self.device()?;
         let bytes = (pages as u64).checked_mul(PAGE_SIZE).ok_or(Error::OutOfMemory)?;
         let chunk = Chunk::zeroed(device.memory(), device.request(bytes)?)?;
@@ -181,8 +176,9 @@ impl Slot {
         let ring = Ring { address, pages, memory: RingMemory::Lent(loan) };
         // It has at least a page, and page 0 of an address space is never given out.
         let start = ring.start().filter(|_| address.get() != 0).ok_or(Error::OutOfMemory)?;
-        let added = self.0.lock().add_ring(&device, ring);
-        added.map_err(|(_, error)| error)?;
+        // One that is not taken is revoked at the end, outside the lock.
+        let mut ring = Some(ring);
+        self.0.lock().add_ring(&device, &mut ring)?;
         Ok((address.get(), start))
     }
 
@@ -217,12 +213,7 @@ impl Slot {
     /// # Safety
     ///
     /// As [`Slot::share`].
-    unsafe fn try_share(
-        &self,
-        buffer: NonNull<[u8]>,
-        direction: BufferDirection,
-        site: Site,
-    ) -> Result<u64, Error> {
+    unsafe fn try_share(&self, buffer: NonNull<[u8]>, direction: BufferDirection, site: Site) -> Result<u64, Error> {
         let device = self.device()?;
         let len = buffer.len();
         let mut pages = device.pages(len as u64)?;
@@ -233,10 +224,8 @@ impl Slot {
         }
         let loan = Loan::lend(&device, pages, direction, site)?;
         let address = loan.range().start().get();
-        let share = Share { loan, buffer: buffer.addr(), len, direction };
-        let added = self.0.lock().add_share(share);
-        // One that was not taken is revoked here, outside the lock.
-        added.map_err(|(_, error)| error)?;
+        let mut share = Some(Share { loan, buffer: buffer.addr(), len, direction });
+        self.0.lock().add_share(&mut share)?;
         Ok(address)
     }
 
@@ -245,13 +234,7 @@ impl Slot {
     /// # Safety
     ///
     /// `buffer` is valid for writes, and nobody accesses it meanwhile.
-    pub(super) unsafe fn unshare(
-        &self,
-        address: u64,
-        buffer: NonNull<[u8]>,
-        direction: BufferDirection,
-        site: Site,
-    ) {
+    pub(super) unsafe fn unshare(&self, address: u64, buffer: NonNull<[u8]>, direction: BufferDirection, site: Site) {
         let iova = Iova::new(address);
         let (taken, of_a_failure) = {
             let mut account = self.0.lock();
@@ -262,7 +245,10 @@ impl Slot {
         };
         let Some(share) = taken else {
             // The end of a share that failed is as it should be, and leaves the buffer as it was.
-            return if of_a_failure { () } else { self.blame(Misuse::NotShared(iova)) };
+            if !of_a_failure {
+                self.blame(Misuse::NotShared(iova));
+            }
+            return;
         };
         let same = share.is_of(buffer, direction);
         match share.loan.take_back(site) {

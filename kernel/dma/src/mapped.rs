@@ -80,6 +80,11 @@ impl<D: Direction, B: Buffer> Mapped<D, B> {
         self.held.sync_for_device(offset, len)
     }
 
+    #[inline]
+    pub(crate) fn into_held(self) -> Held<D, B> {
+        self.held
+    }
+
     /// Revokes the device's access and gives the buffer back, with what the device wrote.
     ///
     /// # Errors

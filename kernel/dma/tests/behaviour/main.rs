@@ -8,6 +8,7 @@ mod concurrency;
 mod directions;
 mod exhaustion;
 mod foreign;
+mod gather;
 mod limits;
 mod model;
 mod owned;

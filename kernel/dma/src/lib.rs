@@ -59,6 +59,8 @@
 //! buffer) are held for a few instructions; only under the one of the list of devices is memory allocated. Nothing here is for
 //! interrupt handlers but [`Device::explain`], which neither locks nor allocates by itself.
 //!
+//! Drivers of the `virtio-drivers` crate run unmodified over it: see `hal` (feature `virtio-drivers`).
+//!
 //! # Unsafe code
 //!
 //! Is allowed in the modules that touch raw memory, and nowhere else; each says why.

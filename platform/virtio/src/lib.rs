@@ -15,7 +15,8 @@
 //! # Layers
 //!
 //! - [`spec`]: constants and layouts of "Virtual I/O Device (VIRTIO) Version 1.2", with its names. No code.
-//! - [`transport`]: registers. [`transport::Transport`] is what a bus must offer; `PciTransport` is virtio over PCI.
+//! - [`transport`]: registers. [`transport::Transport`] is what a bus must offer; `PciTransport` is virtio over PCI;
+//!   `ForeignTransport` (feature `virtio-drivers`) lends it to drivers of the `virtio-drivers` crate.
 //! - [`device`]: reset, feature negotiation, start and stop of one device.
 //! - [`queue`]: the split virtqueue, its in-flight table, requests as futures.
 //! - [`blk`], [`gpu`]: the drivers.

@@ -229,28 +229,16 @@ impl Account {
         self.occupant.as_ref().is_some_and(|occupant| occupant.device == *device)
     }
 
-    /// Takes note of a share. It comes back if there is no room, or its device is gone meanwhile.
-    pub(super) fn add_share(&mut self, share: Share) -> Result<(), (Share, Error)> {
-        if !self.has(share.loan.device()) {
-            return Err((share, Error::SlotEmpty));
-        }
-        if self.shares.len() == self.shares.capacity() {
-            return Err((share, Error::TooMany(self.shares.len())));
-        }
-        self.shares.push(share);
-        Ok(())
+    /// Takes note of a share, and takes it; it stays where there is no room, or its device is gone meanwhile.
+    pub(super) fn add_share(&mut self, share: &mut Option<Share>) -> Result<(), Error> {
+        let ours = share.as_ref().is_some_and(|share| self.has(share.loan.device()));
+        admit(&mut self.shares, share, ours)
     }
 
     /// As [`Account::add_share`], of a ring of `device`.
-    pub(super) fn add_ring(&mut self, device: &Device, ring: Ring) -> Result<(), (Ring, Error)> {
-        if !self.has(device) {
-            return Err((ring, Error::SlotEmpty));
-        }
-        if self.rings.len() == self.rings.capacity() {
-            return Err((ring, Error::TooMany(self.rings.len())));
-        }
-        self.rings.push(ring);
-        Ok(())
+    pub(super) fn add_ring(&mut self, device: &Device, ring: &mut Option<Ring>) -> Result<(), Error> {
+        let ours = self.has(device);
+        admit(&mut self.rings, ring, ours)
     }
 
     /// Takes the ring at `address` out of the books, if it is exactly the one that the driver names. Those of a device that
@@ -270,4 +258,16 @@ impl Account {
     pub(super) fn report(&self) -> Report {
         Report { shares: self.shares.len(), rings: self.rings.len(), ..self.report.clone() }
     }
+}
+
+/// Moves `item` into `list`, if there is room without an allocation.
+fn admit<T>(list: &mut Vec<T>, item: &mut Option<T>, ours: bool) -> Result<(), Error> {
+    if !ours {
+        return Err(Error::SlotEmpty);
+    }
+    if list.len() == list.capacity() {
+        return Err(Error::TooMany(list.len()));
+    }
+    list.extend(item.take());
+    Ok(())
 }

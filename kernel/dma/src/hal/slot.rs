@@ -176,8 +176,9 @@ impl Slot {
         let ring = Ring { address, pages, memory: RingMemory::Lent(loan) };
         // It has at least a page, and page 0 of an address space is never given out.
         let start = ring.start().filter(|_| address.get() != 0).ok_or(Error::OutOfMemory)?;
-        let added = self.0.lock().add_ring(&device, ring);
-        added.map_err(|(_, error)| error)?;
+        // One that is not taken is revoked at the end, outside the lock.
+        let mut ring = Some(ring);
+        self.0.lock().add_ring(&device, &mut ring)?;
         Ok((address.get(), start))
     }
 
@@ -223,10 +224,8 @@ impl Slot {
         }
         let loan = Loan::lend(&device, pages, direction, site)?;
         let address = loan.range().start().get();
-        let share = Share { loan, buffer: buffer.addr(), len, direction };
-        let added = self.0.lock().add_share(share);
-        // One that was not taken is revoked here, outside the lock.
-        added.map_err(|(_, error)| error)?;
+        let mut share = Some(Share { loan, buffer: buffer.addr(), len, direction });
+        self.0.lock().add_share(&mut share)?;
         Ok(address)
     }
 
@@ -246,10 +245,10 @@ impl Slot {
         };
         let Some(share) = taken else {
             // The end of a share that failed is as it should be, and leaves the buffer as it was.
-            return if of_a_failure {
-            } else {
-                self.blame(Misuse::NotShared(iova))
-            };
+            if !of_a_failure {
+                self.blame(Misuse::NotShared(iova));
+            }
+            return;
         };
         let same = share.is_of(buffer, direction);
         match share.loan.take_back(site) {

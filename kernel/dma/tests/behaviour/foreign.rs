@@ -43,7 +43,7 @@ fn ends_clean(slot: &Slot, system: &FakeSystem) -> Report {
     report
 }
 
-/// Caught: a copy back in every direction, and none.
+/// Caught: a copy back in every direction, none at all, and no copy to begin with.
 #[test]
 fn a_share_is_a_copy_that_the_device_has_until_it_is_unshared() {
     dma::foreign_driver! { Blk }
@@ -128,7 +128,7 @@ fn two_drivers_have_two_address_spaces() {
     ends_clean(Other::slot(), &system);
 }
 
-/// Caught: a share that is found by its address alone (the copy went to the other buffer), and one that ends twice.
+/// Caught: shares and rings that are found by their address alone (the copy went to the other buffer).
 #[test]
 fn what_a_driver_ends_wrongly_is_named_and_has_no_effect_on_memory() {
     dma::foreign_driver! { Bad }
@@ -190,8 +190,7 @@ fn what_a_driver_ends_wrongly_is_named_and_has_no_effect_on_memory() {
     ends_clean(Bad::slot(), &system);
 }
 
-/// Caught: `share` that answers 0 (a device with that address would reach whatever a driver had put there), one that hands out an
-/// address that is allocated later, and a failure that keeps the pages.
+/// Caught: addresses for failures that are not set aside, but free for others.
 #[test]
 fn whatever_runs_out_the_driver_gets_an_address_that_faults_and_nothing_is_left() {
     dma::foreign_driver! { Poor }
@@ -212,9 +211,11 @@ fn whatever_runs_out_the_driver_gets_an_address_that_faults_and_nothing_is_left(
                     break;
                 }
                 assert_eq!((Poor::slot().report().shares, system.memory.live_allocations()), (0, 0), "failure {n}");
-                // What is shared next is not there.
+                // What is shared next is not there, and nothing can be put there.
                 let mut next = [2; 16 * 4096];
                 let others: Vec<Iova> = (0..20).map(|_| share::<Poor>(&mut next, Both)).collect();
+                let pages = poor.device.pages(4096).unwrap();
+                poor.device.map_at::<Bidirectional, _>(address, pages).unwrap_err();
                 for page in 0..3 {
                     let at = address.checked_add(page * 4096).unwrap();
                     assert!(poor.master.write(at, b"x").is_err() && poor.master.read(at, &mut [0]).is_err());
@@ -265,6 +266,7 @@ fn a_device_that_could_run_past_what_is_set_aside_is_put_out_of_use() {
     ends_clean(Long::slot(), &system);
 }
 
+/// Caught: lists with more room than they are to have.
 #[test]
 fn a_driver_that_shares_without_end_comes_to_an_end() {
     dma::foreign_driver! { Leaky }
@@ -286,7 +288,7 @@ fn a_driver_that_shares_without_end_comes_to_an_end() {
     assert_eq!(ends_clean(Leaky::slot(), &system).misuses, 0);
 }
 
-/// Caught: freeing rings at the removal (the driver still points to them), and leaving them with the device.
+/// Caught: freeing rings at the removal (the driver still points to them), leaving them with the device, and leaving shares.
 #[test]
 fn when_its_device_is_removed_it_loses_all_that_the_driver_left_and_the_driver_keeps_its_rings() {
     dma::foreign_driver! { Gone }
@@ -332,7 +334,7 @@ fn when_its_device_is_removed_it_loses_all_that_the_driver_left_and_the_driver_k
     }
 }
 
-/// Caught: a copy back before the revocation has succeeded.
+/// Caught: rings that are freed at the removal though their revocation failed.
 #[test]
 fn a_revocation_that_fails_leaves_the_buffer_alone_and_is_counted() {
     dma::foreign_driver! { Stuck }

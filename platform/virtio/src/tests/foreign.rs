@@ -30,7 +30,7 @@ fn check<S: HasSlot>(rig: &Rig) {
     rig.check();
 }
 
-/// Caught: `write_driver_features` that passes on what the driver asks for, and no more.
+/// Caught: `write_driver_features` that passes on what the driver asks for, and no more; a transport that is dropped without a reset.
 #[test]
 fn a_foreign_block_driver_works_behind_the_iommu_which_it_has_never_heard_of() {
     dma::foreign_driver! { Blk }
@@ -71,7 +71,6 @@ fn a_device_that_refuses_its_features_is_not_started() {
     check::<Blk>(&rig);
 }
 
-/// Caught: the wait for a reset without a deadline, and the interface's own loop around the generation.
 #[test]
 fn a_device_that_never_comes_to_rest_makes_its_driver_fail_instead_of_waiting() {
     dma::foreign_driver! { Restless Unresetting Small }
@@ -106,7 +105,6 @@ fn a_configuration_is_read_and_written_in_fields_of_any_size() {
     assert_eq!(transport.write_config_space(64, 1_u8), Err(ForeignError::ConfigSpaceTooSmall));
 }
 
-/// Caught: `share` that answers with an address that another share has.
 #[test]
 #[expect(unsafe_code, reason = "the calls that do not block are unsafe")]
 fn a_share_that_fails_makes_the_device_fault_and_nothing_else() {

@@ -21,11 +21,15 @@ use crate::tracker::Report;
 use crate::translated::Translated;
 use crate::{Buffer, Direction, Error, Ladder, Limits, Mapped, PageSet, Pages, Rejected};
 use alloc::sync::Arc;
+use base::fallible;
 use core::fmt;
 use core::panic::Location;
 use core::sync::atomic::Ordering;
 use iommu::group::{AttachmentState, Group};
 use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, RevokeError};
+
+/// Mappings that are named one by one on the console when a device is removed.
+const LOGGED: usize = 8;
 
 /// What a device behind an IOMMU is made of.
 pub struct DeviceConfig<'a> {
@@ -89,7 +93,7 @@ impl Device {
     /// - `coherent` is true only if the device's accesses snoop the CPU's caches.
     pub unsafe fn new(config: DeviceConfig<'_>) -> Result<Self, Error> {
         config.limits.check()?;
-        let name = Arc::from(config.name);
+        let name = fallible::text(config.name).ok_or(Error::OutOfMemory)?;
         let backend = Backend::Translated(Translated::new(config.group, &name)?);
         Self::register(name, config.limits, config.coherent, config.memory, backend)
     }
@@ -109,7 +113,8 @@ impl Device {
     pub unsafe fn direct(config: DirectConfig<'_>) -> Result<Self, Error> {
         config.limits.check()?;
         let backend = Backend::Direct(Windows::new(config.windows)?);
-        Self::register(Arc::from(config.name), config.limits, config.coherent, config.memory, backend)
+        let name = fallible::text(config.name).ok_or(Error::OutOfMemory)?;
+        Self::register(name, config.limits, config.coherent, config.memory, backend)
     }
 
     fn register(
@@ -120,9 +125,10 @@ impl Device {
         backend: Backend,
     ) -> Result<Self, Error> {
         let translated = matches!(backend, Backend::Translated(_));
-        let records = Arc::new(Records::new(name.clone(), translated)?);
+        let records = fallible::arc(Records::new(name.clone(), translated)?).map_err(|_| Error::OutOfMemory)?;
         stats::register(&records)?;
-        Ok(Self(Arc::new(Inner { name, limits, coherent, memory, backend, records })))
+        let inner = Inner { name, limits, coherent, memory, backend, records };
+        fallible::arc(inner).map(Self).map_err(|_| Error::OutOfMemory)
     }
 
     /// Its name in reports.
@@ -311,8 +317,8 @@ impl Device {
         Ok(report)
     }
 
-    /// Takes the device out of use, as [`Device::shut_down`] does, and lists what its drivers have not taken back, on the
-    /// console too: for the removal of a device whose drivers should be done with it.
+    /// Takes the device out of use, as [`Device::shut_down`] does, and lists what its drivers have not taken back, the
+    /// first on the console too: for the removal of a device whose drivers should be done with it.
     ///
     /// # Errors
     ///
@@ -321,7 +327,8 @@ impl Device {
         self.shut_down()?;
         let left = self.lendings()?;
         if !left.is_empty() {
-            log::warn!("{}: {} still lent at its removal\n{left}", self.0.name, left.count());
+            log::warn!("{}: {} still lent at its removal", self.0.name, left.count());
+            left.lendings.iter().take(LOGGED).for_each(|lending| log::warn!("  {lending}"));
         }
         Ok(left)
     }

@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "plays physical memory: pointers to the heap for the CPU, numbers for the bus")]
 
+use super::Hardware;
 use crate::buffer::{Span, to_usize};
 use crate::copy;
 use crate::memory::{AttributeError, Cacheability, DmaMemory, PageRequest, RawPages};
@@ -169,6 +170,7 @@ impl FakeMemory {
     }
 
     fn bus(&self, phys: PhysAddr, len: u64, f: impl FnOnce(&mut Block, usize)) -> bool {
+        let _hardware = Hardware::enter();
         let mut state = self.state.lock();
         if let Some((start, block)) = state.blocks.range_mut(..=phys.get()).next_back() {
             let offset = phys.get() - start;
@@ -183,6 +185,7 @@ impl FakeMemory {
 
     /// Calls `f` for each line with a byte in the range, telling whether all of it is.
     fn maintain(&self, ptr: NonNull<u8>, bytes: usize, mut f: impl FnMut(&mut Block, usize, bool)) {
+        let _hardware = Hardware::enter();
         if self.config.snooped {
             return;
         }
@@ -209,9 +212,10 @@ impl FakeMemory {
 // - maintenance moves the data between the copies before it returns, and what is not cacheable has one copy.
 unsafe impl DmaMemory for FakeMemory {
     fn allocate(&self, request: PageRequest) -> Result<RawPages, OutOfMemory> {
-        if self.fails() {
+        if self.fails() || Hardware::fails() {
             return Err(OutOfMemory);
         }
+        let _hardware = Hardware::enter();
         let mut state = self.state.lock();
         let phys = PhysAddr::new(state.next).align_up(request.align).ok_or(OutOfMemory)?;
         let run = PhysRange::new(phys, request.bytes).ok_or(OutOfMemory)?;
@@ -237,6 +241,7 @@ unsafe impl DmaMemory for FakeMemory {
     }
 
     unsafe fn free(&self, pages: RawPages) {
+        let _hardware = Hardware::enter();
         let mut state = self.state.lock();
         let Some(block) = state.blocks.remove(&pages.phys.get()) else {
             state.violations.push(format!("{pages:?} was freed, which nobody has"));
@@ -277,9 +282,10 @@ unsafe impl DmaMemory for FakeMemory {
     }
 
     unsafe fn set_cacheability(&self, pages: &RawPages, to: Cacheability) -> Result<NonNull<u8>, AttributeError> {
-        if self.fails() {
+        if self.fails() || (to == Cacheability::NonCacheable && Hardware::fails()) {
             return Err(AttributeError::OutOfMemory);
         }
+        let _hardware = Hardware::enter();
         let mut state = self.state.lock();
         let Some(block) = state.blocks.get_mut(&pages.phys.get()) else { return Err(AttributeError::Unsupported) };
         let (old, new) = (block.alias(), block.alias_for(to));

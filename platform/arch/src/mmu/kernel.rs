@@ -78,10 +78,19 @@ struct Space {
     source: Source,
     root: Option<u64>,
     device_next: u64,
+    /// Windows that are mapped for good: first address, end, and where the first is for the CPU. Unused ones are empty.
+    windows: [(u64, u64, u64); WINDOWS],
 }
 
-static SPACE: IrqMutex<Space> =
-    IrqMutex::new(Space { source: Source { used: 0, frames: None }, root: None, device_next: layout::DEVICE_BASE });
+/// Windows that are found again when they are asked for again, so that drivers can come and go; others are mapped anew.
+const WINDOWS: usize = 256;
+
+static SPACE: IrqMutex<Space> = IrqMutex::new(Space {
+    source: Source { used: 0, frames: None },
+    root: None,
+    device_next: layout::DEVICE_BASE,
+    windows: [(0, 0, 0); WINDOWS],
+});
 
 /// A range of physical addresses.
 pub type Physical = Range<u64>;
@@ -217,7 +226,7 @@ pub(crate) fn drop_identity() {
 
 /// Maps the `len` bytes of device registers at physical address `phys`, Device-nGnRE.
 ///
-/// The address need not be aligned to a page; whole pages are mapped.
+/// The address need not be aligned to a page; whole pages are mapped, once: who asks again for what is mapped gets it again.
 ///
 /// # Errors
 ///
@@ -241,6 +250,14 @@ pub fn map_device(phys: u64, len: usize) -> Result<Mmio, MapError> {
             return Err(MapError::IsMemory(va - LINEAR_BASE));
         }
     }
+    let window = |va: u64| {
+        let base = NonNull::new(core::ptr::with_exposed_provenance_mut::<u8>((va + (phys - start)) as usize));
+        // SAFETY: the bytes are mapped as a device for good, and are not memory that Rust code has: RAM was refused above.
+        base.map(|base| unsafe { Mmio::new(base, len) }).ok_or(not_pages)
+    };
+    if let Some((first, _, va)) = space.windows.iter().find(|(first, last, _)| *first <= start && end <= *last) {
+        return window(va + (start - first));
+    }
     // At the same place within a block as the device, so that large windows are mapped by blocks.
     let block = if end - start < LARGE_BLOCK { BLOCK } else { LARGE_BLOCK };
     let va = (space.device_next & !(block - 1)) + (start & (block - 1));
@@ -255,10 +272,10 @@ pub fn map_device(phys: u64, len: usize) -> Result<Mmio, MapError> {
     space.device_next = va + (end - start) + PAGE;
     tables::map(&mut space.source, root, va, start, end - start, Use::Device)?;
     publish();
-    let base = core::ptr::with_exposed_provenance_mut::<u8>((va + (phys - start)) as usize);
-    let base = NonNull::new(base).ok_or(not_pages)?;
-    // SAFETY: the bytes are mapped as a device for good, and are not memory that Rust code has: RAM was refused above.
-    Ok(unsafe { Mmio::new(base, len) })
+    if let Some(unused) = space.windows.iter_mut().find(|(first, last, _)| first == last) {
+        *unused = (start, end, va);
+    }
+    window(va)
 }
 
 /// Maps the memory at physical address `phys` as the stacks of core `index`. Returns their ends: main, exception, emergency.

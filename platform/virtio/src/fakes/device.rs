@@ -233,9 +233,12 @@ impl FakeDevice {
         let mut count = 0;
         while count < limit {
             let (took, vectors) = self.state().step(&*self.bus);
-            for vector in vectors {
-                self.interrupt(vector);
+            for vector in &vectors {
+                self.interrupt(*vector);
             }
+            let hardware = Hardware::enter();
+            drop(vectors);
+            drop(hardware);
             if !took {
                 break;
             }
@@ -254,9 +257,11 @@ impl FakeDevice {
         let Some(vector) = vector else { return };
         let handlers: Vec<_> =
             self.state().handlers.iter().filter(|(at, _)| *at == vector).map(|(_, handler)| handler.clone()).collect();
-        for handler in handlers {
+        for handler in &handlers {
             handler.handle();
         }
+        let _hardware = Hardware::enter();
+        drop(handlers);
     }
 }
 

@@ -25,6 +25,7 @@ use base::fallible;
 use core::fmt;
 use core::panic::Location;
 use core::sync::atomic::Ordering;
+use iommu::contract::AddressSpace;
 use iommu::group::{AttachmentState, Group};
 use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, RevokeError};
 
@@ -351,7 +352,7 @@ impl Device {
     ///
     /// # Safety
     ///
-    /// Until [`Loan::end`] returns `Ok`, the device may access the memory within `prot`: there is no reference to it that
+    /// Until a revocation of the loan has succeeded, the device may access the memory within `prot`: there is no reference to it that
     /// this would invalidate, and it is not freed.
     #[inline]
     pub(crate) unsafe fn lend(
@@ -405,8 +406,8 @@ impl fmt::Debug for Device {
     }
 }
 
-/// The address side of a mapping: what the device was told. Ends by [`Loan::end`] only; forgetting it leaks.
-pub(crate) struct Loan {
+/// The address side of a mapping: what the device was told. Ends by [`Loan::settle`] only; forgetting it leaks.
+pub struct Loan {
     pub(crate) device: Device,
     pub(crate) segments: Segments,
     pub(crate) range: IovaRange,
@@ -417,21 +418,36 @@ pub(crate) struct Loan {
 }
 
 impl Loan {
-    /// Revokes, and gives the address range back. After `Ok` the device does not reach the memory.
+    /// The address space that it was made in; `None` where nothing translates.
+    #[inline]
+    pub(crate) fn space(&self) -> Option<&dyn AddressSpace> {
+        match &self.device.0.backend {
+            Backend::Translated(translated) => Some(translated.space()),
+            Backend::Direct(_) => None,
+        }
+    }
+
+    /// Revokes this loan alone.
+    #[inline]
+    pub(crate) fn revoke(&self) -> Result<(), RevokeError> {
+        self.space().map_or(Ok(()), |space| space.revoke(&[self.range]))
+    }
+
+    /// Gives the address range back after a revocation of it that ended with `outcome`.
     ///
     /// # Errors
     ///
     /// That of the revocation: the device may reach the memory for ever. The address range is never used again, and the
     /// address space stays.
     #[inline]
-    pub(crate) fn end(self, site: Site) -> Result<(), (RevokeError, Self)> {
+    pub(crate) fn settle(self, outcome: Result<(), RevokeError>, site: Site) -> Result<(), (RevokeError, Self)> {
         let inner = &self.device.0;
+        if let Err(cause) = outcome {
+            inner.records.quarantined.fetch_add(self.range.len() / PAGE_SIZE, Ordering::Relaxed);
+            core::mem::forget(self.device.clone());
+            return Err((cause, self));
+        }
         if let Backend::Translated(translated) = &inner.backend {
-            if let Err(cause) = translated.space().revoke(&[self.range]) {
-                inner.records.quarantined.fetch_add(self.range.len() / PAGE_SIZE, Ordering::Relaxed);
-                core::mem::forget(self.device.clone());
-                return Err((cause, self));
-            }
             inner.records.end(self.slot, self.range, self.site, site);
             if self.fixed {
                 translated.release_fixed(self.range);

@@ -14,10 +14,10 @@ use crate::site::Site;
 use crate::{Device, Direction, Error};
 use core::marker::PhantomData;
 use core::mem::{self, ManuallyDrop};
-use iommu::Iova;
+use iommu::{Iova, RevokeError};
 
 /// Memory `M` that a device has, in direction `D`. Dropping it revokes.
-pub(crate) struct Held<D: Direction, M: Spans> {
+pub struct Held<D: Direction, M: Spans> {
     loan: ManuallyDrop<Loan>,
     memory: ManuallyDrop<M>,
     direction: PhantomData<D>,
@@ -69,17 +69,40 @@ impl<D: Direction, M: Spans> Held<D, M> {
         unsafe { this.end(site) }
     }
 
+    /// Gives the memory back after a revocation that somebody else has carried out.
+    ///
+    /// # Safety
+    ///
+    /// `outcome` is `Ok` only if a revocation of all of the loan's range in the loan's address space has returned `Ok` since
+    /// the memory was lent (or the loan has no address space).
+    #[inline]
+    pub(crate) unsafe fn settle(self, outcome: Result<(), RevokeError>, site: Site) -> Result<M, Quarantined> {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not dropped and not used afterwards; the outcome is as the caller promises.
+        unsafe { this.conclude(outcome, site) }
+    }
+
     /// # Safety
     ///
     /// Called once; the object is not used afterwards, and not dropped.
     #[inline]
     unsafe fn end(&mut self, site: Site) -> Result<M, Quarantined> {
+        let outcome = self.loan.revoke();
+        // SAFETY: the caller's promise; the outcome is that of revoking this loan.
+        unsafe { self.conclude(outcome, site) }
+    }
+
+    /// # Safety
+    ///
+    /// Both as for [`Held::end`] and as for [`Held::settle`].
+    #[inline]
+    unsafe fn conclude(&mut self, outcome: Result<(), RevokeError>, site: Site) -> Result<M, Quarantined> {
         // SAFETY: the caller's promise: taken once.
         let loan = unsafe { ManuallyDrop::take(&mut self.loan) };
         // SAFETY: as above.
         let memory = unsafe { ManuallyDrop::take(&mut self.memory) };
         let coherent = loan.device.is_coherent();
-        match loan.end(site) {
+        match loan.settle(outcome, site) {
             Ok(()) => {
                 let len = memory.spans_len();
                 // The whole of the memory is always in range.

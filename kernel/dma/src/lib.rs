@@ -66,6 +66,7 @@ mod error;
 mod explain;
 #[cfg(feature = "fakes")]
 pub mod fakes;
+mod gather;
 mod held;
 mod lent;
 mod limits;
@@ -92,6 +93,7 @@ pub use direct::BusWindow;
 pub use direction::{Bidirectional, DeviceReads, DeviceWrites, Direction, FromDevice, ToDevice};
 pub use error::{BusyWith, Error, Rejected};
 pub use explain::{Explanation, Fate};
+pub use gather::{Drain, Endable, Ending, Ends, Finished, Gather, end_together};
 pub use lent::{Lent, Segment, Slices, slice};
 pub use limits::Limits;
 pub use mapped::Mapped;

@@ -61,6 +61,11 @@ impl<D: Direction, B: Buffer> Mapped<D, B> {
         View::new(self.held.memory())
     }
 
+    #[inline]
+    pub(crate) fn into_held(self) -> Held<D, B> {
+        self.held
+    }
+
     /// Revokes the device's access and gives the buffer back, with what the device wrote.
     ///
     /// # Errors

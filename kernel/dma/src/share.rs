@@ -13,6 +13,7 @@
 
 use crate::buffer::{Span, Spans};
 use crate::error::BusyWith;
+use crate::gather::Parts;
 use crate::held::Held;
 use crate::lent::{Lent, Segment, sealed};
 use crate::memory::DmaMemory;
@@ -164,7 +165,7 @@ fn count(users: &mut u32) -> Result<(), BusyWith> {
 }
 
 /// One device's use of a buffer: counted while it lives.
-struct DeviceUser {
+pub struct DeviceUser {
     buffer: Arc<Inner>,
     writes: bool,
     unsnooping: bool,
@@ -261,6 +262,14 @@ impl<D: Direction> Attachment<D> {
     #[track_caller]
     pub fn detach(self) -> Result<(), Quarantined> {
         self.held.take_back(Location::caller()).map(drop)
+    }
+}
+
+impl<D: Direction> Parts for Attachment<D> {
+    type Direction = D;
+    type Memory = DeviceUser;
+    fn into_held(self) -> Held<D, DeviceUser> {
+        self.held
     }
 }
 

@@ -132,7 +132,7 @@ pub(super) fn virtio_iommus(tree: &Tree<'_>) -> Result<Vec<VirtioIommu>, Error> 
 }
 
 /// The requester ID in the `reg` of a PCI function's node.
-fn function(node: Node<'_, '_>) -> Result<u16, Error> {
+pub(super) fn function(node: Node<'_, '_>) -> Result<u16, Error> {
     let Some(mut reg) = node.cells("reg")? else { return Err(node.fault("reg", PropertyFault::Missing)) };
     let length = node.fault("reg", PropertyFault::Length(reg.len()));
     // The first entry is the configuration space: three cells of address, two of size.

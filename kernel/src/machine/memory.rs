@@ -5,6 +5,7 @@
 
 use super::address::{BusCells, all_to_cpu, ranges_of, reg};
 use super::error::{Error, PropertyFault};
+use super::pools::{self, PoolKind};
 use super::range::Span;
 use super::tree::{Node, Tree, owned, push};
 use alloc::{string::String, vec::Vec};
@@ -26,6 +27,10 @@ pub struct ReservedMemory {
     pub reusable: bool,
     /// What it is for: `restricted-dma-pool`, `shared-dma-pool`, ...
     pub compatible: Vec<String>,
+    /// What kind of DMA pool it is, if it is one.
+    pub pool: Option<PoolKind>,
+    /// A pool for all devices that have none of their own (`linux,cma-default`, `linux,dma-default`).
+    pub default: bool,
     /// Device addresses that are spoken for.
     pub iommu_addresses: Vec<IommuAddresses>,
 }
@@ -96,6 +101,7 @@ pub(super) fn reserved(tree: &Tree<'_>) -> Result<Vec<ReservedMemory>, Error> {
         for &range in &region.ranges {
             push(&mut ranges, (range, node))?;
         }
+        pools::only_default(node, &found, &region)?;
         push(&mut found, region)?;
     }
     without_overlaps(ranges)?;
@@ -129,7 +135,12 @@ fn region(parent: Node<'_, '_>, node: Node<'_, '_>) -> Result<ReservedMemory, Er
     if no_map && reusable {
         return Err(node.fault("reusable", PropertyFault::Word));
     }
-    Ok(ReservedMemory { path: node.try_path()?, ranges, dynamic, no_map, reusable, compatible, iommu_addresses })
+    let default = node.has("linux,cma-default") || node.has("linux,dma-default");
+    let path = node.try_path()?;
+    let mut region =
+        ReservedMemory { path, ranges, dynamic, no_map, reusable, compatible, pool: None, default, iommu_addresses };
+    region.pool = pools::kind(node, &region)?;
+    Ok(region)
 }
 
 /// Reads `iommu-addresses`: (device, address, size), the two numbers in the cells of the bus that the device is on. On a PCI

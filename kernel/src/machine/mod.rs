@@ -27,6 +27,7 @@ mod interrupt;
 mod iommu;
 mod memory;
 mod pci;
+mod pools;
 mod range;
 mod tree;
 mod validate;
@@ -40,6 +41,7 @@ pub use interrupt::{Interrupt, Trigger};
 pub use iommu::{BusMaster, IommuRef, Smmu, SmmuIndex, SmmuInterrupts, VirtioIommu, VirtioIommuIndex};
 pub use memory::{DynamicReservation, IommuAddresses, ReservedMemory};
 pub use pci::{DmaRange, IntxMap, PcieHost, RidMap, RidRange, Window, WindowKind};
+pub use pools::{DevicePools, PciNode, Pool, PoolKind};
 pub use validate::{MAX_DEPTH, MAX_NODES, MAX_PROPERTIES, MAX_SIZE};
 
 use ::iommu::PhysRange;
@@ -75,6 +77,8 @@ pub struct Machine {
     pub v2m: Vec<V2m>,
     /// PCI Express host bridges.
     pub pcie: Vec<PcieHost>,
+    /// PCI functions and bridges that memory is set aside for, in the tree's order.
+    pub pci_nodes: Vec<PciNode>,
     /// SMMUs.
     pub smmus: Vec<Smmu>,
     /// Virtio-iommus.
@@ -118,6 +122,7 @@ impl Machine {
             its: gic::its(&tree)?,
             v2m: gic::v2m(&tree)?,
             pcie: pci::hosts(&tree)?,
+            pci_nodes: pools::pci_nodes(&tree)?,
             smmus: iommu::smmus(&tree)?,
             virtio_iommus: iommu::virtio_iommus(&tree)?,
             masters: iommu::masters(&tree)?,

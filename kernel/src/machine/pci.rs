@@ -18,7 +18,7 @@ pub(super) const ECAM: &[&str] = &["pci-host-ecam-generic"];
 /// Bytes of configuration space of one bus.
 const BUS: u64 = 1 << 20;
 /// Cells of a PCI address.
-const PCI_CELLS: usize = 3;
+pub(super) const PCI_CELLS: usize = 3;
 
 /// A PCI Express host bridge with memory-mapped configuration space.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use core::fmt;
 use iommu::{PhysAddr, PhysRange};
 use kernel::cmdline::{self, CommandLine};
 use kernel::log::Console;
-use kernel::machine::{self, ConsoleKind, Machine, PsciConduit};
+use kernel::machine::{self, ConsoleKind, Machine, PoolKind, PsciConduit};
 use kernel::mm;
 use log::LevelFilter;
 use spin::Once;
@@ -83,7 +83,7 @@ pub fn start(info: BootInfo, main: fn(&'static Boot) -> u32) -> ! {
 
 fn bring_up(info: BootInfo) -> Result<Boot, Error> {
     let tree = info.with_device_tree(|tree| Machine::from_fdt(tree).map(|machine| (machine, tree.len())));
-    let (machine, tree_size) = tree.map_err(Error::NoDeviceTree)?.map_err(Error::DeviceTree)?;
+    let (mut machine, tree_size) = tree.map_err(Error::NoDeviceTree)?.map_err(Error::DeviceTree)?;
 
     if let Some(psci) = machine.psci {
         arch::psci::set_conduit(match psci.conduit {
@@ -91,6 +91,8 @@ fn bring_up(info: BootInfo) -> Result<Boot, Error> {
             PsciConduit::Smc => Conduit::Smc,
         });
     }
+    let tree = PhysRange::new(PhysAddr::new(info.device_tree), tree_size as u64);
+    let homeless = machine.place(&own(&machine, tree).map_err(Error::Memory)?).map_err(Error::DeviceTree)?;
     let linear = mapped(&machine).map_err(Error::Memory)?;
     let bounds = linear.iter().map(|range| range.start().get()..range.end().get());
     arch::boot::finish_tables(bounds).map_err(Error::Map)?;
@@ -106,7 +108,9 @@ fn bring_up(info: BootInfo) -> Result<Boot, Error> {
     let levels = LevelFilter::iter().nth(level.unwrap_or(3));
     log::set_max_level(levels.unwrap_or(LevelFilter::Info));
 
-    let tree = PhysRange::new(PhysAddr::new(info.device_tree), tree_size as u64);
+    for path in homeless {
+        log::warn!("memory: there is no place for {path}");
+    }
     let reserved = reserved(&machine, tree).map_err(Error::Memory)?;
     let frames = mm::Frames { linear: arch::layout::LINEAR_BASE, memory: &linear, reserved: &reserved };
     // SAFETY: all of `linear` was put into the linear map just now; what of it the image, the boot loader and firmware use is in
@@ -119,21 +123,24 @@ fn bring_up(info: BootInfo) -> Result<Boot, Error> {
     Ok(Boot { machine, options, entered_at: info.entered_at, console })
 }
 
-/// All memory that may be mapped: not what the tree calls `no-map`.
+/// All memory that may be mapped: not what the tree calls `no-map`, and no carve-outs, which get an alias of their own.
 fn mapped(machine: &Machine) -> Result<Vec<PhysRange>, mm::Error> {
-    let hidden =
-        machine.reserved.iter().filter(|region| region.no_map).flat_map(|region| region.ranges.iter().copied());
-    let hidden = collect(hidden)?;
+    let hidden = machine.reserved.iter().filter(|region| region.no_map || region.pool == Some(PoolKind::CarveOut));
+    let hidden = collect(hidden.flat_map(|region| region.ranges.iter().copied()))?;
     mm::subtract(&machine.memory, &hidden)
+}
+
+/// What the image and the boot loader use.
+fn own(machine: &Machine, tree: Option<PhysRange>) -> Result<Vec<PhysRange>, mm::Error> {
+    let image = arch::mmu::image();
+    let image = PhysRange::between(PhysAddr::new(image.start), PhysAddr::new(image.end));
+    collect([image, tree, machine.chosen.initrd].into_iter().flatten())
 }
 
 /// All memory that is somebody's.
 fn reserved(machine: &Machine, tree: Option<PhysRange>) -> Result<Vec<PhysRange>, mm::Error> {
-    let image = arch::mmu::image();
-    let image = PhysRange::between(PhysAddr::new(image.start), PhysAddr::new(image.end));
     let regions = machine.reserved.iter().flat_map(|region| region.ranges.iter().copied());
-    let own = [image, tree, machine.chosen.initrd].into_iter().flatten();
-    collect(own.chain(machine.memreserve.iter().copied()).chain(regions))
+    collect(own(machine, tree)?.into_iter().chain(machine.memreserve.iter().copied()).chain(regions))
 }
 
 fn collect(ranges: impl Iterator<Item = PhysRange>) -> Result<Vec<PhysRange>, mm::Error> {

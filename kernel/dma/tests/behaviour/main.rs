@@ -7,6 +7,7 @@ mod coherent;
 mod concurrency;
 mod directions;
 mod exhaustion;
+mod gather;
 mod limits;
 mod misuse;
 mod model;

@@ -8,8 +8,8 @@
 use core::sync::atomic::AtomicU64;
 use dma::fakes::{FakeDevice, FakeSystem, Hardware};
 use dma::{
-    Bidirectional, Device, DeviceConfig, DirectConfig, Error, FromDevice, Ladder, Limits, OwnedDomain, PageSet,
-    SharedBuffer, ToDevice, tracker,
+    Bidirectional, Device, DeviceConfig, DirectConfig, Error, FromDevice, Gather, Ladder, Limits, Mapped, OwnedDomain,
+    PageSet, Pages, SharedBuffer, ToDevice, tracker,
 };
 use iommu::{AttachError, Iova, IovaError};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -182,6 +182,19 @@ fn every_operation_survives_every_failure() {
             let attached = domain.attach(device)?;
             drop(attached);
             placed.unmap()?;
+            Ok(())
+        });
+        all_addresses_are_free(&blk);
+
+        survives("gather", &system, &blk, || {
+            let mut gather = Gather::<Mapped<FromDevice, Pages>, 4>::new();
+            for _ in 0..3 {
+                // What was gathered ends with it when the next one fails.
+                assert!(gather.push(device.map(device.pages(4096)?)?).is_ok());
+            }
+            for pages in gather.finish() {
+                pages?;
+            }
             Ok(())
         });
         all_addresses_are_free(&blk);

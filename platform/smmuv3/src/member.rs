@@ -146,7 +146,14 @@ impl<R: Registers> Member<R> {
                 context.publish(0, cd::WORDS);
             }
         }
-        let walked = Arc::new(Walked { table, context, parent });
+        let Ok(walked) = base::fallible::arc(Walked { table, context, parent }) else {
+            // Nothing was ever tagged with it.
+            match tag {
+                Tag::Asid { asid, .. } => shared.asids.free(asid),
+                Tag::Vmid(vmid) => shared.vmids.free(vmid),
+            }
+            return Err(AttachError::OutOfMemory);
+        };
         Ok(Self { shared, tag, walked, nests: AtomicBool::new(false), clients: IrqMutex::new(Vec::new()) })
     }
 

@@ -1,6 +1,6 @@
 //! A machine whose device tree sets memory aside for DMA: a carve-out of the edu's, and an area for large allocations.
 
-use crate::two_smmus::{described, file};
+use crate::trees::{described, give, node};
 use anyhow::{Context, Result, anyhow};
 use dtoolkit::Node as _;
 use dtoolkit::ToPropertyValue;
@@ -8,7 +8,6 @@ use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use qemu::emulator::Emulator;
 use qemu::machine::Machine;
-use std::ffi::OsString;
 
 /// Where the carve-out is, in the middle of memory, and its size. The on-target tests know both.
 const CARVE_OUT: (u32, u32) = (0x5000_0000, 0x40_0000);
@@ -19,15 +18,8 @@ const PHANDLE: u32 = 0xf002;
 
 /// Gives the machine such a tree.
 pub fn fit(machine: &mut Machine, emulator: &Emulator) -> Result<()> {
-    let tree = complete(&described(machine, emulator, "virt,iommu=smmuv3", &[])?)?;
-    let file = file("pools")?;
-    std::fs::write(&file, tree).with_context(|| format!("{} cannot be written", file.display()))?;
-    machine.extra.extend([OsString::from("-dtb"), file.into()]);
-    Ok(())
-}
-
-fn node(name: &str) -> Result<DeviceTreeNode> {
-    DeviceTreeNode::new(name).map_err(|error| anyhow!("{name}: {error}"))
+    let tree = complete(&described(machine, emulator, &[])?)?;
+    give(machine, "pools", &tree)
 }
 
 fn set(node: &mut DeviceTreeNode, name: &str, value: impl ToPropertyValue) -> Result<()> {

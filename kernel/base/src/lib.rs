@@ -13,12 +13,15 @@
 
 #![no_std]
 
+extern crate alloc;
+
 #[cfg(not(target_os = "none"))]
 extern crate std;
 
 pub mod barrier;
 pub mod cpu;
 pub mod deferred;
+pub mod fallible;
 mod hooks;
 pub mod irq;
 mod lock;

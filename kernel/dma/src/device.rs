@@ -30,12 +30,16 @@ use crate::{
     Pages, PeerRange, Policy, Pool, Rejected,
 };
 use alloc::sync::Arc;
+use base::fallible;
 use core::fmt;
 use core::panic::Location;
 use core::sync::atomic::{AtomicU64, Ordering};
 use iommu::contract::AddressSpace;
 use iommu::group::{AttachmentState, Group};
 use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, RevokeError};
+
+/// Mappings that are named one by one on the console when a device is removed.
+const LOGGED: usize = 8;
 
 /// What a device behind an IOMMU is made of.
 pub struct DeviceConfig<'a> {
@@ -138,7 +142,7 @@ impl Device {
     /// [`Device::direct`].
     pub unsafe fn with_policy(config: DeviceConfig<'_>, policy: Policy) -> Result<Self, Error> {
         config.limits.check()?;
-        let name = Arc::from(config.name);
+        let name = fallible::text(config.name).ok_or(Error::OutOfMemory)?;
         let translated = Translated::new(config.group, &name)?;
         let backend = match Copying::of(&policy) {
             None => Backend::Translated(translated),
@@ -180,7 +184,7 @@ impl Device {
         policy: Policy,
     ) -> Result<Self, Error> {
         config.limits.check()?;
-        let name = Arc::from(config.name);
+        let name = fallible::text(config.name).ok_or(Error::OutOfMemory)?;
         let direct = Direct::new(config.windows, &config.limits, group, &name)?;
         let backend = match Copying::of(&policy) {
             None => Backend::Direct(direct),
@@ -198,25 +202,16 @@ impl Device {
         policy: &Policy,
     ) -> Result<Self, Error> {
         let translated = matches!(backend, Backend::Translated(_));
-        let records = Arc::new(Records::new(name.clone(), translated)?);
+        let records = fallible::arc(Records::new(name.clone(), translated)?).map_err(|_| Error::OutOfMemory)?;
         stats::register(&records)?;
         let memory = match policy.bounce {
             Bounce::Restricted(pool) => pool,
             _ => memory,
         };
         let (trusted, pool, copies) = (policy.trusted, Source::new(&policy.bounce), AtomicU64::new(0));
-        Ok(Self(Arc::new(Inner {
-            name,
-            limits,
-            coherent,
-            memory,
-            backend,
-            records,
-            trusted,
-            pool,
-            copies,
-            lazy: Lazy::new(),
-        })))
+        let inner =
+            Inner { name, limits, coherent, memory, backend, records, trusted, pool, copies, lazy: Lazy::new() };
+        fallible::arc(inner).map(Self).map_err(|_| Error::OutOfMemory)
     }
 
     /// Its name in reports.
@@ -568,8 +563,8 @@ impl Device {
         Ok(report)
     }
 
-    /// Takes the device out of use, as [`Device::shut_down`] does, and lists what its drivers have not taken back, on the
-    /// console too: for the removal of a device whose drivers should be done with it.
+    /// Takes the device out of use, as [`Device::shut_down`] does, and lists what its drivers have not taken back, the
+    /// first on the console too: for the removal of a device whose drivers should be done with it.
     ///
     /// # Errors
     ///
@@ -578,7 +573,8 @@ impl Device {
         self.shut_down()?;
         let left = self.lendings()?;
         if !left.is_empty() {
-            log::warn!("{}: {} still lent at its removal\n{left}", self.0.name, left.count());
+            log::warn!("{}: {} still lent at its removal", self.0.name, left.count());
+            left.lendings.iter().take(LOGGED).for_each(|lending| log::warn!("  {lending}"));
         }
         Ok(left)
     }

@@ -30,7 +30,7 @@ use crate::site::Site;
 use crate::{Buffer, Device, Direction, Error, Rejected, View};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use base::{Deadline, IrqMutex, wait_until};
+use base::{Deadline, IrqMutex, fallible, wait_until};
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::{self, ManuallyDrop};
@@ -88,7 +88,10 @@ impl OwnedDomain {
         }
         let raw = IrqMutex::new(Vec::new());
         let coherent = device.is_coherent();
-        Ok(Self(Arc::new(Inner { name: Arc::from(name), domain: Arc::new(domain), coherent, fixed, raw })))
+        let name = fallible::text(name).ok_or(Error::OutOfMemory)?;
+        let domain = fallible::arc(domain).map_err(|_| Error::OutOfMemory)?;
+        let inner = fallible::arc(Inner { name, domain, coherent, fixed, raw });
+        inner.map(Self).map_err(|_| Error::OutOfMemory)
     }
 
     /// Its name in reports.

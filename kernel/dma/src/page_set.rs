@@ -5,7 +5,7 @@
 use crate::buffer::{Span, Spans, to_usize};
 use crate::memory::{DmaMemory, PageRequest};
 use crate::pages::{Chunk, round_up};
-use crate::{Error, Pages};
+use crate::{Error, Pages, Rejected};
 use alloc::vec::Vec;
 use core::fmt;
 use iommu::{PAGE_SIZE, PhysRange};
@@ -195,6 +195,28 @@ impl PageSet {
     }
 }
 
+impl PageSet {
+    /// Makes a set of one chunk, without copying.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`] gives the pages back where there is no memory for the lists.
+    pub fn of(pages: Pages) -> Result<Self, Rejected<Pages>> {
+        let (mut chunks, mut starts, mut runs) = (Vec::new(), Vec::new(), Vec::new());
+        let room = chunks.try_reserve_exact(1).and(starts.try_reserve_exact(1)).and(runs.try_reserve_exact(1));
+        if room.is_err() {
+            return Err(Rejected { buffer: pages, error: Error::OutOfMemory });
+        }
+        let chunk = pages.into_chunk();
+        let run = chunk.run();
+        chunks.push(chunk);
+        starts.push(0);
+        runs.push(run);
+        Ok(Self { chunks, starts, runs, len: run.len() })
+    }
+}
+
+/// As [`PageSet::of`]; ends the program where there is no memory for the lists.
 impl From<Pages> for PageSet {
     fn from(pages: Pages) -> Self {
         let chunk = pages.into_chunk();

@@ -58,10 +58,14 @@ static REGISTRY: IrqMutex<Registry> = IrqMutex::new(Registry { pages: 0, next: 0
 
 /// Says what is in quarantine, in the whole system.
 pub fn report() -> Report {
-    let mut names = Vec::with_capacity(NAMES);
+    let mut names = Vec::new();
+    // Without memory the pages are counted and not named.
+    let room = names.try_reserve_exact(NAMES).is_ok();
     let registry = REGISTRY.lock();
     let (newer, older) = registry.names.split_at(registry.next % NAMES);
-    names.extend(older.iter().chain(newer).flatten().cloned());
+    if room {
+        names.extend(older.iter().chain(newer).flatten().cloned());
+    }
     Report { pages: registry.pages, names }
 }
 

@@ -110,7 +110,7 @@ impl Place {
         self.len.store(len, Ordering::Relaxed);
         self.mapped_at.store(site);
         // Plain additions: the place is ours.
-        self.uses.store(self.uses.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        self.uses.store(self.uses.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         self.bytes.store(self.bytes.load(Ordering::Relaxed).wrapping_add(len), Ordering::Relaxed);
         if old != 0 && (old ^ start) / PAGE_SIZE != 0 {
             forgotten.store(true, Ordering::Relaxed);

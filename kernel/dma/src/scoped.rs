@@ -12,6 +12,7 @@ use crate::lent::{Lent, Segment, slice};
 use crate::site::Site;
 use crate::{Device, DeviceReads, DeviceWrites, Direction, Error, Mapped, Pages};
 use alloc::sync::Arc;
+use base::fallible;
 use core::marker::PhantomData;
 
 /// A copy of borrowed bytes that a device has, while a closure runs.
@@ -81,7 +82,8 @@ pub(crate) fn run<D: Direction, R>(
     if let Some(copy) = pages.as_mut_slice().get_mut(..len) {
         copy.copy_from_slice(bytes);
     }
-    let mapped = Arc::new(Mapped::new(device, pages, site)?);
+    // Without memory for the handle the mapping is dropped, and with it revoked.
+    let mapped = fallible::arc(Mapped::new(device, pages, site)?).map_err(|_| Error::OutOfMemory)?;
     let scoped = Scoped { mapped, len: len as u64, scope: PhantomData };
     let result = f(&scoped);
     let mapped =

@@ -18,9 +18,9 @@ use crate::held::Held;
 use crate::lent::{Lent, Segment, sealed};
 use crate::memory::DmaMemory;
 use crate::quarantine::Quarantined;
-use crate::{Device, Direction, Error, PageSet, view};
+use crate::{Device, Direction, Error, PageSet, Rejected, view};
 use alloc::sync::Arc;
-use base::IrqMutex;
+use base::{IrqMutex, fallible};
 use core::fmt;
 use core::marker::PhantomData;
 use core::panic::Location;
@@ -59,6 +59,21 @@ pub struct Users {
 
 impl SharedBuffer {
     /// Makes `pages` shareable. The `name` is for errors and reports.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`] gives the pages back where there is no memory for the handle.
+    pub fn try_new(name: &str, pages: PageSet) -> Result<Self, Rejected<PageSet>> {
+        let Some(name) = fallible::text(name) else {
+            return Err(Rejected { buffer: pages, error: Error::OutOfMemory });
+        };
+        match fallible::arc(Inner { name, pages, users: IrqMutex::default() }) {
+            Ok(inner) => Ok(Self(inner)),
+            Err(Inner { pages, .. }) => Err(Rejected { buffer: pages, error: Error::OutOfMemory }),
+        }
+    }
+
+    /// As [`SharedBuffer::try_new`], for tests and the like: ends the program where there is no memory for the handle.
     pub fn new(name: &str, pages: PageSet) -> Self {
         Self(Arc::new(Inner { name: name.into(), pages, users: IrqMutex::default() }))
     }

@@ -2,7 +2,6 @@
 
 use crate::lent::{Lent, Segment, sealed};
 use crate::{Device, Error};
-use alloc::sync::Arc;
 use core::fmt;
 use iommu::Iova;
 
@@ -25,7 +24,7 @@ impl Stray {
     /// [`Error::NotIsolated`]: without an IOMMU the device would reach whatever is there.
     pub fn new(device: &Device, iova: Iova, len: u64) -> Result<Self, Error> {
         if !device.is_isolated() {
-            return Err(Error::NotIsolated(Arc::from(device.name())));
+            return Err(Error::NotIsolated(device.shared_name().clone()));
         }
         if len == 0 || iova.checked_add(len).is_none() {
             return Err(Error::BadSize(len));

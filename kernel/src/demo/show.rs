@@ -51,7 +51,7 @@ pub fn show<D: Disk, S: Screen>(
     // Single pages: as scattered as memory gets, and one contiguous range for the devices all the same.
     let pages = disk.device().page_set(bytes, Ladder::SINGLE_PAGES).map_err(Failure::dma)?;
     let runs = pages.runs().len();
-    let file = SharedBuffer::new("picture", pages);
+    let file = SharedBuffer::try_new("picture", pages).map_err(|rejected| Failure::dma(rejected.error))?;
     let mut outcome = Outcome { runs, from_disk: bytes, ..Outcome::default() };
 
     let filled = Arc::new(file.attach::<FromDevice>(disk.device()).map_err(Failure::dma)?);
@@ -168,7 +168,8 @@ fn decode<S: Screen>(screen: &S, source: &Source, file: &SharedBuffer) -> Result
         })
         .map_err(|error| Failure::Picture { path: source.path.to_string(), error })?;
     stored.map_err(Failure::dma)?;
-    Ok((SharedBuffer::new("decoded picture", pixels), layout))
+    let buffer = SharedBuffer::try_new("decoded picture", pixels).map_err(|rejected| Failure::dma(rejected.error))?;
+    Ok((buffer, layout))
 }
 
 /// Ends a loan that no transfer has any more.

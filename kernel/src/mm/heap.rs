@@ -178,10 +178,15 @@ mod target {
 
     // SAFETY:
     // - blocks come from `Talc`, which hands out disjoint, aligned ones inside memory that was given for good;
+    // - a parked block came from here, with this layout, and is handed out once (contract of `fallible::take`);
     // - each goes back to the pool it came from, which its address tells;
     // - nothing here panics but on an arithmetic overflow of a counter, which the size of memory rules out.
     unsafe impl GlobalAlloc for Heap {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            let parked = base::fallible::take(layout);
+            if !parked.is_null() {
+                return parked;
+            }
             if self.keeps_books() {
                 let start = self.books.lock().alloc(layout);
                 // The arena is large enough; what the heap has left is a second line of defence. It must not grow from here.

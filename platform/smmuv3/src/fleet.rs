@@ -46,7 +46,8 @@ impl<R: Registers> Fleet<R> {
         let mut shared: Vec<&Arc<Shared<R>>> = Vec::new();
         shared.try_reserve_exact(self.smmus.len()).map_err(|_| AttachError::OutOfMemory)?;
         shared.extend(self.smmus.iter().map(Smmu::shared));
-        Ok(Arc::new(Space::new(&shared, request)?))
+        let space = Space::new(&shared, request)?;
+        Ok(base::fallible::arc(space).map_err(|_| AttachError::OutOfMemory)?)
     }
 }
 

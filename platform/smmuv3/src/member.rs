@@ -151,7 +151,14 @@ impl<R: Registers> Member<R> {
                 context.publish(0, cd::WORDS);
             }
         }
-        let walked = Arc::new(Walked { table, context, parent });
+        let Ok(walked) = base::fallible::arc(Walked { table, context, parent }) else {
+            // Nothing was ever tagged with it.
+            match tag {
+                Tag::Asid { asid, .. } => shared.asids.free(asid),
+                Tag::Vmid(vmid) => shared.vmids.free(vmid),
+            }
+            return Err(AttachError::OutOfMemory);
+        };
         let plain = features.range_invalidation && !features.ats && matches!(tag, Tag::Asid { .. });
         Ok(Self { shared, tag, plain, walked, nests: AtomicBool::new(false), clients: IrqMutex::new(Vec::new()) })
     }

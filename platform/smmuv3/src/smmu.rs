@@ -85,7 +85,8 @@ impl<R: Registers> Smmu<R> {
     /// [`AttachError::Unsupported`] where the SMMU lacks what is asked for; [`AttachError::ForeignSpace`] for a parent of
     /// another SMMU; [`AttachError::NoIdentifier`], [`AttachError::OutOfMemory`].
     pub fn create_with(&self, request: &Request) -> Result<Arc<dyn AddressSpace>, AttachError> {
-        Ok(Arc::new(Space::new(&[&self.shared], request)?))
+        let space = Space::new(&[&self.shared], request)?;
+        Ok(base::fallible::arc(space).map_err(|_| AttachError::OutOfMemory)?)
     }
 
     /// Gives the transactions of `stream` with SubstreamID `substream` (PCIe: PASID) the address space `space`, in place of what

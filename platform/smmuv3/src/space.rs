@@ -87,7 +87,7 @@ impl<R: Registers> Space<R> {
         let geometry = request.geometry(shapes, stage, output)?;
         // Memory that is made visible to an SMMU that does not snoop is visible to those that do.
         let memory = smmus.iter().find(|smmu| !smmu.features.coherent).unwrap_or(first).memory;
-        let table = Arc::new(PageTable::new(geometry, memory)?);
+        let table = base::fallible::arc(PageTable::new(geometry, memory)?).map_err(|_| AttachError::OutOfMemory)?;
         let mut members = Vec::new();
         members.try_reserve_exact(smmus.len()).map_err(|_| AttachError::OutOfMemory)?;
         for (&smmu, parent) in smmus.iter().zip(parents) {

@@ -115,6 +115,11 @@ pub(crate) struct Streams {
     table: IrqMutex<BTreeMap<u32, Stream>>,
 }
 
+/// Shares a value, if there is memory for that.
+fn shared<T>(value: T) -> Result<Arc<T>, AttachError> {
+    base::fallible::arc(value).map_err(|_| AttachError::OutOfMemory)
+}
+
 impl Streams {
     /// Marks `stream` as being changed, and says what it is now.
     fn begin(&self, stream: StreamId, deadline: Deadline) -> Result<Before, AttachError> {
@@ -236,10 +241,10 @@ impl<R: Registers> Shared<R> {
                 };
                 let table = ContextTable::new(&self.features, self.config.substream_bits, self.memory)?;
                 self.numbered(&table, ssid)?;
-                let mut contexts = Contexts { table: Arc::new(table), unnumbered, numbered: Vec::new() }.copy(1)?;
+                let mut contexts = Contexts { table: shared(table)?, unnumbered, numbered: Vec::new() }.copy(1)?;
                 contexts.numbered.push((ssid, Arc::clone(space)));
                 self.fill(&contexts)?;
-                plain(Treatment::Substreams(Arc::new(contexts)))
+                plain(Treatment::Substreams(shared(contexts)?))
             }
             (Wish::DetachSubstream(ssid), Treatment::Substreams(contexts)) if ssid != 0 => {
                 let place = contexts.numbered.iter().position(|(number, _)| *number == ssid);
@@ -247,7 +252,7 @@ impl<R: Registers> Shared<R> {
                 let mut rest = contexts.copy(0)?;
                 rest.numbered.swap_remove(place);
                 let context = Some((Arc::clone(&rest.table), ssid, [0; WORDS]));
-                Ok(Plan { treatment: Treatment::Substreams(Arc::new(rest)), ats, context })
+                Ok(Plan { treatment: Treatment::Substreams(shared(rest)?), ats, context })
             }
             (Wish::DetachSubstream(ssid), _) => Err(AttachError::NoSuchSubstream(ssid)),
         }
@@ -273,7 +278,7 @@ impl<R: Registers> Shared<R> {
         }
         let mut context = None;
         if taken && !same {
-            next.table = Arc::new(ContextTable::new(&self.features, self.config.substream_bits, self.memory)?);
+            next.table = shared(ContextTable::new(&self.features, self.config.substream_bits, self.memory)?)?;
             self.fill(&next)?;
         } else {
             self.check(&next)?;
@@ -282,7 +287,7 @@ impl<R: Registers> Shared<R> {
             next.table.slot(ssid)?;
             context = Some((Arc::clone(&next.table), ssid, words));
         }
-        Ok(Plan { treatment: Treatment::Substreams(Arc::new(next)), ats, context })
+        Ok(Plan { treatment: Treatment::Substreams(shared(next)?), ats, context })
     }
 
     fn numbered(&self, table: &ContextTable, ssid: u32) -> Result<(), AttachError> {

@@ -16,6 +16,7 @@ use crate::{Error, Misbehaviour};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::Deadline;
+use base::fallible;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Milliseconds that a device gets for a reset when the driver is dropped without having been shut down.
@@ -116,7 +117,8 @@ impl Core {
     #[track_caller]
     pub fn add_queue(&mut self, index: u16, options: &QueueOptions) -> Result<Arc<Queue>, Error> {
         self.queues.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
-        let queue = Arc::new(Queue::new(&self.transport, &self.dma, index, self.features, options)?);
+        let queue = Queue::new(&self.transport, &self.dma, index, self.features, options)?;
+        let queue = fallible::arc(queue).map_err(|_| Error::OutOfMemory)?;
         // In the list first: should the device refuse half-way, the queue's memory stays until the device has been reset.
         self.queues.push(queue.clone());
         self.transport.set_up_queue(index, &queue.setup(options.vector))?;
@@ -134,12 +136,8 @@ impl Core {
         queues.try_reserve_exact(self.queues.len()).map_err(|_| Error::OutOfMemory)?;
         queues.extend(self.queues.iter().cloned());
         let transport = self.transport.clone();
-        self.config = Some(Arc::new(ConfigHandler {
-            transport,
-            queues,
-            changes: AtomicU32::new(0),
-            off: AtomicBool::new(false),
-        }));
+        let handler = ConfigHandler { transport, queues, changes: AtomicU32::new(0), off: AtomicBool::new(false) };
+        self.config = Some(fallible::arc(handler).map_err(|_| Error::OutOfMemory)?);
         self.transport.set_status(status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK);
         if transport::has_failed(&*self.transport) {
             return Err(Error::NeedsReset);

@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "implements the unsafe traits of the contract")]
 
-use super::FakeMemory;
+use super::{FakeMemory, Hardware};
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -120,6 +120,7 @@ impl FakeIommu {
         };
         drop(streams);
         result.map_err(|reason| {
+            let _hardware = Hardware::enter();
             let fault = Fault { stream, iova: Some(iova), access: Some(access), reason, event: "FAKE" };
             self.faults.lock().push(fault);
             fault
@@ -140,10 +141,13 @@ unsafe impl Iommu for FakeIommu {
     }
 
     fn create(&self) -> Result<Arc<dyn AddressSpace>, AttachError> {
-        Ok(Arc::new(FakeSpace { knobs: self.knobs.clone(), state: IrqMutex::default() }))
+        // The kernel's, as a driver's objects are.
+        let space = FakeSpace { knobs: self.knobs.clone(), state: IrqMutex::default() };
+        Ok(base::fallible::arc(space).map_err(|_| AttachError::OutOfMemory)?)
     }
 
     fn attach(&self, stream: StreamId, space: &Arc<dyn AddressSpace>) -> Result<(), AttachError> {
+        let _hardware = Hardware::enter();
         if fake(space).is_none() {
             return Err(AttachError::ForeignSpace);
         }
@@ -153,12 +157,14 @@ unsafe impl Iommu for FakeIommu {
     }
 
     fn block(&self, stream: StreamId) -> Result<(), AttachError> {
+        let _hardware = Hardware::enter();
         let removed = self.streams.lock().remove(&stream);
         drop(removed);
         Ok(())
     }
 
     unsafe fn bypass(&self, stream: StreamId) -> Result<(), AttachError> {
+        let _hardware = Hardware::enter();
         let replaced = self.streams.lock().insert(stream, Stream::Bypass);
         drop(replaced);
         Ok(())
@@ -180,6 +186,13 @@ struct Tables {
     tlb: Pages,
 }
 
+impl Drop for FakeSpace {
+    fn drop(&mut self) {
+        let _hardware = Hardware::enter();
+        *self.state.get_mut() = Tables::default();
+    }
+}
+
 impl FakeSpace {
     fn access(
         &self,
@@ -187,6 +200,7 @@ impl FakeSpace {
         (access, privileged): (Access, bool),
         f: impl FnOnce(PhysAddr),
     ) -> Result<(), FaultReason> {
+        let _hardware = Hardware::enter();
         let page = iova.align_down(PAGE_SIZE).get();
         let mut state = self.state.lock();
         let cached = state.tlb.get(&page).copied();
@@ -229,6 +243,10 @@ unsafe impl AddressSpace for FakeSpace {
         if self.knobs.maps_until_failure.fetch_update(Ordering::SeqCst, Ordering::SeqCst, count) == Ok(0) {
             return Err(MapError::OutOfMemory);
         }
+        if Hardware::fails() {
+            return Err(MapError::OutOfMemory);
+        }
+        let _hardware = Hardware::enter();
         if !self.aperture().range.covers(iova) {
             return Err(MapError::OutOfAperture(iova));
         }
@@ -260,6 +278,7 @@ unsafe impl AddressSpace for FakeSpace {
     }
 
     fn revoke(&self, ranges: &[IovaRange]) -> Result<(), RevokeError> {
+        let _hardware = Hardware::enter();
         let on_revoke = self.knobs.on_revoke.lock().clone();
         if let Some(f) = on_revoke {
             ranges.iter().for_each(|range| f(*range));

@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "plays physical memory: pointers to the heap for the CPU, numbers for the bus")]
 
+use super::Hardware;
 use crate::buffer::{Span, to_usize};
 use crate::copy;
 use crate::memory::{AttributeError, Cacheability, DmaMemory, PageRequest, RawPages};
@@ -180,6 +181,7 @@ impl FakeMemory {
     }
 
     fn bus(&self, phys: PhysAddr, len: u64, f: impl FnOnce(&mut Block, usize)) -> bool {
+        let _hardware = Hardware::enter();
         let mut state = self.state.lock();
         if let Some((start, block)) = state.blocks.range_mut(..=phys.get()).next_back() {
             let offset = phys.get() - start;
@@ -194,6 +196,7 @@ impl FakeMemory {
 
     /// Calls `f` for each line with a byte in the range, telling whether all of it is.
     fn maintain(&self, ptr: NonNull<u8>, bytes: usize, mut f: impl FnMut(&mut Block, usize, bool)) {
+        let _hardware = Hardware::enter();
         if self.config.snooped {
             return;
         }
@@ -216,9 +219,10 @@ impl FakeMemory {
 
 impl FakeMemory {
     fn take(&self, request: PageRequest, cacheability: Cacheability) -> Result<RawPages, OutOfMemory> {
-        if self.fails() {
+        if self.fails() || Hardware::fails() {
             return Err(OutOfMemory);
         }
+        let _hardware = Hardware::enter();
         let mut state = self.state.lock();
         let phys = PhysAddr::new(state.next).align_up(request.align).ok_or(OutOfMemory)?;
         let run = PhysRange::new(phys, request.bytes).ok_or(OutOfMemory)?;
@@ -250,6 +254,7 @@ impl FakeMemory {
     }
 
     fn give(&self, pages: RawPages, cacheability: Cacheability) {
+        let _hardware = Hardware::enter();
         let mut state = self.state.lock();
         let Some(block) = state.blocks.remove(&pages.phys.get()) else {
             state.violations.push(format!("{pages:?} was freed, which nobody has"));

@@ -4,10 +4,12 @@
 //! permissions, remembers what it has translated until it is told to forget, and sees only what has reached memory. Memory
 //! that is freed while somebody reaches it, or reached after it was freed, is a recorded violation.
 
+mod hardware;
 mod iommu;
 mod memory;
 mod system;
 
 pub use self::iommu::{FakeBusMaster, FakeIommu, FakeSpace};
+pub use hardware::Hardware;
 pub use memory::{FakeMemory, FakeMemoryConfig};
 pub use system::{FakeDevice, FakeSystem};

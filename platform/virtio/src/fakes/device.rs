@@ -6,6 +6,8 @@ use crate::spec::pci::isr;
 use crate::spec::{feature, status};
 use crate::transport::{QueueSetup, Transport};
 use base::irq::Handler;
+use core::ops::{Deref, DerefMut};
+use dma::fakes::Hardware;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
@@ -90,6 +92,25 @@ pub struct FakeDevice {
     state: Mutex<State>,
 }
 
+/// The state, and a word that what is allocated meanwhile is the fake's own.
+struct Locked<'a> {
+    state: MutexGuard<'a, State>,
+    _hardware: Hardware,
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
 impl FakeDevice {
     /// Makes a device that carries out requests with `model` whenever it is notified.
     pub fn new(registers: Registers, model: impl Model + 'static, bus: Arc<dyn Bus>) -> Arc<Self> {
@@ -115,8 +136,9 @@ impl FakeDevice {
         Arc::new(Self { bus, state: Mutex::new(state) })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> Locked<'_> {
+        let hardware = Hardware::enter();
+        Locked { state: self.state.lock().unwrap_or_else(PoisonError::into_inner), _hardware: hardware }
     }
 
     /// What it does with the next requests; afterwards it is honest.
@@ -211,9 +233,12 @@ impl FakeDevice {
         let mut count = 0;
         while count < limit {
             let (took, vectors) = self.state().step(&*self.bus);
-            for vector in vectors {
-                self.interrupt(vector);
+            for vector in &vectors {
+                self.interrupt(*vector);
             }
+            let hardware = Hardware::enter();
+            drop(vectors);
+            drop(hardware);
             if !took {
                 break;
             }
@@ -232,9 +257,11 @@ impl FakeDevice {
         let Some(vector) = vector else { return };
         let handlers: Vec<_> =
             self.state().handlers.iter().filter(|(at, _)| *at == vector).map(|(_, handler)| handler.clone()).collect();
-        for handler in handlers {
+        for handler in &handlers {
             handler.handle();
         }
+        let _hardware = Hardware::enter();
+        drop(handlers);
     }
 }
 

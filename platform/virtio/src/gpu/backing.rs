@@ -166,7 +166,7 @@ impl Backing {
                 len.store(u64::from(part.len).to_le(), Ordering::Relaxed);
             }
         }
-        Ok(List { parts, memory: Some(Arc::new(memory)) })
+        Ok(List { parts, memory: Some(base::fallible::arc(memory).map_err(|_| Error::OutOfMemory)?) })
     }
 }
 

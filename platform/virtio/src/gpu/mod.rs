@@ -86,7 +86,7 @@ impl Gpu {
             },
         )?;
         core.start(options.vectors.config)?;
-        Ok(Self { core, shared: Arc::new(Shared::new(queue)), scanouts })
+        Ok(Self { core, shared: base::fallible::arc(Shared::new(queue)).map_err(|_| Error::OutOfMemory)?, scanouts })
     }
 
     /// What serves the control queue's interrupt.

@@ -54,7 +54,9 @@ impl DomainIds {
             state.next = if candidate == last { first } else { candidate + 1 };
             candidate
         };
-        Ok(Arc::new(DomainId { number, leaving: AtomicBool::new(false), ids: self.clone() }))
+        let id = DomainId { number, leaving: AtomicBool::new(false), ids: self.clone() };
+        // Dropped, it gives its number back.
+        base::fallible::arc(id).map_err(|_| AttachError::OutOfMemory)
     }
 }
 

@@ -376,7 +376,8 @@ unsafe impl Iommu for VirtioIommu {
     }
 
     fn create(&self) -> Result<Arc<dyn AddressSpace>, AttachError> {
-        Ok(Arc::new(Space::new(self.common.clone())))
+        let space = Space::new(self.common.clone());
+        Ok(base::fallible::arc(space).map_err(|_| AttachError::OutOfMemory)?)
     }
 
     fn attach(&self, stream: StreamId, space: &Arc<dyn AddressSpace>) -> Result<(), AttachError> {

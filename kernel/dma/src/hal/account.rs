@@ -75,15 +75,23 @@ pub(super) enum Loan<M: Spans> {
 }
 
 impl<M: Spans> Loan<M> {
+    /// Lends memory that is copied in and out.
     pub(super) fn lend(device: &Device, memory: M, direction: BufferDirection, site: Site) -> Result<Self, Error> {
         let lent = match direction {
-            BufferDirection::DriverToDevice => {
-                Held::lend_coherent(device, memory, Prot::empty(), site).map(Self::ToDevice)
-            }
-            BufferDirection::DeviceToDriver => {
-                Held::lend_coherent(device, memory, Prot::empty(), site).map(Self::FromDevice)
-            }
-            BufferDirection::Both => Held::lend_coherent(device, memory, Prot::empty(), site).map(Self::Both),
+            BufferDirection::DriverToDevice => Held::lend(device, memory, site).map(Self::ToDevice),
+            BufferDirection::DeviceToDriver => Held::lend(device, memory, site).map(Self::FromDevice),
+            BufferDirection::Both => Held::lend(device, memory, site).map(Self::Both),
+        };
+        lent.map_err(|(_, error)| error)
+    }
+
+    /// Lends memory that driver and device share.
+    pub(super) fn lend_ring(device: &Device, memory: M, direction: BufferDirection, site: Site) -> Result<Self, Error> {
+        let none = Prot::empty();
+        let lent = match direction {
+            BufferDirection::DriverToDevice => Held::lend_coherent(device, memory, none, site).map(Self::ToDevice),
+            BufferDirection::DeviceToDriver => Held::lend_coherent(device, memory, none, site).map(Self::FromDevice),
+            BufferDirection::Both => Held::lend_coherent(device, memory, none, site).map(Self::Both),
         };
         lent.map_err(|(_, error)| error)
     }

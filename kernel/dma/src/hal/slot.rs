@@ -171,7 +171,7 @@ impl Slot {
             BufferDirection::DriverToDevice => direction,
             _ => BufferDirection::Both,
         };
-        let loan = Loan::lend(&device, memory, direction, site)?;
+        let loan = Loan::lend_ring(&device, memory, direction, site)?;
         let address = loan.range().start();
         let ring = Ring { address, pages, memory: RingMemory::Lent(loan) };
         // It has at least a page, and page 0 of an address space is never given out.

@@ -221,7 +221,8 @@ unsafe impl<R: Registers> AddressSpace for Space<R> {
     }
 
     unsafe fn map(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
-        self.table.map(iova, runs, prot)
+        // The caller has the range for itself.
+        self.table.map_exclusively(iova, runs, prot)
     }
 
     #[inline]

@@ -21,9 +21,25 @@ enum Next {
 }
 
 impl IovaAllocator {
-    /// Allocates from the chunk of this core.
-    #[inline]
+    /// Allocates from the chunk of this core, if there is a free slot in it.
+    #[inline(always)]
+    pub(super) fn allocate_here(&self, class: u8, pages: u16, limit: u64) -> Option<u64> {
+        let core = cpu::index();
+        let number = self.cores.get(core)?.0.get(usize::from(class))?.load(Relaxed) as usize;
+        let chunk = self.chunk(number)?;
+        let start = self.chunk_start(number);
+        let mut chunk = chunk.lock();
+        if chunk.class != Some(class) || chunk.owner != core as u32 || start.wrapping_add(CHUNK) > limit {
+            return None;
+        }
+        Some(start.wrapping_add(chunk.take(pages)?))
+    }
+
+    /// Allocates from the chunk of this core, or from another one that becomes it.
     pub(super) fn allocate_small(&self, class: u8, pages: u16, limit: u64) -> Option<u64> {
+        if let Some(start) = self.allocate_here(class, pages, limit) {
+            return Some(start);
+        }
         let core = cpu::index();
         let number = self.cores.get(core)?.0.get(usize::from(class))?.load(Relaxed) as usize;
         if let Some(chunk) = self.chunk(number) {
@@ -31,9 +47,6 @@ impl IovaAllocator {
             if chunk.class == Some(class) && chunk.owner == core as u32 {
                 if self.chunk_start(number) + CHUNK > limit {
                     return None;
-                }
-                if let Some(page) = chunk.take(pages) {
-                    return Some(self.chunk_start(number) + page);
                 }
                 chunk.owner = NOBODY;
             }

@@ -193,16 +193,47 @@ impl IovaAllocator {
     /// [`IovaError::NoSpace`], [`IovaError::Misaligned`], [`IovaError::OutOfMemory`].
     #[inline]
     pub fn allocate(&self, len: u64, align: u64, limit: Iova) -> Result<IovaRange, IovaError> {
+        if len & (self.page_size() - 1) == 0
+            && align.is_power_of_two()
+            && let Some(start) = self.allocate_cached(len, align, limit)
+            && let Some(range) = IovaRange::new(Iova::new(start << self.shift()), len)
+        {
+            return Ok(range);
+        }
+        self.allocate_slowly(len, align, limit)
+    }
+
+    /// Allocates from the chunk of this core, if that has a slot for `len` bytes.
+    #[inline(always)]
+    fn allocate_cached(&self, len: u64, align: u64, limit: Iova) -> Option<u64> {
+        let (pages, align, limit) = self.in_pages(len, align, limit);
+        let class = class_of(pages, align);
+        if len == 0 || class >= CLASSES as u32 {
+            return None;
+        }
+        self.allocate_here(class as u8, pages as u16, limit)
+    }
+
+    /// Length with guard, alignment, and the first page beyond the limit.
+    #[inline(always)]
+    fn in_pages(&self, len: u64, align: u64, limit: Iova) -> (u64, u64, u64) {
+        // The guard is less than the space, and a page more than the last one is not beyond 64 bits.
+        let pages = (len >> self.shift()).wrapping_add(self.guard);
+        let align = (align >> self.shift()).max(1);
+        let last = u64::from(!limit.get() & (self.page_size() - 1) == 0);
+        (pages, align, (limit.get() >> self.shift()).wrapping_add(last))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn allocate_slowly(&self, len: u64, align: u64, limit: Iova) -> Result<IovaRange, IovaError> {
         if len == 0 || len & (self.page_size() - 1) != 0 || !align.is_power_of_two() {
             return Err(IovaError::Misaligned(self.page_size()));
         }
         let no_space = IovaError::NoSpace { len, align, limit };
-        let pages = (len >> self.shift()) + self.guard;
-        let align = (align >> self.shift()).max(1);
-        let limit = (limit.get() >> self.shift()) + u64::from(!limit.get() & (self.page_size() - 1) == 0);
-        // log2 of the least power of two that is no less than either.
-        let class = u64::BITS - ((pages - 1) | (align - 1)).leading_zeros();
-        let small = (class as usize) < CLASSES;
+        let (pages, align, limit) = self.in_pages(len, align, limit);
+        let class = class_of(pages, align);
+        let small = class < CLASSES as u32;
         let cached = if small { self.allocate_small(class as u8, pages as u16, limit) } else { None };
         let start = match cached {
             Some(start) => start,
@@ -287,13 +318,20 @@ impl IovaAllocator {
 
     #[inline]
     fn chunk_start(&self, number: usize) -> u64 {
-        self.front + ((number as u64) << CHUNK_SHIFT)
+        // Of chunks that are inside the window.
+        self.front.wrapping_add((number as u64) << CHUNK_SHIFT)
     }
 
     #[inline]
     fn pages(&self, range: IovaRange) -> (u64, u64) {
         (range.start().get() >> self.shift(), range.len() >> self.shift())
     }
+}
+
+/// log2 of the least power of two that is no less than either.
+#[inline(always)]
+fn class_of(pages: u64, align: u64) -> u32 {
+    u64::BITS - (pages.wrapping_sub(1) | align.wrapping_sub(1)).leading_zeros()
 }
 
 /// Allocates one.

@@ -51,8 +51,7 @@ pub enum AttachmentState {
 
 impl AttachmentState {
     /// All of them, in the order of their numbers.
-    const ALL: [Self; 6] =
-        [Self::Blocked, Self::Default, Self::Owned, Self::Identity, Self::Changing, Self::Stranded];
+    const ALL: [Self; 6] = [Self::Blocked, Self::Default, Self::Owned, Self::Identity, Self::Changing, Self::Stranded];
 }
 
 impl fmt::Display for AttachmentState {

@@ -162,11 +162,20 @@ impl<R: Registers> Member<R> {
         }
         let walked = Arc::new(Walked { table, context, parent });
         let plain = features.range_invalidation && !features.ats && matches!(tag, Tag::Asid { .. });
-        let page_words = match (tag, Split::whole(one_page(&walked.table), walked.table.geometry().granule().shift(), 3)) {
-            (Tag::Asid { vmid, asid }, Some((_, range))) => tlbi_nh_va(vmid, asid, 0, range, true),
-            _ => [0; WORDS_OF_COMMAND],
-        };
-        Ok(Self { shared, tag, plain, page_words, walked, nests: AtomicBool::new(false), clients: IrqMutex::new(Vec::new()) })
+        let page_words =
+            match (tag, Split::whole(one_page(&walked.table), walked.table.geometry().granule().shift(), 3)) {
+                (Tag::Asid { vmid, asid }, Some((_, range))) => tlbi_nh_va(vmid, asid, 0, range, true),
+                _ => [0; WORDS_OF_COMMAND],
+            };
+        Ok(Self {
+            shared,
+            tag,
+            plain,
+            page_words,
+            walked,
+            nests: AtomicBool::new(false),
+            clients: IrqMutex::new(Vec::new()),
+        })
     }
 
     pub fn tag(&self) -> Tag {

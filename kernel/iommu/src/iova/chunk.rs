@@ -128,7 +128,7 @@ impl Chunk {
         while at < end {
             let bit = at % 64;
             let count = (64 - bit).min(end - at);
-            f(&mut self.free[at / 64 % WORDS], u64::MAX >> (64 - count) % 64 << bit);
+            f(&mut self.free[at / 64 % WORDS], (u64::MAX >> ((64 - count) % 64)) << bit);
             at += count;
         }
     }
@@ -149,7 +149,8 @@ impl Chunk {
     /// How many slots are in use.
     pub fn live(&self) -> usize {
         // By address, ranges are no more than pages.
-        self.class.map_or(0, |class| (if class == BY_ADDRESS { SLOTS } else { SLOTS >> class }) - usize::from(self.vacant))
+        self.class
+            .map_or(0, |class| (if class == BY_ADDRESS { SLOTS } else { SLOTS >> class }) - usize::from(self.vacant))
     }
 
     /// The slots in use: first page, counted from the chunk's start, and pages.

@@ -83,7 +83,9 @@ impl PageTable {
             let cut = if range.start().is_aligned(page) { range.end() } else { range.start() };
             return Err(RevokeError::SplitsBlock(cut.align_down(page)));
         }
-        if start != end && let Some(result) = self.unmap_in_table(range) {
+        if start != end
+            && let Some(result) = self.unmap_in_table(range)
+        {
             return result;
         }
         let mut tally = Tally::default();

@@ -92,7 +92,7 @@ impl Checker {
         let asked = if pagewise { prot | Prot::PAGEWISE } else { prot };
         // Both ways are the same to whoever is alone.
         let range = iova(page * size, pages * size);
-        let result = if self.model.len() % 2 == 0 {
+        let result = if self.model.len().is_multiple_of(2) {
             self.table.map_exclusively(range, &ranges, asked)
         } else {
             self.table.map(range, &ranges, asked)

@@ -66,7 +66,7 @@ fn a_day_of_mixed_sizes_ends_as_it_began() {
     assert_eq!(iova.allocate(all, PAGE, TOP).map(|range| range.len()), Ok(all));
 }
 
-/// Red when `allocate` gave up before the caches were taken apart.
+/// An allocation fails only when nothing is free, whatever the caches hold.
 #[test]
 fn all_the_free_space_can_be_had_and_all_of_it_again() {
     let pages_of_window = 5 * CHUNK + 77;

@@ -163,6 +163,9 @@ pub unsafe trait AddressSpace: Any + Send + Sync {
     ///
     /// Until a later `revoke` of the range returns `Ok`, the devices attached now or later may access the memory of `runs`
     /// within `prot` at any moment: nobody holds a reference to it that this would invalidate, and it is not freed.
+    ///
+    /// Nobody else maps in `iova` at the same time: an allocator of addresses or a reservation sees to that. (What is mapped there
+    /// already makes this fail.)
     unsafe fn map(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError>;
 
     /// Revokes all mappings in `ranges`, with one completion for all. `Ok` means what the module's contract says.

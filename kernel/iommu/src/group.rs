@@ -29,6 +29,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::IrqMutex;
 use core::fmt;
+use core::sync::atomic::{AtomicU8, Ordering};
 
 /// What the streams of a group can reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +47,11 @@ pub enum AttachmentState {
     Changing,
     /// Nothing, as far as the IOMMU could be made to see to it.
     Stranded,
+}
+
+impl AttachmentState {
+    /// All of them, in the order of their numbers.
+    const ALL: [Self; 6] = [Self::Blocked, Self::Default, Self::Owned, Self::Identity, Self::Changing, Self::Stranded];
 }
 
 impl fmt::Display for AttachmentState {
@@ -105,12 +111,14 @@ pub struct Group {
     iommu: Arc<dyn Iommu>,
     streams: Vec<StreamId>,
     state: IrqMutex<State>,
+    /// What [`Group::current`] says: written under the lock whenever the state has changed.
+    current: AtomicU8,
 }
 
 impl Group {
     /// Makes a group of `streams`, which `iommu` blocks (as it does all that it was not told to attach).
     pub fn new(iommu: Arc<dyn Iommu>, streams: Vec<StreamId>) -> Self {
-        Self { iommu, streams, state: IrqMutex::default() }
+        Self { iommu, streams, state: IrqMutex::default(), current: AtomicU8::new(AttachmentState::Blocked as u8) }
     }
 
     /// The IOMMU of the group.
@@ -123,17 +131,24 @@ impl Group {
         &self.streams
     }
 
-    /// What the streams can reach at present.
+    /// What the streams can reach at present. Takes no lock: this is asked for every mapping.
+    #[inline]
     pub fn current(&self) -> AttachmentState {
-        let state = self.state.lock();
-        match state.place {
+        let current = self.current.load(Ordering::Acquire);
+        AttachmentState::ALL.get(usize::from(current)).copied().unwrap_or(AttachmentState::Changing)
+    }
+
+    /// Notes what [`Group::current`] says from now on.
+    fn show(&self, state: &State) {
+        let current = match state.place {
             _ if state.changing => AttachmentState::Changing,
             Place::Blocked => AttachmentState::Blocked,
             Place::Default(_) => AttachmentState::Default,
             Place::Owned(_) => AttachmentState::Owned,
             Place::Identity(_) => AttachmentState::Identity,
             Place::Stranded(_) => AttachmentState::Stranded,
-        }
+        };
+        self.current.store(current as u8, Ordering::Release);
     }
 
     /// How many of its bus masters are in use.
@@ -284,6 +299,7 @@ impl Group {
             }
             let to = decide(&state)?;
             state.changing = true;
+            self.show(&state);
             (state.place.clone(), to)
         };
         let result = match &to.place {
@@ -301,6 +317,7 @@ impl Group {
             let place = core::mem::replace(&mut state.place, end.place);
             (place, core::mem::replace(&mut state.parked, end.parked))
         });
+        self.show(&state);
         drop(state);
         // Perhaps the last owners of their domains: dropping those may take a while.
         drop((past, from));

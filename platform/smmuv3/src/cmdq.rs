@@ -258,8 +258,8 @@ impl CommandQueue {
                 let address = messages.phys().get() + (slot * size_of::<u64>()) as u64;
                 Command::SyncMessage { address, data: tag(position) }.encode()
             }
-            (Completion::Event, _) => Command::SyncEvent.encode(),
-            _ => Command::Sync.encode(),
+            (Completion::Event, _) => const { Command::SyncEvent.encode() },
+            _ => const { Command::Sync.encode() },
         }
     }
 
@@ -277,7 +277,7 @@ impl CommandQueue {
     #[inline]
     fn publish(&self, run: Range<u64>) {
         let first = self.ring.slot(run.start);
-        let count = (run.end - run.start) as usize;
+        let count = run.end.wrapping_sub(run.start) as usize;
         if seeded(Bug::CommandNotPublished) {
             return;
         }

@@ -21,13 +21,13 @@
 use crate::Error;
 use crate::atc::{EVERYTHING, Spans};
 use crate::bugs::{self, Bug, seeded};
-use crate::cmdq::Batch;
+use crate::cmdq::{Batch, Words};
 use crate::descriptors::{CdFields, cd as context_descriptor, ste_nested, ste_stage1, ste_stage2, tg0};
 use crate::entry::{Entry, WORDS};
 use crate::registers::Registers;
 use crate::smmu::Shared;
 use crate::spec::cd;
-use crate::spec::command::{Command, TlbiRange, tlbi_nh_va};
+use crate::spec::command::{Command, SCALE, TlbiRange, tlbi_nh_va};
 use crate::tlbi::Split;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -93,6 +93,13 @@ pub(crate) struct Client {
     pub ssid: Option<u32>,
 }
 
+const WORDS_OF_COMMAND: usize = crate::spec::command::WORDS;
+
+/// The first page.
+fn one_page(table: &PageTable) -> IovaRange {
+    IovaRange::new(Iova::new(0), table.geometry().granule().size()).unwrap_or_default()
+}
+
 /// Commands of a revocation that is issued at once.
 const QUICK: usize = 4;
 
@@ -102,6 +109,8 @@ pub(crate) struct Member<R: Registers> {
     tag: Tag,
     /// See [`Self::is_plain`].
     plain: bool,
+    /// What all invalidations of a power of two of pages have in common, in a plain space.
+    page_words: Words,
     walked: Arc<Walked>,
     /// A nested space was ever put on top of this stage 2.
     nests: AtomicBool,
@@ -160,7 +169,20 @@ impl<R: Registers> Member<R> {
             return Err(AttachError::OutOfMemory);
         };
         let plain = features.range_invalidation && !features.ats && matches!(tag, Tag::Asid { .. });
-        Ok(Self { shared, tag, plain, walked, nests: AtomicBool::new(false), clients: IrqMutex::new(Vec::new()) })
+        let page_words =
+            match (tag, Split::whole(one_page(&walked.table), walked.table.geometry().granule().shift(), 3)) {
+                (Tag::Asid { vmid, asid }, Some((_, range))) => tlbi_nh_va(vmid, asid, 0, range, true),
+                _ => [0; WORDS_OF_COMMAND],
+            };
+        Ok(Self {
+            shared,
+            tag,
+            plain,
+            page_words,
+            walked,
+            nests: AtomicBool::new(false),
+            clients: IrqMutex::new(Vec::new()),
+        })
     }
 
     pub fn tag(&self) -> Tag {
@@ -272,24 +294,58 @@ impl<R: Registers> Member<R> {
         self.plain
     }
 
+    /// The command that invalidates `pages` pages (a power of two) from `start` of a plain space, of which nothing but pages was
+    /// unmapped.
+    #[inline]
+    pub fn page_command(&self, start: Iova, pages: u64) -> Words {
+        let [word0, word1] = self.page_words;
+        [word0 | SCALE.put(u64::from(pages.trailing_zeros())), word1 | start.get()]
+    }
+
+    /// Executes one command, and completes it.
+    #[inline(always)] // Into the one place that calls it.
+    pub fn execute(&self, command: Words) -> Result<(), Error> {
+        let shared = &*self.shared;
+        match shared.commands.execute_one(&shared.registers, &shared.counters, command) {
+            Ok(()) => Ok(()),
+            Err(later) => shared.commands.finish(&shared.registers, &shared.counters, command, later),
+        }
+    }
+
     /// Invalidates one unmapped range of a plain space and awaits that. `None` where it takes more than [`QUICK`] commands:
     /// nothing has been issued then.
     #[inline]
     pub fn invalidate_quickly(&self, unmapped: &Unmapped) -> Option<Result<(), Error>> {
-        let Tag::Asid { vmid, asid } = self.tag else { return None };
-        let asid = asid ^ u16::from(seeded(Bug::WrongAsid));
         // As in `invalidate`.
         let hints = unmapped.missing.is_none() || seeded(Bug::HintsAlways);
         let ttl = if hints { unmapped.level.unwrap_or(0) } else { 0 };
         let granule = self.walked.table.geometry().granule();
+        let range = bugs::covered(unmapped.range, granule.size());
+        let Some((addr, range)) = Split::whole(range, granule.shift(), ttl) else {
+            return self.invalidate_in_pieces(unmapped.range, ttl);
+        };
+        if seeded(Bug::NoTlbi) {
+            return None;
+        }
+        let Tag::Asid { vmid, asid } = self.tag else { return None };
+        let asid = asid ^ u16::from(seeded(Bug::WrongAsid));
+        Some(self.execute(tlbi_nh_va(vmid, asid, addr, bugs::hinted(range), true)))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn invalidate_in_pieces(&self, range: IovaRange, ttl: u8) -> Option<Result<(), Error>> {
+        let Tag::Asid { vmid, asid } = self.tag else { return None };
+        if seeded(Bug::NoTlbi) {
+            return None;
+        }
+        let asid = asid ^ u16::from(seeded(Bug::WrongAsid));
+        let granule = self.walked.table.geometry().granule();
         let mut words = [[0; 2]; QUICK];
         let mut count = 0;
-        for (addr, range) in Split::new(bugs::covered(unmapped.range, granule.size()), granule.shift(), ttl) {
+        for (addr, range) in Split::new(bugs::covered(range, granule.size()), granule.shift(), ttl) {
             *words.get_mut(count)? = tlbi_nh_va(vmid, asid, addr, bugs::hinted(range), true);
             count += 1;
-        }
-        if seeded(Bug::NoTlbi) {
-            count = 0;
         }
         let shared = &*self.shared;
         Some(shared.commands.execute(&shared.registers, &shared.counters, words.get(..count)?))

@@ -90,6 +90,8 @@ pub(crate) struct BadIndex;
 /// The state of one queue.
 pub(crate) struct Ring<W> {
     size: QueueSize,
+    /// The bits of a position that are its place.
+    places: u64,
     /// The next position to claim, and [`CLOSED`].
     claimed: W,
     /// The hardware has been told, or is just being told, of everything before this position.
@@ -113,7 +115,8 @@ impl<W: Word> Ring<W> {
         marks.try_reserve_exact(size.entries() as usize).map_err(|_| OutOfMemory)?;
         marks.extend((0..size.entries()).map(|_| W::new(0)));
         let zero = || W::new(0);
-        Ok(Self { size, claimed: zero(), published: zero(), consumed: zero(), ringing: zero(), marks })
+        let places = u64::from(size.entries() - 1);
+        Ok(Self { size, places, claimed: zero(), published: zero(), consumed: zero(), ringing: zero(), marks })
     }
 
     /// The index register's value for a position.
@@ -127,7 +130,7 @@ impl<W: Word> Ring<W> {
     /// The place of a position.
     #[inline]
     pub fn slot(&self, position: u64) -> usize {
-        self.size.slot(self.index(position))
+        (position & self.places) as usize
     }
 
     /// Claims up to `wanted` positions, as many as are free; an empty run if none is.

@@ -63,6 +63,28 @@ impl Split {
     }
 }
 
+impl Split {
+    /// The only piece of `range`, where it is whole pages, as many as one power of two: what [`Split::new`] would find.
+    #[inline]
+    pub fn whole(range: IovaRange, shift: u32, ttl: u8) -> Option<(u64, TlbiRange)> {
+        let shift = shift & 63;
+        let pages = range.len() >> shift;
+        if !pages.is_power_of_two() || (range.start().get() | range.len()) & ((1 << shift) - 1) != 0 {
+            return None;
+        }
+        let scale = pages.trailing_zeros();
+        if scale > SCALE_MAX {
+            return None;
+        }
+        let tg = (shift / 2).wrapping_sub(5) as u8;
+        let ttl = if tg == 2 && ttl == 1 { 0 } else { ttl };
+        if scale == 0 && ttl == 0 {
+            return Some((range.start().get(), TlbiRange::SINGLE));
+        }
+        Some((range.start().get(), TlbiRange { num: 0, scale: scale as u8, tg, ttl }))
+    }
+}
+
 impl Iterator for Split {
     type Item = (u64, TlbiRange);
 
@@ -147,6 +169,20 @@ mod tests {
                 next += (u64::from(range.num) + 1) << (u32::from(range.scale) + shift);
             }
             prop_assert_eq!(next, range.end().get());
+        }
+
+        #[test]
+        fn a_range_of_one_piece_is_that_piece(
+            start in 0_u64..(1 << 36), log2 in 0_u32..34, more in prop::option::weighted(0.2, 1_u64..100_000),
+            shift in prop::sample::select(vec![12_u32, 14, 16]), ttl in 0_u8..4,
+        ) {
+            let len = (1_u64 << log2 << shift) + more.unwrap_or(0);
+            let Some(range) = IovaRange::new(Iova::new(start << shift), len) else { return Ok(()) };
+            if let Some(piece) = Split::whole(range, shift, ttl) {
+                prop_assert_eq!(Split::new(range, shift, ttl).collect::<Vec<_>>(), vec![piece]);
+            } else {
+                prop_assert!(more.is_some() || log2 > SCALE_MAX);
+            }
         }
 
         #[test]

@@ -4,8 +4,10 @@
 pub(super) const CHUNK_SHIFT: u32 = 9;
 /// Pages in a chunk. Chunks begin at multiples of it.
 pub(super) const CHUNK: u64 = 1 << CHUNK_SHIFT;
-/// Size classes: slots of 1, 2, 4 ... 64 pages.
-pub(super) const CLASSES: usize = 7;
+/// Size classes: slots of 1, 2, 4 ... 512 pages.
+pub(super) const CLASSES: usize = CHUNK_SHIFT as usize + 1;
+/// The class of a chunk whose pages are taken by address, for good or until they are released: it has no slots.
+pub(super) const BY_ADDRESS: u8 = CLASSES as u8;
 /// No core.
 pub(super) const NOBODY: u32 = u32::MAX;
 
@@ -17,7 +19,8 @@ const WORDS: usize = SLOTS / 64;
 /// # Invariants
 ///
 /// A slot is free exactly if its bit is set in `free` and its `used` is 0; `summary` has a bit for each word of `free` that is
-/// not zero; `vacant` counts the free slots.
+/// not zero; `vacant` counts the free slots. In a chunk [`BY_ADDRESS`] the bits are those of pages, `used` of the first page of
+/// a range is its length, and there is no `summary`.
 pub(super) struct Chunk {
     /// log2 of the pages in a slot, while the chunk belongs to the caches.
     pub class: Option<u8>,
@@ -29,7 +32,7 @@ pub(super) struct Chunk {
     summary: u8,
     free: [u64; WORDS],
     /// Pages in use of each slot.
-    used: [u8; SLOTS],
+    used: [u16; SLOTS],
 }
 
 impl Chunk {
@@ -40,7 +43,7 @@ impl Chunk {
 
     /// Makes it a chunk of free slots of `class`, from which `owner` allocates.
     pub fn assign(&mut self, class: u8, owner: u32) {
-        let slots = SLOTS >> class;
+        let slots = if class == BY_ADDRESS { SLOTS } else { SLOTS >> class };
         *self = Self { class: Some(class), owner, vacant: slots as u16, ..Self::new() };
         for (number, word) in self.free.iter_mut().enumerate() {
             let here = slots.saturating_sub(number * 64).min(64) as u32;
@@ -49,9 +52,9 @@ impl Chunk {
         }
     }
 
-    /// Allocates the lowest free slot for `pages`. Returns the first page of it, counted from the chunk's start.
+    /// Allocates (in a chunk of slots) the lowest free slot for `pages`. Returns the first page of it, counted from the chunk's start.
     #[inline]
-    pub fn take(&mut self, pages: u8) -> Option<u64> {
+    pub fn take(&mut self, pages: u16) -> Option<u64> {
         let class = self.class?;
         if self.summary == 0 {
             return None;
@@ -72,7 +75,7 @@ impl Chunk {
     /// such a slot.
     #[inline]
     pub fn put(&mut self, page: u64, pages: u64) -> bool {
-        let Some(class) = self.class else { return false };
+        let Some(class) = self.class.filter(|class| *class != BY_ADDRESS) else { return false };
         let mask = (1 << (class % 64)) - 1;
         let slot = (page >> (class % 64)) as usize % SLOTS;
         let used = &mut self.used[slot];
@@ -84,6 +87,50 @@ impl Chunk {
         self.summary |= 1 << (slot / 64);
         self.vacant = self.vacant.wrapping_add(1);
         true
+    }
+
+    /// Takes the `pages` from `page` on, of a chunk [`BY_ADDRESS`]. Returns whether all of them were free.
+    #[inline]
+    pub fn take_at(&mut self, page: u64, pages: u64) -> bool {
+        if page >= CHUNK || pages == 0 || pages > CHUNK - page || !self.all_free(page, pages) {
+            return false;
+        }
+        self.each_word(page, pages, |word, mask| *word &= !mask);
+        self.used[page as usize % SLOTS] = pages as u16;
+        self.vacant = self.vacant.wrapping_sub(pages as u16);
+        true
+    }
+
+    /// Frees the range that is exactly this one, of a chunk [`BY_ADDRESS`]. Returns whether there is one.
+    #[inline]
+    pub fn put_at(&mut self, page: u64, pages: u64) -> bool {
+        let used = &mut self.used[page as usize % SLOTS];
+        if page >= CHUNK || *used == 0 || u64::from(*used) != pages {
+            return false;
+        }
+        *used = 0;
+        self.each_word(page, pages, |word, mask| *word |= mask);
+        self.vacant = self.vacant.wrapping_add(pages as u16);
+        true
+    }
+
+    fn all_free(&mut self, page: u64, pages: u64) -> bool {
+        let mut free = true;
+        self.each_word(page, pages, |word, mask| free &= *word & mask == mask);
+        free
+    }
+
+    /// Calls `f` with each word that has bits of the `pages` from `page` on, and those bits. They lie in the chunk.
+    #[inline]
+    fn each_word(&mut self, page: u64, pages: u64, mut f: impl FnMut(&mut u64, u64)) {
+        let mut at = page as usize;
+        let end = at.wrapping_add(pages as usize);
+        while at < end {
+            let bit = at % 64;
+            let count = (64 - bit).min(end - at);
+            f(&mut self.free[at / 64 % WORDS], (u64::MAX >> ((64 - count) % 64)) << bit);
+            at += count;
+        }
     }
 
     /// Whether all slots are free.
@@ -101,12 +148,14 @@ impl Chunk {
 
     /// How many slots are in use.
     pub fn live(&self) -> usize {
-        self.class.map_or(0, |class| (SLOTS >> class) - usize::from(self.vacant))
+        // By address, ranges are no more than pages.
+        self.class
+            .map_or(0, |class| (if class == BY_ADDRESS { SLOTS } else { SLOTS >> class }) - usize::from(self.vacant))
     }
 
     /// The slots in use: first page, counted from the chunk's start, and pages.
     pub fn slots(&self) -> impl Iterator<Item = (u64, u64)> {
-        let class = self.class.unwrap_or(0);
+        let class = self.class.filter(|class| *class != BY_ADDRESS).unwrap_or(0);
         self.used
             .iter()
             .enumerate()

@@ -7,9 +7,12 @@
 //! # Two floors
 //!
 //! The exact allocator (`tree`) knows every range and finds a place in logarithmic time. Before it stand caches of small
-//! ranges: a *chunk* is 512 aligned pages cut into slots of one power of two, a core allocates from a chunk of its own, any
-//! core may free into it, and both look at a few words. The address itself says in which chunk a range would be, and the chunk
+//! ranges: a *chunk* is 512 aligned pages cut into slots of one power of two (up to all of them), a core allocates from a chunk
+//! of its own, any core may free into it, and both look at a few words, however many ranges are live. The address itself says in which chunk a range would be, and the chunk
 //! says how many pages of which slots are in use, so this way is checked as exactly as the other one, and needs no memory.
+//!
+//! Ranges that are taken by address and lie in one chunk are kept by the same means, in chunks that have no slots but a bit for
+//! each page.
 //!
 //! Caches cannot hoard: a chunk that becomes vacant goes back (unless a core is using it), and before an allocation fails,
 //! all chunks of all cores are dissolved, which turns every slot in use into a range of its own and everything else, up to
@@ -30,21 +33,42 @@ use crate::{Iova, IovaError, IovaRange, OutOfMemory, PAGE_SIZE};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use base::{IrqMutex, cpu};
-use chunk::{CHUNK, CHUNK_SHIFT, CLASSES, Chunk, NOBODY};
+use chunk::{BY_ADDRESS, CHUNK, CHUNK_SHIFT, CLASSES, Chunk, NOBODY};
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 use spin::Once;
 use tree::{Tree, Use};
 
-/// The most chunks that a window can have at a time.
-const CHUNKS: usize = 512;
+/// Chunks of one block.
+const BLOCK: usize = 512;
+/// The most blocks that a window can have at a time: chunks for 512 GiB of pages of 4 KiB.
+const BLOCKS: usize = 512;
 
 /// The chunk from which one core allocates, for each class.
 #[repr(align(64))]
 struct Core([AtomicU32; CLASSES]);
 
-/// A chunk, made when it is first used. (A slice of one, since only slices can be allocated fallibly.)
-type Cell = Once<Box<[IrqMutex<Chunk>]>>;
+/// Something that is made when it is first used. (An array of one, since only slices can be allocated fallibly.)
+type Lazy<T> = Once<Box<[T; 1]>>;
+
+/// The bits of some chunks or blocks.
+type Bits = [AtomicU64; BLOCK / 64];
+
+/// Neighbouring chunks.
+struct Block {
+    chunks: [Lazy<IrqMutex<Chunk>>; BLOCK],
+    /// One bit for each chunk that is listed under its class.
+    listed: [Bits; CLASSES],
+}
+
+#[allow(clippy::declare_interior_mutable_const)] // To make arrays with.
+const NO_BITS: Bits = [const { AtomicU64::new(0) }; BLOCK / 64];
+
+impl Block {
+    fn new() -> Self {
+        Self { chunks: [const { Once::new() }; BLOCK], listed: [const { NO_BITS }; CLASSES] }
+    }
+}
 
 /// One window of device addresses.
 pub struct IovaAllocator {
@@ -54,10 +78,12 @@ pub struct IovaAllocator {
     guard: u64,
     /// The first page of the first chunk.
     front: u64,
-    chunks: Box<[Cell]>,
+    /// How many chunks there can be.
+    count: usize,
+    blocks: Box<[Lazy<Block>]>,
     cores: Box<[Core]>,
-    /// One bit for each chunk that is listed under its class.
-    listed: [[AtomicU64; CHUNKS / 64]; CLASSES],
+    /// One bit for each block that may have a listed chunk of that class.
+    listed: [Bits; CLASSES],
     shared: IrqMutex<Tree>,
 }
 
@@ -94,15 +120,16 @@ impl IovaAllocator {
         let between = IovaRange::between(Iova::new(start), Iova::new(end << page_shift));
         let window = between.ok_or(IovaError::OutOfWindow(window))?;
         let front = first.next_multiple_of(CHUNK);
-        let count = (end.saturating_sub(front) >> CHUNK_SHIFT).min(CHUNKS as u64) as usize;
+        let count = (end.saturating_sub(front) >> CHUNK_SHIFT).min((BLOCKS * BLOCK) as u64) as usize;
         Ok(Self {
             window,
             page_shift,
             guard: guard >> page_shift,
             front,
-            chunks: boxed(count, Once::new)?,
+            count,
+            blocks: boxed(count.div_ceil(BLOCK), Once::new)?,
             cores: boxed(cpu::MAX_CPUS, || Core([const { AtomicU32::new(u32::MAX) }; CLASSES]))?,
-            listed: [const { [const { AtomicU64::new(0) }; CHUNKS / 64] }; CLASSES],
+            listed: [const { NO_BITS }; CLASSES],
             shared: IrqMutex::new(Tree::new(first, end)?),
         })
     }
@@ -123,7 +150,15 @@ impl IovaAllocator {
     ///
     /// [`IovaError::InUse`] if any of it is allocated or reserved; [`IovaError::OutOfWindow`], [`IovaError::Misaligned`],
     /// [`IovaError::OutOfMemory`].
+    #[inline]
     pub fn reserve(&self, range: IovaRange) -> Result<(), IovaError> {
+        let (start, len) = self.pages(range);
+        if range.is_aligned(self.page_size())
+            && self.window.covers(range)
+            && let Some(taken) = self.take_in_chunk(start, len)
+        {
+            return if taken { Ok(()) } else { Err(IovaError::InUse(range)) };
+        }
         self.take(range, Use::Reserved)
     }
 
@@ -132,9 +167,17 @@ impl IovaAllocator {
     /// # Errors
     ///
     /// [`IovaError::NotAllocated`] if exactly this range is not reserved.
+    #[inline]
     pub fn release(&self, range: IovaRange) -> Result<(), IovaError> {
         let (start, len) = self.pages(range);
         let whole = range.is_aligned(self.page_size());
+        if whole && let Some(chunk) = self.chunk((start.wrapping_sub(self.front) >> CHUNK_SHIFT) as usize) {
+            let mut chunk = chunk.lock();
+            if chunk.class == Some(BY_ADDRESS) {
+                let there = chunk.put_at(start & (CHUNK - 1), len);
+                return if there { Ok(()) } else { Err(IovaError::NotAllocated(range)) };
+            }
+        }
         if whole && self.shared.lock().give_back(start, len, Use::Reserved) {
             Ok(())
         } else {
@@ -150,17 +193,48 @@ impl IovaAllocator {
     /// [`IovaError::NoSpace`], [`IovaError::Misaligned`], [`IovaError::OutOfMemory`].
     #[inline]
     pub fn allocate(&self, len: u64, align: u64, limit: Iova) -> Result<IovaRange, IovaError> {
+        if len & (self.page_size() - 1) == 0
+            && align.is_power_of_two()
+            && let Some(start) = self.allocate_cached(len, align, limit)
+            && let Some(range) = IovaRange::new(Iova::new(start << self.shift()), len)
+        {
+            return Ok(range);
+        }
+        self.allocate_slowly(len, align, limit)
+    }
+
+    /// Allocates from the chunk of this core, if that has a slot for `len` bytes.
+    #[inline(always)]
+    fn allocate_cached(&self, len: u64, align: u64, limit: Iova) -> Option<u64> {
+        let (pages, align, limit) = self.in_pages(len, align, limit);
+        let class = class_of(pages, align);
+        if len == 0 || class >= CLASSES as u32 {
+            return None;
+        }
+        self.allocate_here(class as u8, pages as u16, limit)
+    }
+
+    /// Length with guard, alignment, and the first page beyond the limit.
+    #[inline(always)]
+    fn in_pages(&self, len: u64, align: u64, limit: Iova) -> (u64, u64, u64) {
+        // The guard is less than the space, and a page more than the last one is not beyond 64 bits.
+        let pages = (len >> self.shift()).wrapping_add(self.guard);
+        let align = (align >> self.shift()).max(1);
+        let last = u64::from(!limit.get() & (self.page_size() - 1) == 0);
+        (pages, align, (limit.get() >> self.shift()).wrapping_add(last))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn allocate_slowly(&self, len: u64, align: u64, limit: Iova) -> Result<IovaRange, IovaError> {
         if len == 0 || len & (self.page_size() - 1) != 0 || !align.is_power_of_two() {
             return Err(IovaError::Misaligned(self.page_size()));
         }
         let no_space = IovaError::NoSpace { len, align, limit };
-        let pages = (len >> self.shift()) + self.guard;
-        let align = (align >> self.shift()).max(1);
-        let limit = (limit.get() >> self.shift()) + u64::from(!limit.get() & (self.page_size() - 1) == 0);
-        // log2 of the least power of two that is no less than either.
-        let class = u64::BITS - ((pages - 1) | (align - 1)).leading_zeros();
-        let small = (class as usize) < CLASSES;
-        let cached = if small { self.allocate_small(class as u8, pages as u8, limit) } else { None };
+        let (pages, align, limit) = self.in_pages(len, align, limit);
+        let class = class_of(pages, align);
+        let small = class < CLASSES as u32;
+        let cached = if small { self.allocate_small(class as u8, pages as u16, limit) } else { None };
         let start = match cached {
             Some(start) => start,
             None => self.allocate_exact(pages, align, limit)?.ok_or(no_space)?,
@@ -237,18 +311,32 @@ impl IovaAllocator {
 
     #[inline]
     fn chunk(&self, number: usize) -> Option<&IrqMutex<Chunk>> {
-        self.chunks.get(number)?.get()?.first()
+        let [block] = &**self.blocks.get(number / BLOCK)?.get()?;
+        let [chunk] = &**block.chunks[number % BLOCK].get()?;
+        Some(chunk)
     }
 
     #[inline]
     fn chunk_start(&self, number: usize) -> u64 {
-        self.front + ((number as u64) << CHUNK_SHIFT)
+        // Of chunks that are inside the window.
+        self.front.wrapping_add((number as u64) << CHUNK_SHIFT)
     }
 
     #[inline]
     fn pages(&self, range: IovaRange) -> (u64, u64) {
         (range.start().get() >> self.shift(), range.len() >> self.shift())
     }
+}
+
+/// log2 of the least power of two that is no less than either.
+#[inline(always)]
+fn class_of(pages: u64, align: u64) -> u32 {
+    u64::BITS - (pages.wrapping_sub(1) | align.wrapping_sub(1)).leading_zeros()
+}
+
+/// Allocates one.
+fn one<T>(make: impl FnMut() -> T) -> Result<Box<[T; 1]>, OutOfMemory> {
+    boxed(1, make)?.try_into().map_err(|_| OutOfMemory)
 }
 
 /// Allocates a slice.

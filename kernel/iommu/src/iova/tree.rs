@@ -262,6 +262,12 @@ impl Tree {
         }
     }
 
+    /// How many ranges there is memory for.
+    #[cfg(test)]
+    pub fn nodes(&self) -> usize {
+        self.blocks.len() << BLOCK_SHIFT
+    }
+
     #[inline]
     fn step(&self) {
         #[cfg(test)]

@@ -161,6 +161,12 @@ pub(super) const fn is_leaf(entry: u64, level: usize) -> bool {
     entry & KIND == if level == LAST { KIND } else { VALID }
 }
 
+/// Whether all of the entries of the last level whose conjunction this is are pages.
+#[inline]
+pub(super) const fn all_leaves(conjunction: u64) -> bool {
+    conjunction & KIND == KIND
+}
+
 /// Whether a leaf carries the Contiguous bit.
 #[inline]
 pub(super) const fn is_contiguous(entry: u64) -> bool {

@@ -40,6 +40,18 @@ impl PageTable {
     #[inline]
     pub fn map(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
         let template = self.templates.get(prot)?;
+        self.map_runs(iova, runs, template, !prot.contains(Prot::PAGEWISE), false)
+    }
+
+    /// Like [`PageTable::map`], for a caller who has the range for itself: nobody else maps in it at this time. That something is
+    /// mapped there already is an error all the same.
+    ///
+    /// # Errors
+    ///
+    /// As [`PageTable::map`].
+    #[inline]
+    pub fn map_exclusively(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
+        let template = self.templates.get(prot)?;
         let page = self.geometry.level(LAST).size();
         let start = iova.start().get();
         if let [run] = runs
@@ -49,18 +61,16 @@ impl PageTable {
             && run.start().get() < self.geometry.output_end()
             && let Some(node) = self.leaf_table(start)
         {
-            // One entry: the exchange that claims it can as well write the leaf.
             let index = self.geometry.index(LAST, start);
-            let leaf = template.leaf(LAST, run.start().get(), false);
-            return match node.entry(index).compare_exchange(EMPTY, leaf, Relaxed, Relaxed) {
-                Ok(_) => {
-                    node.table().publish(index, index + 1);
-                    Ok(())
-                }
-                Err(_) => Err(MapError::AlreadyMapped(iova.start())),
-            };
+            let entry = node.entry(index);
+            if entry.load(Relaxed) != EMPTY {
+                return Err(MapError::AlreadyMapped(iova.start()));
+            }
+            entry.store(template.leaf(LAST, run.start().get(), false), Relaxed);
+            node.table().publish(index, index + 1);
+            return Ok(());
         }
-        self.map_runs(iova, runs, template, !prot.contains(Prot::PAGEWISE))
+        self.map_runs(iova, runs, template, !prot.contains(Prot::PAGEWISE), true)
     }
 
     /// Checks sizes, alignment and limits.
@@ -88,8 +98,18 @@ impl PageTable {
     }
 
     #[inline(never)] // Keeps the way of one page short.
-    fn map_runs(&self, iova: IovaRange, runs: &[PhysRange], template: Template, large: bool) -> Result<(), MapError> {
+    fn map_runs(
+        &self,
+        iova: IovaRange,
+        runs: &[PhysRange],
+        template: Template,
+        large: bool,
+        exclusive: bool,
+    ) -> Result<(), MapError> {
         self.check(iova, runs)?;
+        if exclusive && let Some(result) = self.map_in_table(iova, runs, template, large) {
+            return result;
+        }
         let start = iova.start().get();
         if let Err(stopped) = self.claim(start, runs, large) {
             self.disclaim(start, stopped.at);

@@ -18,7 +18,8 @@
 //! that. Whoever breaks this rule still cannot lose a table, make a device reach anything that was not mapped, or map an
 //! address twice: a mapping first claims every entry by compare-exchange from *empty* to a value that is invalid to hardware,
 //! and only when it has claimed all of them writes leaves. So of two overlapping mappings at most one succeeds, and the other
-//! is undone without hardware having seen any of it.
+//! is undone without hardware having seen any of it. [`PageTable::map_exclusively`] is for callers who keep the rule for certain:
+//! there a page's entry is looked at and then stored.
 //!
 //! # Invariants
 //!
@@ -31,6 +32,7 @@ mod descriptor;
 mod geometry;
 mod map;
 mod node;
+mod run;
 #[cfg(test)]
 mod tests;
 mod unmap;

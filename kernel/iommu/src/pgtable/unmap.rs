@@ -40,15 +40,27 @@ impl PageTable {
     ///
     /// Nothing has been changed after an error: [`RevokeError::OutOfAperture`]; [`RevokeError::SplitsBlock`] if `range`
     /// begins or ends inside a leaf or a contiguous group, whose start is reported.
-    #[inline]
     pub fn unmap(&self, range: IovaRange) -> Result<Unmapped, RevokeError> {
         if range.end().get() > self.geometry.input_end() {
             return Err(RevokeError::OutOfAperture(range));
         }
+        if self.unmap_page(range) {
+            let (level, leaf_size) = (Some(LAST as u8), Some(range.len()));
+            return Ok(Unmapped { range, level, leaf_size, leaves: 1, missing: None });
+        }
+        self.unmap_range(range)
+    }
+
+    /// Clears the leaf of `range` and makes that visible to the walker, as [`PageTable::unmap`] does, if it is one page that is
+    /// mapped by itself. Otherwise does nothing. Returns whether it was: **then it must be invalidated.**
+    #[inline(always)] // A call costs a good part of what is done.
+    #[must_use = "the page must be invalidated"]
+    pub fn unmap_page(&self, range: IovaRange) -> bool {
         let last = self.geometry.level(LAST);
         let start = range.start().get();
         if range.len() == last.size()
             && range.start().is_aligned(last.size())
+            && start < self.geometry.input_end()
             && let Some(node) = self.leaf_table(start)
         {
             let index = self.geometry.index(LAST, start);
@@ -57,11 +69,10 @@ impl PageTable {
             if is_leaf(leaf, LAST) && !is_contiguous(leaf) {
                 entry.store(EMPTY, Relaxed);
                 node.table().publish(index, index + 1);
-                let (level, leaf_size) = (Some(LAST as u8), Some(last.size()));
-                return Ok(Unmapped { range, level, leaf_size, leaves: 1, missing: None });
+                return true;
             }
         }
-        self.unmap_range(range)
+        false
     }
 
     #[inline(never)] // Keeps the way of one page short.
@@ -71,6 +82,11 @@ impl PageTable {
         if !range.is_aligned(page) {
             let cut = if range.start().is_aligned(page) { range.end() } else { range.start() };
             return Err(RevokeError::SplitsBlock(cut.align_down(page)));
+        }
+        if start != end
+            && let Some(result) = self.unmap_in_table(range)
+        {
+            return result;
         }
         let mut tally = Tally::default();
         if start != end {

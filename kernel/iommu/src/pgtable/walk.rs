@@ -17,8 +17,16 @@ impl PageTable {
     #[inline(always)] // A call costs the paths of one page more than the walk.
     pub(super) fn leaf_table(&self, iova: u64) -> Option<&Node> {
         let mut node = &self.root;
-        for level in self.geometry.start()..LAST {
-            node = node.child(self.geometry.index(level, iova))?;
+        let start = self.geometry.start();
+        // Unrolled: no table has more than four levels.
+        if start == 0 {
+            node = node.child(self.geometry.index(0, iova))?;
+        }
+        if start <= 1 {
+            node = node.child(self.geometry.index(1, iova))?;
+        }
+        if start <= 2 {
+            node = node.child(self.geometry.index(2, iova))?;
         }
         Some(node)
     }

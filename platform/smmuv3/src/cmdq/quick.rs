@@ -10,9 +10,17 @@ use crate::bugs::{Bug, seeded};
 use crate::counters::Counters;
 use crate::registers::Registers;
 use crate::spec::registers as reg;
-use base::cpu;
+use base::{barrier, cpu};
 use core::ops::Range;
 use core::sync::atomic::Ordering::Acquire;
+
+/// A command that is not known to have been completed.
+#[derive(Clone, Copy)]
+pub(crate) struct Later {
+    /// The position after its CMD_SYNC, or 0 if it was not issued.
+    end: u64,
+    refusals: u64,
+}
 
 impl CommandQueue {
     /// Issues `commands` with a CMD_SYNC behind them and waits until that has been consumed. `Ok` means that every one of them has
@@ -21,7 +29,6 @@ impl CommandQueue {
     /// # Errors
     ///
     /// As [`Batch::complete`](super::Batch::complete).
-    #[inline]
     pub fn execute(&self, registers: &impl Registers, counters: &Counters, commands: &[Words]) -> Result<(), Error> {
         counters.quick.add(1);
         if commands.len() != 1 {
@@ -41,6 +48,73 @@ impl CommandQueue {
             return Ok(());
         }
         self.wait(registers, counters, span, false)
+    }
+
+    /// [`Self::execute`] for one command, as far as nothing has to be waited for.
+    ///
+    /// # Errors
+    ///
+    /// What [`Self::finish`] needs to do the rest.
+    #[inline(always)] // Into the one place that calls it.
+    pub fn execute_one(&self, registers: &impl Registers, counters: &Counters, command: Words) -> Result<(), Later> {
+        let refusals = self.refusals.load(Acquire);
+        let Some(end) = self.issue_one(registers, command) else { return Err(Later { end: 0, refusals }) };
+        counters.quick.add(1);
+        // Read after the bell was rung. Without an error, and exactly at the end of what the SMMU has been told: of all positions
+        // that look so only this one lies between what was consumed before and what is published.
+        let cons = registers.read32(reg::CMDQ_CONS);
+        barrier::device_read();
+        if cons == self.ring.index(end) && self.ring.published() >= end {
+            self.ring.reached(end);
+            if self.refusals.load(Acquire) == refusals {
+                return Ok(());
+            }
+        }
+        Err(Later { end, refusals })
+    }
+
+    /// Does what [`Self::execute_one`] has left.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::execute`].
+    #[cold]
+    #[inline(never)]
+    pub fn finish(
+        &self,
+        registers: &impl Registers,
+        counters: &Counters,
+        command: Words,
+        later: Later,
+    ) -> Result<(), Error> {
+        let Later { end, refusals } = later;
+        match end.checked_sub(2) {
+            Some(start) => self.wait(registers, counters, Span { start, end, refusals }, false),
+            None => self.execute(registers, counters, &[command]),
+        }
+    }
+
+    /// Claims slots for `command` and a CMD_SYNC, writes them, and rings the bell; or does nothing. Returns the position after them.
+    #[inline(always)]
+    fn issue_one(&self, registers: &impl Registers, command: Words) -> Option<u64> {
+        // These bugs are in the other ways.
+        if seeded(Bug::NoSync)
+            || seeded(Bug::QueueOverfilled)
+            || seeded(Bug::SyncNotAwaited)
+            || seeded(Bug::ProdBeforeCommands)
+        {
+            return None;
+        }
+        cpu::without_interrupts(|| {
+            let run = self.ring.claim_all(2)?;
+            self.store(run.start, command);
+            let last = run.start.wrapping_add(1);
+            self.store(last, self.sync_at(last));
+            self.publish(run.clone());
+            self.ring.finish(run.clone());
+            self.ring_bell(registers);
+            Some(run.end)
+        })
     }
 
     /// Claims slots for all of `commands` and a CMD_SYNC, writes them, and rings the bell; or does nothing.

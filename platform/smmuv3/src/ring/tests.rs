@@ -42,7 +42,8 @@ impl Queue {
     }
 
     fn put(&self, count: u64, value: u64) -> Range<u64> {
-        let run = self.ring.claim(count).unwrap();
+        // Both ways to claim, as the queue uses them.
+        let run = self.ring.claim_all(count).unwrap_or_else(|| self.ring.claim(count).unwrap());
         for position in run.clone() {
             // SAFETY: loom checks that nobody else is at it.
             #[allow(unsafe_code)]

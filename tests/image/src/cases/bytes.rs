@@ -1,5 +1,5 @@
 //! Copying and filling, which the processor's crate does itself: every length up to a few blocks, at every alignment, touches
-//! its own bytes and no other. Seen red with an end stored in the wrong place.
+//! its own bytes and no other. (With an end stored in the wrong place the image did not come as far as this.)
 
 use super::pattern;
 use alloc::vec;

@@ -1,6 +1,7 @@
 //! Tests of the allocator of device addresses.
 
 mod cores;
+mod day;
 mod model;
 mod vectors;
 

@@ -4,12 +4,12 @@ use crate::memory::adjacent;
 use crate::run::About::Device;
 use crate::run::Benchmark;
 use crate::stand::Stand;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
+use base::Deadline;
 use core::hint::black_box;
-use dma::{FromDevice, Mapped, Pages};
+use dma::{FromDevice, Gather, Mapped, Pages};
 use iommu::PAGE_SIZE;
-use ktest::{Outcome, TestResult};
+use ktest::TestResult;
 
 /// The benchmarks of this module.
 pub const ALL: &[Benchmark] = &[Benchmark { name: "blk_4k_randread_qd32", about: Device, run: random }];
@@ -21,30 +21,43 @@ fn random(stand: &Stand) -> TestResult {
     stand.not_lazy()?;
     let disk = stand.disk()?;
     let device = disk.master().device().clone();
-    let mut free = Vec::new();
+    let blocks = disk.block().geometry().sectors / 8;
+    let mut lane = disk.block().lane::<Mapped<FromDevice, Pages>>()?;
+    let mut free = Vec::with_capacity(DEPTH);
     for _ in 0..DEPTH {
         free.push(adjacent(&device, PAGE_SIZE)?);
     }
-    let blocks = disk.block().geometry().sectors / 8;
+    let mut over: Gather<Mapped<FromDevice, Pages>, DEPTH> = Gather::new();
     let mut state = 1_u64;
-    stand.measure_batches("blk_4k_randread_qd32", 16 * DEPTH as u64, || {
-        for _ in 0..16 {
-            let mut flying = Vec::with_capacity(DEPTH);
-            let mut batch = disk.block().batch();
+    let operations = 64 * DEPTH;
+    let mut first_error = None;
+    stand.measure_batches("blk_4k_randread_qd32", operations as u64, || {
+        let mut done = 0;
+        while done < operations {
             while let Some(pages) = free.pop() {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                let loan: Arc<Mapped<FromDevice, Pages>> = Arc::new(device.map(black_box(pages))?);
-                flying.push((batch.read((state >> 33) % blocks * 8, &loan, 0..PAGE_SIZE)?, loan));
+                let mapped = device.map::<FromDevice, _>(black_box(pages))?;
+                lane.read((state >> 33) % blocks * 8, mapped, 0..PAGE_SIZE)?;
             }
-            drop(batch);
-            for (mut transfer, loan) in flying {
-                transfer.wait(base::Deadline::after_millis(10_000))?;
-                let mapped = Arc::try_unwrap(loan).map_err(|_| Outcome::failed(format_args!("still lent")))?;
-                free.push(black_box(mapped.unmap()?));
+            lane.kick();
+            lane.wait(DEPTH / 2, Deadline::after_millis(10_000))?;
+            done += lane.take(|mapped, result| {
+                if let Err(error) = result {
+                    first_error = Some(error);
+                }
+                // There are no more than it has room for.
+                drop(over.push(mapped));
+            })?;
+            for pages in over.drain() {
+                free.push(black_box(pages?));
             }
         }
-        Ok(())
+        first_error.take().map_or(Ok(()), |error| Err(error.into()))
     })?;
+    // What is in flight after the last batch comes back, too.
+    lane.wait(DEPTH, Deadline::after_millis(10_000))?;
+    lane.take(|mapped, _| drop(mapped))?;
+    drop(lane);
     disk.stop()?;
     Ok(())
 }

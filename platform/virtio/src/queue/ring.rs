@@ -80,10 +80,15 @@ impl Ring {
     /// Copies a header into the memory of slot `head` and returns its descriptor.
     pub fn put_header(&self, head: u16, header: &[u8]) -> Descriptor {
         let first = usize::from(head) * (self.header_words + self.response_words);
-        for (word, bytes) in self.scratch[first..first + self.header_words].iter().zip(header.chunks(4)) {
-            let mut le = [0; 4];
-            le[..bytes.len()].copy_from_slice(bytes);
-            word.store(u32::from_ne_bytes(le), Ordering::Relaxed);
+        let (whole, rest) = header.as_chunks::<4>();
+        let words = &self.scratch[first..first + self.header_words];
+        for (word, bytes) in words.iter().zip(whole) {
+            word.store(u32::from_ne_bytes(*bytes), Ordering::Relaxed);
+        }
+        if let (false, Some(word)) = (rest.is_empty(), words.get(whole.len())) {
+            let mut bytes = [0; 4];
+            bytes[..rest.len()].copy_from_slice(rest);
+            word.store(u32::from_ne_bytes(bytes), Ordering::Relaxed);
         }
         self.scratch_descriptor(first, header.len(), false)
     }
@@ -104,6 +109,11 @@ impl Ring {
         for (word, bytes) in self.scratch[first..first + self.response_words].iter().zip(out.chunks_mut(4)) {
             bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes()[..bytes.len()]);
         }
+    }
+
+    /// The first byte of slot `head`'s answer.
+    pub fn status(&self, head: u16) -> u8 {
+        self.scratch[self.response_at(head)].load(Ordering::Relaxed).to_ne_bytes()[0]
     }
 
     fn response_at(&self, head: u16) -> usize {

@@ -2,6 +2,7 @@
 
 mod gpu;
 mod hostile;
+mod lane;
 mod negotiation;
 mod order;
 mod pci;

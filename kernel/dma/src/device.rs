@@ -10,6 +10,7 @@
 use crate::coherent::{Coherent, DeviceShared};
 use crate::direct::{BusWindow, Windows};
 use crate::explain::Explanation;
+use crate::lazy::Lazy;
 use crate::lent::{Lent, Segment, Segments};
 use crate::memory::{DmaMemory, PageRequest};
 use crate::pages::round_up;
@@ -66,6 +67,7 @@ struct Inner {
     memory: &'static dyn DmaMemory,
     backend: Backend,
     records: Arc<Records>,
+    lazy: Lazy,
 }
 
 enum Backend {
@@ -121,7 +123,7 @@ impl Device {
     ) -> Result<Self, Error> {
         let records = Arc::new(Records::new()?);
         stats::register(&records)?;
-        Ok(Self(Arc::new(Inner { name, limits, coherent, memory, backend, records })))
+        Ok(Self(Arc::new(Inner { name, limits, coherent, memory, backend, records, lazy: Lazy::new() })))
     }
 
     /// Its name in reports.
@@ -293,6 +295,11 @@ impl Device {
         }
     }
 
+    #[inline]
+    pub(crate) fn lazy(&self) -> &Lazy {
+        &self.0.lazy
+    }
+
     /// What is lent to the device, and what was.
     pub fn stats(&self) -> DeviceStats {
         DeviceStats::of(&self.0.records)
@@ -307,7 +314,11 @@ impl Device {
     /// [`Error::Attach`]. A device without an IOMMU cannot be blocked; that is no error.
     pub fn shut_down(&self) -> Result<(), Error> {
         match &self.0.backend {
-            Backend::Translated(translated) => Ok(translated.leave()?),
+            Backend::Translated(translated) => {
+                translated.leave()?;
+                self.0.lazy.flush();
+                Ok(())
+            }
             Backend::Direct(_) => Ok(()),
         }
     }
@@ -350,7 +361,30 @@ impl Device {
             }
         };
         let slot = self.0.records.begin(range, prot, site);
-        Ok(Loan { device: self.clone(), segments, range, slot, site, fixed: at.is_some() })
+        let origin = if at.is_some() { Origin::Fixed } else { Origin::Allocated };
+        Ok(Loan { device: self.clone(), segments, range, slot, site, origin })
+    }
+
+    /// Lends the memory of `runs`, `len` bytes, at `iova`, which the caller has reserved and keeps until the loan has ended.
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::lend`].
+    pub(crate) unsafe fn lend_reserved(
+        &self,
+        iova: Iova,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        site: Site,
+    ) -> Result<Loan, Error> {
+        let prot = if self.0.coherent { prot } else { prot | Prot::NON_COHERENT };
+        let range = IovaRange::new(iova, len).ok_or(Error::BadSize(len))?;
+        // SAFETY: the caller's promise.
+        unsafe { self.translated()?.map_reserved(range, runs, prot, &self.0.name) }?;
+        let slot = self.0.records.begin(range, prot, site);
+        let segments = Segments::One(Segment { iova, len });
+        Ok(Loan { device: self.clone(), segments, range, slot, site, origin: Origin::Reserved })
     }
 }
 
@@ -376,8 +410,18 @@ pub struct Loan {
     pub(crate) range: IovaRange,
     slot: Slot,
     pub(crate) site: Site,
-    /// It is where its driver wanted it: its range was reserved rather than allocated.
-    fixed: bool,
+    origin: Origin,
+}
+
+/// Whose the address range of a loan is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// The loan's, from the allocator.
+    Allocated,
+    /// The loan's, where its driver wanted it.
+    Fixed,
+    /// Somebody else's, who reserved it.
+    Reserved,
 }
 
 impl Loan {
@@ -414,10 +458,10 @@ impl Loan {
         }
         inner.records.end(self.slot, self.range, self.site, site);
         if let Backend::Translated(translated) = &inner.backend {
-            if self.fixed {
-                translated.release_fixed(self.range);
-            } else {
-                translated.release(self.range);
+            match self.origin {
+                Origin::Allocated => translated.release(self.range),
+                Origin::Fixed => translated.release_fixed(self.range),
+                Origin::Reserved => (),
             }
         }
         Ok(())

@@ -6,7 +6,7 @@ use alloc::collections::TryReserveError;
 use alloc::sync::Arc;
 use core::fmt;
 use iommu::group::AttachmentState;
-use iommu::{AttachError, Iova, IovaError, MapError, OutOfMemory, PhysRange, RevokeError};
+use iommu::{AttachError, Iova, IovaError, IovaRange, MapError, OutOfMemory, PhysRange, RevokeError};
 
 /// Why a request of the DMA-API was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -110,6 +110,9 @@ pub enum Error {
     /// The cacheability of coherent memory could not be changed.
     #[error("cannot change how memory is cached: {0}")]
     Attributes(#[from] AttributeError),
+    /// Part of a reservation is in use by another link, which is there.
+    #[error("something is linked at {0} already")]
+    Linked(IovaRange),
     /// A revocation failed; the memory is lost.
     #[error(transparent)]
     Quarantined(#[from] Quarantined),

@@ -51,6 +51,23 @@ impl<D: Direction, M: Spans> Held<D, M> {
         }
     }
 
+    /// Lends `memory` at `iova`, which the caller has reserved for it until the loan has ended.
+    pub(crate) fn lend_reserved(device: &Device, iova: Iova, memory: M, site: Site) -> Result<Self, (M, Error)> {
+        let len = memory.spans_len();
+        if !device.is_coherent()
+            && let Err(error) = prepare::<D, M>(&memory, 0, len)
+        {
+            return Err((memory, error));
+        }
+        // SAFETY: as in `lend_at`.
+        match unsafe { device.lend_reserved(iova, memory.spans_runs(), len, D::PROT, site) } {
+            Ok(loan) => {
+                Ok(Self { loan: ManuallyDrop::new(loan), memory: ManuallyDrop::new(memory), direction: PhantomData })
+            }
+            Err(error) => Err((memory, error)),
+        }
+    }
+
     #[inline]
     pub(crate) fn loan(&self) -> &Loan {
         &self.loan
@@ -67,6 +84,32 @@ impl<D: Direction, M: Spans> Held<D, M> {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `this` is not dropped and not used afterwards.
         unsafe { this.end(site) }
+    }
+
+    /// Takes loan and memory apart.
+    ///
+    /// # Safety
+    ///
+    /// The device reaches the memory until the loan has been revoked: until then the memory is neither reached but by atomics
+    /// nor dropped.
+    #[inline]
+    pub(crate) unsafe fn into_parts(self) -> (Loan, M) {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not dropped and not used afterwards.
+        let loan = unsafe { ManuallyDrop::take(&mut this.loan) };
+        // SAFETY: as above.
+        let memory = unsafe { ManuallyDrop::take(&mut this.memory) };
+        (loan, memory)
+    }
+
+    /// Puts together what [`Held::into_parts`] took apart.
+    ///
+    /// # Safety
+    ///
+    /// The two belong together, and the loan has not been revoked.
+    #[inline]
+    pub(crate) unsafe fn from_parts(loan: Loan, memory: M) -> Self {
+        Self { loan: ManuallyDrop::new(loan), memory: ManuallyDrop::new(memory), direction: PhantomData }
     }
 
     /// Gives the memory back after a revocation that somebody else has carried out.

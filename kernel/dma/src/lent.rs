@@ -49,15 +49,27 @@ pub fn slice(lent: &dyn Lent, offset: u64, len: u64) -> Result<Slices<'_>, Error
     if offset.checked_add(len).is_none_or(|end| end > size) {
         return Err(Error::OutOfRange { offset, len, size });
     }
+    Ok(cut(lent, offset, len))
+}
+
+/// All of a loan, as [`slice()`] cuts it.
+pub(crate) fn whole(lent: &dyn Lent) -> Slices<'_> {
+    cut(lent, 0, lent.len())
+}
+
+/// [`slice()`] of what is known to be there.
+fn cut(lent: &dyn Lent, offset: u64, len: u64) -> Slices<'_> {
     let limits = lent.device().limits();
-    Ok(Slices {
+    // What follows a segment of the greatest length is aligned as its beginning was.
+    let aligned = limits.max_segment & !(limits.min_align - 1);
+    Slices {
         segments: lent.segments().iter(),
         current: Segment { iova: Iova::new(0), len: 0 },
         skip: offset,
         left: len,
-        max: limits.max_segment,
+        max: if aligned == 0 { limits.max_segment } else { aligned },
         boundary: limits.boundary,
-    })
+    }
 }
 
 /// The segments that [`slice()`] cuts.

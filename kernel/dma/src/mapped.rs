@@ -1,6 +1,7 @@
 //! Streaming mappings: owned memory that a device has for a while (rule R3).
 
 use crate::held::Held;
+use crate::lazy::{Lapsing, Strictness};
 use crate::lent::{Lent, Segment, sealed};
 use crate::quarantine::Quarantined;
 use crate::site::Site;
@@ -78,6 +79,22 @@ impl<D: Direction, B: Buffer> Mapped<D, B> {
     /// [`Error::OutOfRange`].
     pub fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
         self.held.sync_for_device(offset, len)
+    }
+
+    /// Ends the mapping lazily: the result yields the buffer after a flush that covers it (see [`Lapsing`]). The mapping ends
+    /// at once where the device's [`Strictness`] says so, and where nothing translates.
+    #[inline]
+    #[track_caller]
+    pub fn unmap_lazy(self) -> Lapsing<D, B> {
+        Lapsing::new(self.held, Strictness::UnlessAsked, Location::caller())
+    }
+
+    /// Ends the mapping lazily if the device is [`Strictness::Relaxed`], otherwise at once. For drivers that do not need the
+    /// buffer back soon and leave the choice to whoever runs the kernel.
+    #[inline]
+    #[track_caller]
+    pub fn unmap_relaxed(self) -> Lapsing<D, B> {
+        Lapsing::new(self.held, Strictness::Relaxed, Location::caller())
     }
 
     #[inline]

@@ -118,6 +118,46 @@ impl Translated {
         })
     }
 
+    /// Maps `runs` at `range`, which somebody has reserved.
+    ///
+    /// # Safety
+    ///
+    /// As [`AddressSpace::map`].
+    pub(crate) unsafe fn map_reserved(
+        &self,
+        range: IovaRange,
+        runs: &[PhysRange],
+        prot: Prot,
+        device: &Arc<str>,
+    ) -> Result<(), Error> {
+        self.check_attached(device)?;
+        // SAFETY: the caller's promise.
+        Ok(unsafe { self.space.map(range, runs, prot) }?)
+    }
+
+    /// Takes `len` bytes of addresses, aligned for large leaves as far as that is free to choose.
+    pub(crate) fn reserve(&self, len: u64, align: u64, limits: &Limits) -> Result<IovaRange, Error> {
+        let leaf = (1_u64 << len.max(1).ilog2()).min(self.largest_leaf);
+        let least = self.page_size.max(limits.min_align).max(align);
+        let limit = Iova::new(limits.address_mask);
+        let iova = self.domain.iova();
+        match iova.allocate(len, least.max(leaf), limit) {
+            Err(IovaError::NoSpace { .. }) if leaf > least => Ok(iova.allocate(len, least, limit)?),
+            result => Ok(result?),
+        }
+    }
+
+    /// Takes exactly `range`.
+    pub(crate) fn reserve_at(&self, range: IovaRange, limits: &Limits) -> Result<(), Error> {
+        if range.is_empty() || range.end().get() - 1 > limits.address_mask {
+            return Err(Error::Iova(IovaError::OutOfWindow(range)));
+        }
+        if !range.start().is_aligned(limits.min_align) {
+            return Err(Error::Iova(IovaError::Misaligned(limits.min_align)));
+        }
+        Ok(self.domain.iova().reserve(range)?)
+    }
+
     #[inline]
     fn check_attached(&self, device: &Arc<str>) -> Result<(), Error> {
         match self.group.current() {

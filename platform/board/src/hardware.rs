@@ -45,7 +45,8 @@ impl Hardware {
     pub fn bring_up(machine: &'static Machine) -> Result<Self, Error> {
         interrupts::init(machine)?;
         let faults = Arc::new(FaultLog::new());
-        arch::timer::set_deferred(serve_backlogs);
+        arch::timer::set_deferred(alarm);
+        dma::lazy::set_alarm(|after| arch::timer::defer(u64::try_from(after.as_nanos()).unwrap_or(u64::MAX)));
         let containment = Containment::of(&faults);
         let mut smmus = Vec::new();
         let mut iommus: Vec<Arc<dyn Iommu>> = Vec::new();
@@ -156,7 +157,12 @@ fn serve_later() {
     arch::timer::defer(BETWEEN_LOOKS);
 }
 
-/// What the timer then calls.
+/// What the timer calls, whoever asked for it.
+fn alarm() {
+    dma::lazy::alarm_expired();
+    serve_backlogs();
+}
+
 fn serve_backlogs() {
     match SMMUS.get() {
         Some(smmus) => smmus.iter().for_each(Smmu::serve_backlog),

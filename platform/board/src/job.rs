@@ -142,6 +142,7 @@ fn start(hardware: &Hardware, options: &Options, devices: &mut Devices) -> Resul
             continue;
         }
         let master = hardware.attach(host, function, kind, limits, options.allow_unprotected)?;
+        master.device().set_strictness(options.strict.of(master.device().name()));
         describe(hardware, &master);
         match kind {
             "virtio-blk" => devices.disk = Some(BlockDisk::start(master)?),

@@ -32,6 +32,7 @@ mod masters;
 mod memory;
 mod messages;
 mod options;
+mod strictness;
 mod viommu;
 
 pub use drivers::{BlockDisk, EduStray, GpuScreen};
@@ -42,4 +43,5 @@ pub use job::{Operator, main_job};
 pub use masters::Master;
 pub use memory::{COHERENT, NON_COHERENT};
 pub use options::Options;
+pub use strictness::Strict;
 pub use viommu::Viommu;

@@ -1,6 +1,7 @@
 //! What the command line says.
 
 use crate::Error;
+use crate::strictness::Strict;
 use alloc::string::{String, ToString};
 use kernel::cmdline::CommandLine;
 use kernel::demo::DEFAULT_PICTURE;
@@ -17,10 +18,12 @@ pub struct Options {
     pub allow_unprotected: bool,
     /// Records of faults that a device may cause before it is contained; 0 for any number.
     pub fault_budget: u64,
+    /// Which devices' mappings end at once, and which may lapse.
+    pub strict: Strict,
 }
 
 /// Keys that something in the image reads.
-const KNOWN: &[&str] = &["picture", "screen.wait", "iommu.off", "fault.budget", "exit", "log"];
+const KNOWN: &[&str] = &["picture", "screen.wait", "iommu.off", "iommu.strict", "fault.budget", "exit", "log"];
 
 impl Options {
     /// Reads the command line.
@@ -38,6 +41,7 @@ impl Options {
             wait: line.flag("screen.wait")?,
             allow_unprotected: line.choice("iommu.off", &["forbid", "allow"])? == Some(1),
             fault_budget: line.number("fault.budget", u64::MAX)?.unwrap_or(DEFAULT_BUDGET),
+            strict: Strict::parse(&line)?,
         })
     }
 }

@@ -1,0 +1,326 @@
+//! Mappings that end lazily: no page comes back, in whatever way, while the device may still reach it.
+
+use base::Deadline;
+use dma::fakes::{FakeDevice, FakeSystem};
+use dma::{BusWindow, Device, DirectConfig, FromDevice, Ladder, Lapsing, Limits, PageSet, Pages, Pending, Strictness};
+use dma::{lazy, quarantine};
+use iommu::{FaultReason, Iova, RevokeError};
+use proptest::prelude::*;
+use std::collections::VecDeque;
+
+type Token = Lapsing<FromDevice, Pages>;
+
+fn soon() -> Deadline {
+    Deadline::after_millis(10_000)
+}
+
+/// A mapping of one page that has lapsed, after the device has used it.
+fn lapsed(of: &FakeDevice) -> (Iova, Token) {
+    let mapped = of.device.map::<FromDevice, _>(of.device.pages(4096).unwrap()).unwrap();
+    let iova = mapped.iova();
+    of.master.write(iova, b"used").unwrap();
+    (iova, mapped.unmap_lazy())
+}
+
+fn still(token: Token) -> Token {
+    match token.try_take() {
+        Err(Pending::Still(token)) => token,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Caught: `is_over` that compares with `generation - 1`: the token yields while the late write reaches the pages.
+#[test]
+fn a_token_yields_its_pages_after_a_flush_and_no_earlier() {
+    let system = FakeSystem::new();
+    let blk = system.device("blk").unwrap();
+    let (iova, token) = lapsed(&blk);
+    assert!(!token.is_over());
+    let token = still(token);
+    // The device may still reach them, and nobody else has them.
+    blk.master.write(iova, b"late").unwrap();
+    assert_eq!((system.iommu.revocations(), blk.device.stats().live_mappings), (0, 1));
+    blk.device.flush(soon()).unwrap();
+    assert!(token.is_over());
+    let pages = token.try_take().unwrap();
+    assert_eq!(&pages.as_slice()[..4], b"late");
+    assert_eq!(blk.master.write(iova, b"too late").unwrap_err().reason, FaultReason::NotMapped);
+    assert_eq!((system.iommu.revocations(), blk.device.stats().live_mappings), (1, 0));
+    assert!(system.memory.violations().is_empty());
+}
+
+#[test]
+fn a_token_that_is_taken_flushes_once_for_all_that_lapsed_before() {
+    let system = FakeSystem::new();
+    let blk = system.device("blk").unwrap();
+    let tokens: Vec<_> = (0..20).map(|_| lapsed(&blk)).collect();
+    for (iova, token) in tokens {
+        let pages = token.take(soon()).unwrap();
+        assert_eq!(&pages.as_slice()[..4], b"used");
+        assert!(blk.master.write(iova, b"late").is_err());
+    }
+    assert_eq!(system.iommu.revocations(), 1);
+}
+
+/// Caught: `Lapsing::drop` that drops the memory at once (the late write is then a violation), and `flush` that forgets the
+/// orphans (they are never freed).
+#[test]
+fn a_dropped_token_leaves_its_pages_to_the_flush() {
+    let system = FakeSystem::new();
+    let blk = system.device("blk").unwrap();
+    let (iova, token) = lapsed(&blk);
+    drop(token);
+    let set = PageSet::zeroed(system.memory, 3 * 4096, Ladder::SINGLE_PAGES).unwrap();
+    drop(blk.device.map::<FromDevice, _>(set).unwrap().unmap_lazy());
+    blk.master.write(iova, b"late").unwrap();
+    assert_eq!(system.memory.live_allocations(), 4);
+    blk.device.flush(soon()).unwrap();
+    assert_eq!((system.memory.live_allocations(), blk.device.stats().live_mappings), (0, 0));
+    assert!(system.memory.violations().is_empty());
+}
+
+#[test]
+fn a_token_dropped_after_its_flush_frees_its_pages_at_once() {
+    let system = FakeSystem::new();
+    let blk = system.device("blk").unwrap();
+    let (_, token) = lapsed(&blk);
+    blk.device.flush(soon()).unwrap();
+    assert_eq!(system.memory.live_allocations(), 1);
+    drop(token);
+    assert_eq!(system.memory.live_allocations(), 0);
+}
+
+/// Caught: storing `flushed` before the revocation; taking the orphans out before it.
+#[test]
+fn while_a_flush_is_under_way_its_tokens_do_not_yield_and_new_ones_wait_for_the_next() {
+    let system = FakeSystem::new();
+    let blk = std::sync::Arc::new(system.device("blk").unwrap());
+    let tokens = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let at: Vec<_> = (0..3)
+        .map(|_| {
+            let (iova, token) = lapsed(&blk);
+            tokens.lock().unwrap().push(token);
+            iova
+        })
+        .collect();
+    let (of, list, iovas) = (blk.clone(), tokens.clone(), at.clone());
+    system.iommu.on_revoke(move |_| {
+        let mut tokens = list.lock().unwrap();
+        if tokens.len() != 3 {
+            return;
+        }
+        // One is dropped, two are asked, and another mapping lapses.
+        drop(tokens.pop());
+        let asked: Vec<_> = tokens.drain(..).map(still).collect();
+        tokens.extend(asked);
+        tokens.push(lapsed(&of).1);
+        tokens.push(lapsed(&of).1);
+        iovas.iter().for_each(|iova| of.master.write(*iova, b"late").unwrap());
+    });
+    blk.device.flush(soon()).unwrap();
+    let mut tokens = std::mem::take(&mut *tokens.lock().unwrap());
+    assert!(at.iter().all(|iova| blk.master.write(*iova, b"too late").is_err()));
+    // The memory of the one that was dropped is free.
+    assert_eq!(system.memory.live_allocations(), 4);
+    assert_eq!(tokens.iter().map(Lapsing::is_over).collect::<Vec<_>>(), [true, true, false, false]);
+    tokens.drain(..2).for_each(|token| assert_eq!(&token.try_take().unwrap().as_slice()[..4], b"late"));
+    tokens.drain(..).for_each(|token| drop(token.take(soon()).unwrap()));
+    assert_eq!((system.memory.live_allocations(), blk.device.stats().live_mappings), (0, 0));
+    assert!(system.memory.violations().is_empty());
+}
+
+/// Caught: giving the address range back in `push`.
+#[test]
+fn an_address_range_is_not_given_out_again_before_the_flush() {
+    let system = FakeSystem::new();
+    let blk = system.device("blk").unwrap();
+    let (iova, token) = lapsed(&blk);
+    for _ in 0..600 {
+        let mapped = blk.device.map::<FromDevice, _>(blk.device.pages(4096).unwrap()).unwrap();
+        assert_ne!(mapped.iova(), iova);
+        std::mem::forget(mapped);
+    }
+    drop(token);
+}
+
+#[test]
+fn flushes_come_by_number_and_by_size() {
+    let system = FakeSystem::new();
+    let blk = system.device("blk").unwrap();
+    let mut tokens: Vec<_> = (0..lazy::COUNT - 1).map(|_| lapsed(&blk).1).collect();
+    assert_eq!(system.iommu.revocations(), 0);
+    tokens.push(lapsed(&blk).1);
+    assert_eq!(system.iommu.revocations(), 1);
+    assert!(tokens.iter().all(Lapsing::is_over));
+    let half = || blk.device.map::<FromDevice, _>(blk.device.pages(lazy::BYTES / 2).unwrap()).unwrap().unmap_lazy();
+    let first = half();
+    assert!(!first.is_over());
+    assert!(half().is_over() && first.is_over());
+    assert_eq!(system.iommu.revocations(), 2);
+}
+
+/// Caught: `finish` that does not look at the outcome, and orphans that are dropped whatever the outcome: violations.
+#[test]
+fn a_flush_that_fails_quarantines_what_it_was_to_cover_and_later_mappings_end_strictly() {
+    let system = FakeSystem::new();
+    let blk = system.device("lazy-blk").unwrap();
+    let (kept_at, kept) = lapsed(&blk);
+    let (dropped_at, dropped) = lapsed(&blk);
+    drop(dropped);
+    system.iommu.wedge(true);
+    let lost = match kept.take(soon()) {
+        Err(Pending::Lost(lost)) => lost,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((lost.range.start(), lost.cause), (kept_at, RevokeError::TimedOut));
+    for iova in [kept_at, dropped_at] {
+        blk.master.write(iova, b"late").unwrap();
+    }
+    assert_eq!((blk.device.stats().quarantined_pages, system.memory.live_allocations()), (2, 2));
+    assert_eq!(quarantine::report().names.iter().filter(|name| &*name.device == "lazy-blk").count(), 2);
+    assert!(system.memory.violations().is_empty());
+
+    system.iommu.wedge(false);
+    let (iova, token) = lapsed(&blk);
+    assert!(token.is_over());
+    assert!(blk.master.write(iova, b"late").is_err());
+    assert!(token.try_take().is_ok());
+}
+
+#[test]
+fn a_strict_device_ends_its_mappings_at_once_and_a_relaxed_one_lets_those_lapse_whose_driver_does_not_care() {
+    let system = FakeSystem::new();
+    let blk = system.device("blk").unwrap();
+    let relaxed = || {
+        let mapped = blk.device.map::<FromDevice, _>(blk.device.pages(4096).unwrap()).unwrap();
+        mapped.unmap_relaxed().is_over()
+    };
+    for (strictness, lazy_ends, relaxed_ends) in
+        [(Strictness::UnlessAsked, false, true), (Strictness::Always, true, true), (Strictness::Relaxed, false, false)]
+    {
+        blk.device.set_strictness(strictness);
+        assert_eq!((lapsed(&blk).1.is_over(), relaxed()), (lazy_ends, relaxed_ends), "{strictness:?}");
+    }
+}
+
+#[test]
+fn a_device_that_nothing_translates_for_gives_its_pages_back_at_once() {
+    let system = FakeSystem::new();
+    let windows = [BusWindow::identity()];
+    let config =
+        DirectConfig { name: "direct", windows: &windows, limits: Limits::NONE, coherent: true, memory: system.memory };
+    // SAFETY: the device does not exist.
+    let direct = unsafe { Device::direct(config) }.unwrap();
+    let mapped = direct.map::<FromDevice, _>(direct.pages(4096).unwrap()).unwrap();
+    assert!(mapped.unmap_lazy().try_take().is_ok());
+}
+
+/// Caught: `finish` without the cache maintenance.
+#[test]
+fn what_a_device_wrote_that_does_not_snoop_is_in_the_pages() {
+    let system = FakeSystem::non_coherent();
+    let blk = system.device("blk").unwrap();
+    let (iova, token) = lapsed(&blk);
+    blk.master.write(iova, b"late").unwrap();
+    let pages = token.take(soon()).unwrap();
+    assert_eq!(&pages.as_slice()[..4], b"late");
+}
+
+#[test]
+fn what_lapsed_goes_when_the_device_is_shut_down() {
+    let system = FakeSystem::new();
+    let blk = system.device("blk").unwrap();
+    drop(lapsed(&blk).1);
+    blk.device.shut_down().unwrap();
+    assert_eq!((system.memory.live_allocations(), blk.device.stats().live_mappings), (0, 0));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Map,
+    Lapse,
+    Unmap,
+    TryTake,
+    Take,
+    Drop,
+    Flush,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => Just(Step::Map),
+        4 => Just(Step::Lapse),
+        1 => Just(Step::Unmap),
+        3 => Just(Step::TryTake),
+        1 => Just(Step::Take),
+        2 => Just(Step::Drop),
+        1 => Just(Step::Flush),
+    ]
+}
+
+/// One driver and its device: the device writes wherever it ever could, all the time.
+fn drive(of: &FakeDevice, steps: &[Step]) {
+    let (mut live, mut tokens, mut gone) = (VecDeque::new(), VecDeque::new(), Vec::new());
+    // Pages that are the driver's again: nothing else may write them.
+    let mut mine: VecDeque<Pages> = VecDeque::new();
+    for step in steps {
+        match step {
+            Step::Map => {
+                let mut pages = mine.pop_front().unwrap_or_else(|| of.device.pages(4096).unwrap());
+                pages.as_mut_slice().fill(0);
+                let mapped = of.device.map::<FromDevice, _>(pages).unwrap();
+                of.master.write(mapped.iova(), b"now").unwrap();
+                live.push_back(mapped);
+            }
+            Step::Lapse => {
+                let Some(mapped) = live.pop_front() else { continue };
+                gone.push(mapped.iova());
+                tokens.push_back(mapped.unmap_lazy());
+            }
+            Step::Unmap => {
+                let Some(mapped) = live.pop_front() else { continue };
+                mine.push_back(mapped.unmap().unwrap());
+            }
+            Step::TryTake => match tokens.pop_front().map(Token::try_take) {
+                Some(Ok(pages)) => mine.push_back(pages),
+                Some(Err(Pending::Still(token))) => tokens.push_front(token),
+                Some(Err(Pending::Lost(lost))) => panic!("{lost}"),
+                None => (),
+            },
+            Step::Take => {
+                if let Some(token) = tokens.pop_front() {
+                    mine.push_back(token.take(soon()).unwrap());
+                }
+            }
+            Step::Drop => drop(tokens.pop_back()),
+            Step::Flush => of.device.flush(soon()).unwrap(),
+        }
+        mine.iter_mut().for_each(|pages| pages.as_mut_slice()[..8].fill(0x11));
+        for iova in &gone {
+            // A fault, or memory that is still lent, to this device; never memory that somebody has.
+            let _ = of.master.write(*iova, b"LATE");
+        }
+        assert!(mine.iter().all(|pages| pages.as_slice()[..8] == [0x11; 8]));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Caught: as above, and revoking after `flushed` has been stored.
+    #[test]
+    fn no_token_yields_what_its_device_still_reaches(scripts in proptest::array::uniform3(proptest::collection::vec(step(), 1..200))) {
+        let system = FakeSystem::new();
+        let (a, b) = (system.device("a").unwrap(), system.device("b").unwrap());
+        // Two threads on one device, one on another.
+        std::thread::scope(|scope| {
+            for (of, script) in [&a, &a, &b].into_iter().zip(&scripts) {
+                scope.spawn(move || drive(of, script));
+            }
+        });
+        a.device.flush(soon()).unwrap();
+        b.device.flush(soon()).unwrap();
+        prop_assert_eq!(system.memory.violations(), Vec::<String>::new());
+        prop_assert_eq!((system.memory.live_allocations(), a.device.stats().live_mappings, b.device.stats().live_mappings), (0, 0, 0));
+    }
+}

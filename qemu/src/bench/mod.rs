@@ -43,7 +43,7 @@ pub enum Mode {
 
 impl Mode {
     /// The modes that are measured unless others are asked for.
-    pub const USUAL: [Self; 2] = [Self::Strict, Self::Direct];
+    pub const USUAL: [Self; 3] = [Self::Strict, Self::Lazy, Self::Direct];
 
     /// Its name.
     pub fn name(self) -> &'static str {

@@ -123,10 +123,11 @@ impl<I: Iterator<Item = Part>> Chain<'_, I> {
     fn write(self, ring: &Ring, slots: &Slots) {
         let Self { head, header, data, write, response, entries, table } = self;
         let (mut index, mut at) = (0, head);
+        let entries_of_table = ring.table(head);
         let mut put = |descriptor: Descriptor| {
             let last = index + 1 == entries;
             if table {
-                ring.put_indirect(head, index, descriptor, last);
+                Ring::put_indirect(entries_of_table, index, descriptor, last);
             } else {
                 let next = slots.next(at);
                 ring.put(at, descriptor, (!last).then_some(next));

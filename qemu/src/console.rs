@@ -14,6 +14,7 @@
 //! | `##bench plan N`, `##bench start NAME` | the benchmarks have N to run; one begins |
 //! | `##bench result NAME UNIT MIN MEDIAN MAX COMMANDS` | what one operation of it costs |
 //! | `##bench fail NAME MESSAGE`, `##bench skip NAME REASON` | there is no result |
+//! | `##bench commands N` | the SMMUs were given N commands in all |
 //!
 //! A line that begins with `##` and is none of these is shown as it is: a message nobody understands must not vanish.
 
@@ -52,6 +53,8 @@ pub enum BenchMessage {
     Fail(String, String),
     /// The named one makes no sense on this machine, with the reason.
     Skip(String, String),
+    /// Commands that the SMMUs were given since the machine started.
+    Commands(u64),
 }
 
 /// What the test image reports.
@@ -115,6 +118,7 @@ fn parse_bench(text: &str) -> Option<BenchMessage> {
     let name = name.to_string();
     match kind {
         "plan" => Some(BenchMessage::Plan(rest.parse().ok()?)),
+        "commands" => Some(BenchMessage::Commands(rest.parse().ok()?)),
         "start" => Some(BenchMessage::Start(name)),
         "fail" => Some(BenchMessage::Fail(name, message.trim().to_string())),
         "skip" => Some(BenchMessage::Skip(name, message.trim().to_string())),

@@ -18,7 +18,7 @@
 //! | [`picture`], [`disk`] | the picture, and disks of every shape around it |
 //! | [`progress`] | one line that says what is going on |
 //! | [`demo`] | the main job, from the command line to the exit code |
-//! | [`bench`] | the benchmarks, beside Linux's figures |
+//! | [`mod@bench`] | the benchmarks, beside Linux's figures |
 //!
 //! No `unsafe`, and no global state: several sessions may run at once from one process.
 #![forbid(unsafe_code)]

@@ -112,6 +112,11 @@ impl Session {
         self.deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     }
 
+    /// Returns the time since QEMU was started.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// Types a line on the guest's console. That QEMU ended meanwhile is no error here: [`Self::finish`] will tell.
     pub fn type_line(&mut self, line: &str) {
         if let Some(input) = &mut self.input {

@@ -7,7 +7,8 @@
 //! `bench.clock=instructions`, `work` (instructions where a device in host time has its part) or `wall`.
 //! What is said on the console, a line each: `##bench plan N`; and for each benchmark `##bench start NAME`, then one of
 //! `##bench result NAME UNIT MIN MEDIAN MAX COMMANDS`, `##bench skip NAME REASON`, `##bench fail NAME MESSAGE`. The unit is
-//! `instructions` or `ns`, for one operation; commands are those to all SMMUs for one operation. Fractions are decimal.
+//! `instructions` or `ns`, for one operation; commands are those to all SMMUs for one operation. Fractions are decimal. At the end
+//! `##bench commands N` says how many commands all SMMUs were given since the machine started, by their drivers' own count.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![forbid(unsafe_code)]
 
@@ -30,6 +31,8 @@ mod owned;
 mod run;
 #[cfg(target_os = "none")]
 mod stand;
+#[cfg(target_os = "none")]
+mod time;
 
 #[cfg(target_os = "none")]
 virt::entry!(run::main);

@@ -1,14 +1,15 @@
 //! The DMA-API: streaming mappings, coherent memory, shared buffers.
 
-use crate::memory::{adjacent, scattered};
+use crate::memory::{adjacent, neighbours, scattered};
 use crate::run::About::Memory;
 use crate::run::Benchmark;
-use crate::stand::Stand;
+use crate::stand::{Mode, Stand};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use base::Deadline;
 use core::hint::black_box;
 use core::sync::atomic::AtomicU64;
-use dma::{Bidirectional, Buffer, FromDevice, Ladder, PageSet, SharedBuffer, ToDevice};
+use dma::{Bidirectional, FromDevice, Ladder, Lent, PageSet, Pages, ScatterList, SharedBuffer, ToDevice};
 use iommu::PAGE_SIZE;
 use ktest::TestResult;
 
@@ -19,7 +20,21 @@ pub const ALL: &[Benchmark] = &[
     Benchmark { name: "map1m", about: Memory, run: |stand| streaming(stand, "map1m", 1 << 20, 256) },
     Benchmark { name: "map2m", about: Memory, run: |stand| streaming(stand, "map2m", 2 << 20, 1024) },
     Benchmark { name: "ring256_4k", about: Memory, run: ring },
-    Benchmark { name: "sg16x4k", about: Memory, run: |stand| list(stand, "sg16x4k", 16) },
+    Benchmark {
+        name: "sg16x4k",
+        about: Memory,
+        run: |stand| list(stand, "sg16x4k", 256, scattered(stand.device(), 16)?),
+    },
+    Benchmark {
+        name: "sg256x4k",
+        about: Memory,
+        run: |stand| list(stand, "sg256x4k", 64, scattered(stand.device(), 256)?),
+    },
+    Benchmark {
+        name: "sgc256x4k",
+        about: Memory,
+        run: |stand| list(stand, "sgc256x4k", 64, neighbours(stand.device(), 256)?),
+    },
     Benchmark { name: "coherent4k", about: Memory, run: |stand| coherent(stand, "coherent4k", 4 << 10, 256) },
     Benchmark { name: "coherent64k", about: Memory, run: |stand| coherent(stand, "coherent64k", 64 << 10, 64) },
     Benchmark { name: "coherent1m", about: Memory, run: |stand| coherent(stand, "coherent1m", 1 << 20, 16) },
@@ -27,27 +42,53 @@ pub const ALL: &[Benchmark] = &[
     Benchmark { name: "map4k_million", about: Memory, run: million },
 ];
 
-/// Maps and unmaps one buffer, again and again.
-fn map_and_unmap<B: Buffer>(stand: &Stand, name: &str, buffer: B, batch: u32) -> TestResult {
-    stand.not_lazy()?;
+/// Buffers that are in turn where they end lazily: more than lapse before a flush.
+const IN_TURN: u64 = 160;
+/// Bytes of such buffers, likewise.
+const BYTES_IN_TURN: u64 = 24 << 20;
+
+fn soon() -> Deadline {
+    Deadline::after_millis(10_000)
+}
+
+/// One buffer, mapped and unmapped. Where it ends lazily there are several: each is had again when a flush has covered it.
+fn streaming(stand: &Stand, name: &str, bytes: u64, batch: u32) -> TestResult {
     let device = stand.device();
-    let mut place = Some(buffer);
+    if stand.mode != Mode::Lazy {
+        let mut place = Some(adjacent(device, bytes)?);
+        return stand.measure(name, batch, || {
+            let Some(buffer) = place.take() else { ktest::skip!("the buffer is lost") };
+            let mapped = device.map::<Bidirectional, _>(black_box(buffer))?;
+            black_box(mapped.iova());
+            place = Some(black_box(mapped.unmap()?));
+            Ok(())
+        });
+    }
+    let mut lapsing = VecDeque::new();
+    for _ in 0..IN_TURN.min(BYTES_IN_TURN / bytes) {
+        lapsing.push_back(device.map::<Bidirectional, _>(adjacent(device, bytes)?)?.unmap_lazy());
+    }
     stand.measure(name, batch, || {
-        let Some(buffer) = place.take() else { ktest::skip!("the buffer is lost") };
-        let mapped = device.map::<Bidirectional, _>(black_box(buffer))?;
+        let Some(oldest) = lapsing.pop_front() else { ktest::skip!("the buffers are lost") };
+        let mapped = device.map::<Bidirectional, _>(black_box(oldest.take(soon())?))?;
         black_box(mapped.iova());
-        place = Some(black_box(mapped.unmap()?));
+        lapsing.push_back(mapped.unmap_lazy());
         Ok(())
     })
 }
 
-fn streaming(stand: &Stand, name: &str, bytes: u64, batch: u32) -> TestResult {
-    map_and_unmap(stand, name, adjacent(stand.device(), bytes)?, batch)
-}
-
-/// Scattered pages, mapped as one.
-fn list(stand: &Stand, name: &str, pages: u64) -> TestResult {
-    map_and_unmap(stand, name, scattered(stand.device(), pages)?, if pages > 64 { 64 } else { 256 })
+/// A scatter list, mapped as one.
+fn list(stand: &Stand, name: &str, batch: u32, list: ScatterList<Pages>) -> TestResult {
+    stand.not_lazy()?;
+    let device = stand.device();
+    let mut place = Some(list);
+    stand.measure(name, batch, || {
+        let Some(list) = place.take() else { ktest::skip!("the list is lost") };
+        let mapped = device.map_list::<Bidirectional, _>(black_box(list))?;
+        black_box(mapped.segments());
+        place = Some(black_box(mapped.unmap()?));
+        Ok(())
+    })
 }
 
 /// 256 mappings outstanding; the oldest ends and is made again.

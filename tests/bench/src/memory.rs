@@ -1,7 +1,7 @@
 //! Memory to be lent: adjacent, aligned, or scattered.
 
 use alloc::vec::Vec;
-use dma::{Device, Ladder, PageRequest, PageSet, Pages};
+use dma::{Device, PageRequest, Pages, ScatterList};
 use iommu::PAGE_SIZE;
 use ktest::Outcome;
 
@@ -13,23 +13,59 @@ pub fn adjacent(device: &Device, bytes: u64) -> Result<Pages, Outcome> {
     )?)
 }
 
-/// `pages` pages of which no two that follow each other are neighbours in memory.
-pub fn scattered(device: &Device, pages: u64) -> Result<PageSet, Outcome> {
-    // Every second page of a large piece is given back, last: the next single pages that are asked for are those.
+/// How often pages are asked for before [`scattered`] or [`neighbours`] gives up.
+const SURPLUS: u64 = 8;
+
+/// More single pages than are needed, in the order of their addresses.
+fn single_pages(device: &Device, needed: u64) -> Result<Vec<Pages>, Outcome> {
     let mut all = Vec::new();
-    for _ in 0..4 * pages {
+    for _ in 0..SURPLUS * needed {
         all.push(Pages::zeroed(device.memory(), PAGE_SIZE)?);
     }
-    all.sort_unstable_by_key(|page| page.phys_runs().first().map(|run| run.start()));
-    let mut kept = Vec::new();
-    for (index, page) in all.into_iter().enumerate() {
-        if index % 2 == 0 {
-            kept.push(page);
+    all.sort_unstable_by_key(start);
+    Ok(all)
+}
+
+fn start(page: &Pages) -> u64 {
+    page.phys_runs().first().map_or(0, |run| run.start().get())
+}
+
+fn list(device: &Device, pages: Vec<Pages>) -> Result<ScatterList<Pages>, Outcome> {
+    let mut list = device.scatter_list(pages.len())?;
+    for page in pages {
+        list.push(page)?;
+    }
+    Ok(list)
+}
+
+/// A list of `count` pages of which no two are neighbours in memory.
+pub fn scattered(device: &Device, count: u64) -> Result<ScatterList<Pages>, Outcome> {
+    let mut chosen: Vec<Pages> = Vec::new();
+    for page in single_pages(device, count)? {
+        if chosen.last().is_none_or(|last| start(last) + PAGE_SIZE < start(&page)) && (chosen.len() as u64) < count {
+            chosen.push(page);
         }
     }
-    let set = PageSet::zeroed(device.memory(), pages * PAGE_SIZE, Ladder::SINGLE_PAGES)?;
-    if set.runs().len() as u64 != pages {
-        return Err(Outcome::failed(format_args!("{} runs where {pages} were wanted", set.runs().len())));
+    if chosen.len() as u64 != count {
+        return Err(Outcome::failed(format_args!("{} scattered pages where {count} were wanted", chosen.len())));
     }
-    Ok(set)
+    list(device, chosen)
+}
+
+/// A list of `count` pages, each of which is followed by its neighbour in memory.
+pub fn neighbours(device: &Device, count: u64) -> Result<ScatterList<Pages>, Outcome> {
+    let mut chosen: Vec<Pages> = Vec::new();
+    for page in single_pages(device, count)? {
+        if chosen.len() as u64 == count {
+            break;
+        }
+        if chosen.last().is_some_and(|last| start(last) + PAGE_SIZE != start(&page)) {
+            chosen.clear();
+        }
+        chosen.push(page);
+    }
+    if chosen.len() as u64 != count {
+        return Err(Outcome::failed(format_args!("there are no {count} free pages that are neighbours")));
+    }
+    list(device, chosen)
 }

@@ -43,6 +43,18 @@ impl Stand {
         self.edu.master().device()
     }
 
+    /// Gives the device up, and says how many commands all SMMUs were given since they were started.
+    pub fn finish(self) -> u64 {
+        let Self { hardware, edu, .. } = self;
+        if let Err(error) = edu.stop() {
+            kernel::println!("error: {error}");
+        }
+        let smmus = hardware.smmus().to_vec();
+        // The device's domain ends with it, which takes commands too.
+        drop(hardware);
+        smmus.iter().map(|smmu| smmu.statistics().commands).sum()
+    }
+
     /// A second device, and who keeps it on the bus.
     pub fn second(&self) -> Result<EduStray, Error> {
         EduStray::start(master(&self.hardware, self.mode, "edu", testdev::edu::ID, 1)?)

@@ -7,9 +7,11 @@
 
 mod bulk;
 mod config;
+mod lane;
 mod transfer;
 
 pub use config::{Geometry, MAX_BLOCK_SIZE};
+pub use lane::{Lane, Refused};
 pub use transfer::{DiskId, Transfer};
 
 use crate::device::{ConfigHandler, Core, Vectors};
@@ -245,17 +247,7 @@ impl Block {
     /// Checks a transfer and returns its length in bytes.
     fn check(&self, sector: u64, loan: &dyn Lent, range: &Range<u64>, access: Access) -> Result<u32, Error> {
         check_loan(loan, self.core.dma(), access, range)?;
-        let len = range.end - range.start;
-        let block = u64::from(self.geometry.block_size);
-        let sectors_per_block = block / SECTOR_SIZE;
-        if len == 0 || !len.is_multiple_of(block) || !sector.is_multiple_of(sectors_per_block) {
-            return Err(Error::Misaligned { block });
-        }
-        let (count, capacity) = (len / SECTOR_SIZE, self.geometry.sectors);
-        if sector.checked_add(count).is_none_or(|end| end > capacity) {
-            return Err(Error::OutsideDisk { sector, count, capacity });
-        }
-        u32::try_from(len).map_err(|_| Error::TooLong)
+        self.check_place(sector, range)
     }
 }
 
@@ -300,6 +292,7 @@ impl Drop for Batch<'_> {
 }
 
 /// A request header.
+#[inline]
 fn header(kind: u32, sector: u64) -> [u8; spec::blk::HEADER_SIZE] {
     let mut bytes = [0; HEADER_SIZE];
     bytes[..4].copy_from_slice(&kind.to_le_bytes());

@@ -102,7 +102,7 @@ fn id(answer: &[u8; ID_SIZE + 1], len: u32) -> Result<[u8; ID_SIZE], Error> {
 }
 
 /// What the status byte and the used length say of a request in which the device had to write `written` bytes and the status.
-fn judge(state: u8, len: u32, written: u32) -> Result<(), Error> {
+pub(super) fn judge(state: u8, len: u32, written: u32) -> Result<(), Error> {
     match state {
         status::OK if len <= written => Err(Error::ShortAnswer { expected: written.saturating_add(1), found: len }),
         status::OK => Ok(()),

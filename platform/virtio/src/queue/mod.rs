@@ -3,9 +3,12 @@
 //! A [`Command`] is a header that the device reads, a range of lent memory, and an answer that the device writes. Header and
 //! answer live in memory that belongs to the queue, so that a command maps and allocates nothing.
 //!
+//! Requests that come in numbers, all of one kind of loan, go through a [`Lane`]: it allocates nothing, takes no reference count and
+//! takes back what has been returned many at a time.
+//!
 //! # Invariants
 //!
-//! - The queue holds a request's loans from before the device can see their addresses until a used entry for it has been
+//! - The queue (or the lane) holds a request's loans from before the device can see their addresses until a used entry for it has been
 //!   validated, or the device has been reset.
 //! - A queue that has failed takes nothing from the used ring any more, and gives no loan back, until its device
 //!   has been reset.
@@ -14,11 +17,14 @@
 //!
 //! One `IrqMutex` per queue. Wakers are woken and dropped, loans dropped and the doorbell rung without it.
 
+mod lane;
 mod parts;
 mod request;
 mod ring;
 mod slots;
 
+pub(crate) use lane::Item;
+pub use lane::{Lane, Reply};
 pub use parts::{Access, Loans, MAX_PIECE, Part, Parts, check_loan};
 pub use request::Request;
 
@@ -31,7 +37,7 @@ use core::task::Waker;
 use dma::Device;
 use iommu::Iova;
 use ring::{Descriptor, Ring, SlotMemory};
-use slots::{Phase, Slots};
+use slots::{Phase, Returned, Slots};
 
 /// How many wakers are carried out of the lock at a time.
 const WAKE_BATCH: usize = 16;
@@ -71,6 +77,17 @@ pub struct QueueOptions {
     pub quiet: bool,
 }
 
+/// When the device is to interrupt next.
+#[derive(Clone, Copy)]
+enum Interrupt {
+    /// When it returns another request.
+    Next,
+    /// When so many requests of a lane have been returned; with the next one if others are in flight too.
+    Lane(u16, u16),
+    /// As whoever waits has said; with the next one if anything is in flight that is in no lane.
+    AsIs,
+}
+
 /// One request to a device.
 pub struct Command<'a> {
     /// What the device reads first; at most [`QueueOptions::header`] bytes. Empty only
@@ -84,6 +101,53 @@ pub struct Command<'a> {
     pub response: usize,
     /// What the queue is to hold while the device has the request: whatever `data` points into.
     pub loans: Loans,
+}
+
+/// A request as it is laid out for the device.
+struct Chain<'a, I> {
+    head: u16,
+    header: &'a [u8],
+    data: I,
+    /// Whether the device writes `data`.
+    write: bool,
+    response: usize,
+    /// Descriptors: of header, data and answer.
+    entries: usize,
+    /// Whether they stand in the slot's table, rather than in the descriptor area itself.
+    table: bool,
+}
+
+impl<I: Iterator<Item = Part>> Chain<'_, I> {
+    /// Writes descriptors, header and a blank answer. The device does not see them yet.
+    #[inline]
+    fn write(self, ring: &Ring, slots: &Slots) {
+        let Self { head, header, data, write, response, entries, table } = self;
+        let (mut index, mut at) = (0, head);
+        let entries_of_table = ring.table(head);
+        let mut put = |descriptor: Descriptor| {
+            let last = index + 1 == entries;
+            if table {
+                Ring::put_indirect(entries_of_table, index, descriptor, last);
+            } else {
+                let next = slots.next(at);
+                ring.put(at, descriptor, (!last).then_some(next));
+                at = next;
+            }
+            index += 1;
+        };
+        if !header.is_empty() {
+            put(ring.put_header(head, header));
+        }
+        for part in data {
+            put(Descriptor { part, write });
+        }
+        if response != 0 {
+            put(ring.prepare_response(head, response));
+        }
+        if table {
+            ring.put_table(head, entries);
+        }
+    }
 }
 
 /// Counters of a queue.
@@ -125,6 +189,8 @@ struct State {
     kicked: u16,
     /// The used index up to which entries have been taken.
     used: u16,
+    /// The used index whose passing interrupts, as the device was last told.
+    event: u16,
     failure: Option<Failure>,
     stats: QueueStats,
 }
@@ -170,6 +236,7 @@ impl Queue {
             available: 0,
             kicked: 0,
             used: 0,
+            event: 0,
             failure: None,
             stats: QueueStats::default(),
         };
@@ -277,29 +344,17 @@ impl Queue {
                 return Err(Error::QueueFull);
             }
         };
-        let answer = (response != 0).then(|| ring.prepare_response(head, response));
-        let first = (!header.is_empty()).then(|| ring.put_header(head, header));
-        let descriptors =
-            first.into_iter().chain(data.map(|part| Descriptor { part, write: access == Access::Write })).chain(answer);
-        let mut at = head;
-        for (index, descriptor) in descriptors.enumerate() {
-            let last = index + 1 == entries;
-            if table {
-                ring.put_indirect(head, index, descriptor, last);
-            } else {
-                let next = state.slots.next(at);
-                ring.put(at, descriptor, (!last).then_some(next));
-                at = next;
-            }
-        }
-        if table {
-            ring.put_table(head, entries);
-        }
-        ring.publish(state.available, head);
-        state.available = state.available.wrapping_add(1);
-        state.stats.submitted += 1;
+        let chain = Chain { head, header, data, write: access == Access::Write, response, entries, table };
+        chain.write(ring, &state.slots);
+        state.publish(head);
+        // While only lanes were at work the device may have been asked to be silent.
+        let silent = state.event != state.used && !self.quiet;
         drop(guard);
-        Ok(Request::new(self.clone(), head))
+        let request = Request::new(self.clone(), head);
+        if silent {
+            self.drain();
+        }
+        Ok(request)
     }
 
     /// Tells the device about requests that were added since the last time, if it wants to hear of them.
@@ -349,32 +404,29 @@ impl Queue {
 
     /// Takes what the device has returned from the used ring and wakes the waiters. Neither allocates nor drops a loan.
     pub(crate) fn drain(&self) {
+        self.drain_and_ask(Interrupt::Next);
+    }
+
+    fn drain_and_ask(&self, next: Interrupt) {
         loop {
             let mut wakers = [const { None::<Waker> }; WAKE_BATCH];
-            let more = {
-                let mut state = self.state.lock();
-                let result = state.drain(self.event_idx && !self.quiet, &mut wakers);
-                match result {
-                    Ok(more) => more,
-                    Err(what) => {
-                        state.failure = Some(Failure::Misbehaved(what));
-                        drop(state);
-                        log::error!(
-                            "{}: queue {} is out of use: the device misbehaved: {what}",
-                            self.device.name(),
-                            self.index
-                        );
-                        wake(&mut wakers);
-                        self.wake_all();
-                        return;
-                    }
-                }
-            };
+            let result = self.state.lock().drain_or_fail(self.event_idx && !self.quiet, next, &mut wakers);
             wake(&mut wakers);
+            let more = match result {
+                Ok(more) => more,
+                Err(what) => return self.misbehaved(what),
+            };
             if !more {
                 return;
             }
         }
+    }
+
+    /// Tells everybody that the queue has been put out of use because of what the device did.
+    #[cold]
+    fn misbehaved(&self, what: Misbehaviour) {
+        log::error!("{}: queue {} is out of use: the device misbehaved: {what}", self.device.name(), self.index);
+        self.wake_all();
     }
 
     /// Puts the queue out of use and tells everybody who waits. Loans stay where they are.
@@ -410,9 +462,9 @@ impl Queue {
     /// Ends abandoned requests that the device has returned. Task context only: loans end here.
     fn reap(&self) {
         loop {
-            let loans = self.state.lock().slots.reap();
-            match loans {
-                Some(loans) => drop(loans),
+            let over = self.state.lock().slots.reap();
+            match over {
+                Some(over) => drop(over),
                 None => return,
             }
         }
@@ -441,8 +493,47 @@ impl Queue {
 }
 
 impl State {
+    /// Shows the device the request that starts at `head`.
+    #[inline]
+    fn publish(&mut self, head: u16) {
+        if let Some(ring) = &self.ring {
+            ring.publish(self.available, head);
+            self.available = self.available.wrapping_add(1);
+            self.stats.submitted += 1;
+        }
+    }
+
+    /// Takes requests that are over from a lane's list. Returns how many.
+    #[inline]
+    fn take_returned(&mut self, lane: u16, batch: &mut [Returned]) -> usize {
+        let mut count = 0;
+        for place in batch {
+            let Some(mut returned) = self.slots.take_returned(lane) else { break };
+            if let Some(ring) = &self.ring {
+                returned.status = ring.status(returned.head);
+            }
+            *place = returned;
+            count += 1;
+        }
+        count
+    }
+
+    /// As [`State::drain`]; the queue is out of use when that fails.
+    fn drain_or_fail(
+        &mut self,
+        event_idx: bool,
+        next: Interrupt,
+        wakers: &mut [Option<Waker>],
+    ) -> Result<bool, Misbehaviour> {
+        let result = self.drain(event_idx, next, wakers);
+        if let Err(what) = result {
+            self.failure = Some(Failure::Misbehaved(what));
+        }
+        result
+    }
+
     /// Takes entries from the used ring until `wakers` is full (then `Ok(true)`: there may be more) or there are none.
-    fn drain(&mut self, event_idx: bool, wakers: &mut [Option<Waker>]) -> Result<bool, Misbehaviour> {
+    fn drain(&mut self, event_idx: bool, next: Interrupt, wakers: &mut [Option<Waker>]) -> Result<bool, Misbehaviour> {
         let Some(ring) = &self.ring else { return Ok(false) };
         if self.failure.is_some() {
             return Ok(false);
@@ -455,18 +546,34 @@ impl State {
                 return Err(Misbehaviour::UsedIndexJumped { moved: pending, in_flight });
             }
             if pending == 0 {
-                return Ok(false);
+                // Ask for the next interrupt, then look again: what came before the asking raises none.
+                let event = match next {
+                    Interrupt::AsIs if self.slots.all_in_lanes() => return Ok(false),
+                    Interrupt::Lane(lane, wanted) if self.slots.all_in_lane(lane) => {
+                        let missing = wanted.saturating_sub(self.slots.returned(lane));
+                        self.used.wrapping_add(missing.saturating_sub(1))
+                    }
+                    _ => self.used,
+                };
+                if !event_idx || event == self.event {
+                    return Ok(false);
+                }
+                self.event = event;
+                ring.set_used_event(event);
+                continue;
             }
             for _ in 0..pending {
-                let Some(place) = room.next() else { return Ok(true) };
+                if room.len() == 0 {
+                    return Ok(true);
+                }
                 let (id, len) = ring.used_entry(self.used);
                 self.used = self.used.wrapping_add(1);
-                *place = self.slots.complete(id, len)?;
+                if let waker @ Some(_) = self.slots.complete(id, len)?
+                    && let Some(place) = room.next()
+                {
+                    *place = waker;
+                }
                 self.stats.completed += 1;
-            }
-            if event_idx {
-                // Ask for the next one, then look again: one that came before the asking raises no interrupt.
-                ring.set_used_event(self.used);
             }
         }
     }
@@ -481,7 +588,7 @@ fn wake(wakers: &mut [Option<Waker>]) {
 impl base::irq::Handler for Queue {
     fn handle(&self) {
         self.state.lock().stats.interrupts += 1;
-        self.drain();
+        self.drain_and_ask(Interrupt::AsIs);
         base::notify();
     }
 }

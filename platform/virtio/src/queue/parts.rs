@@ -34,7 +34,13 @@ pub enum Access {
 /// # Errors
 ///
 /// [`Error::ForeignDevice`], [`Error::WrongDirection`], [`Error::OutsideLoan`].
-pub fn check_loan(loan: &dyn Lent, device: &Device, access: Access, range: &Range<u64>) -> Result<(), Error> {
+#[inline]
+pub fn check_loan<L: Lent + ?Sized>(
+    loan: &L,
+    device: &Device,
+    access: Access,
+    range: &Range<u64>,
+) -> Result<(), Error> {
     if loan.device() != device {
         return Err(Error::ForeignDevice);
     }
@@ -68,6 +74,19 @@ impl<'a> Parts<'a> {
     pub fn new(loan: &'a dyn Lent, range: &Range<u64>, max: u32) -> Result<Self, Error> {
         let slices = dma::slice(loan, range.start, range.end.saturating_sub(range.start))?;
         Ok(Self { slices: Some(slices), current: NOTHING, max: u64::from(max.max(1)) })
+    }
+
+    /// The one piece that bytes `range` of `loan` are for a device that has no limits but `max` bytes a piece, if that is so: most
+    /// are, and need no cutting.
+    #[inline]
+    pub fn single<L: Lent + ?Sized>(loan: &L, range: &Range<u64>, max: u32) -> Option<Part> {
+        let [segment] = loan.segments() else { return None };
+        let limits = loan.device().limits();
+        let len = range.end.checked_sub(range.start)?;
+        let whole = range.end <= segment.len && len <= u64::from(max) && len <= limits.max_segment;
+        let iova = segment.iova.checked_add(range.start)?;
+        // `max` is a `u32`.
+        (whole && limits.boundary.is_none()).then_some(Part { iova, len: len as u32 })
     }
 
     /// No pieces.

@@ -39,12 +39,13 @@ pub(super) struct Ring {
     available: Coherent<[AtomicU16]>,
     used: Coherent<[AtomicU32]>,
     /// Per slot: header, then response, in words.
-    scratch: Coherent<[AtomicU32]>,
+    scratch: Coherent<[AtomicU64]>,
     header_words: usize,
     response_words: usize,
     /// Per slot: an indirect table.
     tables: Option<Coherent<[AtomicU64]>>,
-    table_entries: usize,
+    /// 64-bit words of such a table.
+    table_words: usize,
 }
 
 impl Ring {
@@ -52,8 +53,8 @@ impl Ring {
     #[track_caller]
     pub fn new(device: &Device, size: u16, memory: SlotMemory) -> Result<Self, dma::Error> {
         // The device finds each part naturally aligned; the two parts of a slot do not share a cache line.
-        let header_words = memory.header.next_multiple_of(64) / 4;
-        let response_words = memory.response.next_multiple_of(64) / 4;
+        let header_words = memory.header.next_multiple_of(64) / 8;
+        let response_words = memory.response.next_multiple_of(64) / 8;
         let count = usize::from(size);
         let tables = match memory.indirect {
             0 => None,
@@ -68,7 +69,7 @@ impl Ring {
             header_words,
             response_words,
             tables,
-            table_entries: memory.indirect,
+            table_words: memory.indirect * 2,
         })
     }
 
@@ -80,10 +81,15 @@ impl Ring {
     /// Copies a header into the memory of slot `head` and returns its descriptor.
     pub fn put_header(&self, head: u16, header: &[u8]) -> Descriptor {
         let first = usize::from(head) * (self.header_words + self.response_words);
-        for (word, bytes) in self.scratch[first..first + self.header_words].iter().zip(header.chunks(4)) {
-            let mut le = [0; 4];
-            le[..bytes.len()].copy_from_slice(bytes);
-            word.store(u32::from_ne_bytes(le), Ordering::Relaxed);
+        let (whole, rest) = header.as_chunks::<8>();
+        let words = &self.scratch[first..first + self.header_words];
+        for (word, bytes) in words.iter().zip(whole) {
+            word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+        }
+        if let (false, Some(word)) = (rest.is_empty(), words.get(whole.len())) {
+            let mut bytes = [0; 8];
+            bytes[..rest.len()].copy_from_slice(rest);
+            word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
         }
         self.scratch_descriptor(first, header.len(), false)
     }
@@ -92,8 +98,8 @@ impl Ring {
     /// for one, and returns its descriptor.
     pub fn prepare_response(&self, head: u16, len: usize) -> Descriptor {
         let first = self.response_at(head);
-        for word in &self.scratch[first..first + len.div_ceil(4)] {
-            word.store(u32::MAX, Ordering::Relaxed);
+        for word in &self.scratch[first..first + len.div_ceil(8)] {
+            word.store(u64::MAX, Ordering::Relaxed);
         }
         self.scratch_descriptor(first, len, true)
     }
@@ -101,9 +107,14 @@ impl Ring {
     /// Copies the beginning of slot `head`'s answer.
     pub fn response(&self, head: u16, out: &mut [u8]) {
         let first = self.response_at(head);
-        for (word, bytes) in self.scratch[first..first + self.response_words].iter().zip(out.chunks_mut(4)) {
+        for (word, bytes) in self.scratch[first..first + self.response_words].iter().zip(out.chunks_mut(8)) {
             bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes()[..bytes.len()]);
         }
+    }
+
+    /// The first byte of slot `head`'s answer.
+    pub fn status(&self, head: u16) -> u8 {
+        self.scratch[self.response_at(head)].load(Ordering::Relaxed).to_ne_bytes()[0]
     }
 
     fn response_at(&self, head: u16) -> usize {
@@ -112,40 +123,40 @@ impl Ring {
 
     fn scratch_descriptor(&self, word: usize, len: usize, write: bool) -> Descriptor {
         // The slots' memory is mapped: none of its addresses overflows. Header and answer are far below 4 GiB.
-        let iova = Iova::new(self.scratch.iova().get() + 4 * word as u64);
+        let iova = Iova::new(self.scratch.iova().get() + 8 * word as u64);
         Descriptor { part: Part { iova, len: len as u32 }, write }
     }
 
     /// Writes entry `index` of the descriptor area.
     pub fn put(&self, index: u16, descriptor: Descriptor, next: Option<u16>) {
         let flags = if descriptor.write { DESC_F_WRITE } else { 0 } | if next.is_some() { DESC_F_NEXT } else { 0 };
-        self.put_raw(&self.descriptors, usize::from(index), descriptor.part, flags, next.unwrap_or(0));
+        put_raw(&self.descriptors, usize::from(index), descriptor.part, flags, next.unwrap_or(0));
     }
 
-    /// Writes entry `index` of slot `head`'s indirect table.
-    pub fn put_indirect(&self, head: u16, index: usize, descriptor: Descriptor, last: bool) {
-        if let Some(tables) = &self.tables {
-            let flags = if descriptor.write { DESC_F_WRITE } else { 0 } | if last { 0 } else { DESC_F_NEXT };
-            // A table has at most as many entries as fit `u16`, see `Queue::new`.
-            let next = if last { 0 } else { index as u16 + 1 };
-            self.put_raw(tables, usize::from(head) * self.table_entries + index, descriptor.part, flags, next);
-        }
+    /// Slot `head`'s indirect table.
+    #[inline]
+    pub fn table(&self, head: u16) -> &[AtomicU64] {
+        let first = usize::from(head) * self.table_words;
+        self.tables.as_ref().map_or(&[], |tables| &tables[first..first + self.table_words])
+    }
+
+    /// Writes entry `index` of an indirect table.
+    #[inline]
+    pub fn put_indirect(table: &[AtomicU64], index: usize, descriptor: Descriptor, last: bool) {
+        let flags = if descriptor.write { DESC_F_WRITE } else { 0 } | if last { 0 } else { DESC_F_NEXT };
+        // A table has at most as many entries as fit `u16`, see `Queue::new`.
+        let next = if last { 0 } else { index as u16 + 1 };
+        put_raw(table, index, descriptor.part, flags, next);
     }
 
     /// Makes descriptor `head` refer to the first `entries` entries of its indirect table.
     pub fn put_table(&self, head: u16, entries: usize) {
         if let Some(tables) = &self.tables {
-            let bytes = (usize::from(head) * self.table_entries * spec::DESC_SIZE) as u64;
+            let bytes = (usize::from(head) * self.table_words * 8) as u64;
             let iova = Iova::new(tables.iova().get() + bytes);
             let part = Part { iova, len: (entries * spec::DESC_SIZE) as u32 };
-            self.put_raw(&self.descriptors, usize::from(head), part, DESC_F_INDIRECT, 0);
+            put_raw(&self.descriptors, usize::from(head), part, DESC_F_INDIRECT, 0);
         }
-    }
-
-    fn put_raw(&self, table: &[AtomicU64], index: usize, part: Part, flags: u16, next: u16) {
-        let second = u64::from(part.len) | u64::from(flags) << 32 | u64::from(next) << 48;
-        table[2 * index].store(part.iova.get().to_le(), Ordering::Relaxed);
-        table[2 * index + 1].store(second.to_le(), Ordering::Relaxed);
     }
 
     /// Publishes `head` as entry number `index` (free-running) of the available ring.
@@ -197,4 +208,13 @@ impl Ring {
         self.available[2 + usize::from(self.size)].store(index.to_le(), Ordering::Relaxed);
         barrier::publish();
     }
+}
+
+/// Writes entry `index` of a descriptor table.
+#[inline]
+fn put_raw(table: &[AtomicU64], index: usize, part: Part, flags: u16, next: u16) {
+    let second = u64::from(part.len) | u64::from(flags) << 32 | u64::from(next) << 48;
+    let entry = &table[2 * index..][..2];
+    entry[0].store(part.iova.get().to_le(), Ordering::Relaxed);
+    entry[1].store(second.to_le(), Ordering::Relaxed);
 }

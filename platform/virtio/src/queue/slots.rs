@@ -4,7 +4,9 @@
 //!
 //! - Every descriptor is either in the free list or in the chain of exactly one slot that is not [`Phase::Free`].
 //! - `loans` of a slot are present from before its descriptors are published until after the device has returned them
-//!   ([`Phase::Done`]) or has been reset ([`Phase::Retired`]).
+//!   ([`Phase::Done`]) or has been reset ([`Phase::Retired`]). The loans of a lane's slots are with the lane; if that is given up
+//!   before, its store comes here, and stays until none of its requests is in flight.
+//! - A slot of a lane is in the lane's list of returned requests exactly while it is `Done` or `Retired`, in the order of return.
 
 use super::parts::Loans;
 use crate::{Error, Misbehaviour};
@@ -35,6 +37,46 @@ struct Slot {
     waker: Option<Waker>,
     /// Nobody will take the result.
     abandoned: bool,
+    /// The lane that it belongs to, or [`NONE`]. In a lane there is neither loan nor waker.
+    lane: u16,
+    /// The request of the same lane that was returned after this one, or [`NONE`].
+    later: u16,
+}
+
+/// No slot, no lane. (There are at most 32768 of each.)
+const NONE: u16 = u16::MAX;
+
+/// What an abandoned lane leaves behind.
+pub(super) type Store = Box<dyn Send + Sync>;
+
+/// A lane's requests.
+struct Lane {
+    /// The first and the last request that was returned and has not been taken yet.
+    first: u16,
+    last: u16,
+    returned: u16,
+    in_flight: u16,
+    state: LaneState,
+}
+
+enum LaneState {
+    /// Nobody has it.
+    Closed,
+    /// It has an owner.
+    Open,
+    /// Its owner has gone.
+    Abandoned(Store),
+}
+
+/// A request of a lane that is over.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Returned {
+    pub head: u16,
+    /// Bytes that the device wrote, of those that it may write; `None` if it was reset.
+    pub written: Option<u32>,
+    pub writable: u32,
+    /// The first byte of its answer.
+    pub status: u8,
 }
 
 pub(super) struct Slots {
@@ -44,8 +86,11 @@ pub(super) struct Slots {
     free_head: u16,
     free: u16,
     in_flight: u16,
-    /// Abandoned requests that the device has returned.
+    /// Abandoned requests and lanes that the device has returned.
     reapable: u16,
+    lanes: Vec<Lane>,
+    /// Requests of lanes in flight.
+    laned: u16,
 }
 
 impl Slots {
@@ -57,11 +102,12 @@ impl Slots {
         next.try_reserve_exact(usize::from(size)).map_err(|_| Error::OutOfMemory)?;
         for index in 0..size {
             let phase = Phase::Free;
-            slots.push(Slot { phase, chain: 0, writable: 0, loans: Loans::none(), waker: None, abandoned: false });
+            let (loans, waker, abandoned) = (Loans::none(), None, false);
+            slots.push(Slot { phase, chain: 0, writable: 0, loans, waker, abandoned, lane: NONE, later: NONE });
             next.push(index.wrapping_add(1));
         }
         let (slots, next) = (slots.into_boxed_slice(), next.into_boxed_slice());
-        Ok(Self { slots, next, free_head: 0, free: size, in_flight: 0, reapable: 0 })
+        Ok(Self { slots, next, free_head: 0, free: size, in_flight: 0, reapable: 0, lanes: Vec::new(), laned: 0 })
     }
 
     pub fn free(&self) -> u16 {
@@ -91,6 +137,15 @@ impl Slots {
         if chain > self.free {
             return Err(loans);
         }
+        let head = self.take_chain(chain);
+        let slot = &mut self.slots[usize::from(head)];
+        let (phase, waker, abandoned) = (Phase::InFlight, None, false);
+        *slot = Slot { phase, chain, writable, loans, waker, abandoned, lane: NONE, later: NONE };
+        Ok(head)
+    }
+
+    /// Takes `chain` descriptors, which are free.
+    fn take_chain(&mut self, chain: u16) -> u16 {
         let head = self.free_head;
         let mut tail = head;
         for _ in 1..chain {
@@ -99,9 +154,111 @@ impl Slots {
         self.free_head = self.next(tail);
         self.free -= chain;
         self.in_flight += 1;
+        head
+    }
+
+    /// Opens a lane.
+    pub fn open_lane(&mut self) -> Result<u16, Error> {
+        let open = Lane { first: NONE, last: NONE, returned: 0, in_flight: 0, state: LaneState::Open };
+        let closed = |lane: &Lane| matches!(lane.state, LaneState::Closed);
+        if let Some(index) = self.lanes.iter().position(closed) {
+            self.lanes[index] = open;
+            return Ok(index as u16);
+        }
+        if self.lanes.len() >= self.slots.len() {
+            return Err(Error::QueueFull);
+        }
+        self.lanes.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
+        self.lanes.push(open);
+        // No more lanes than slots.
+        Ok((self.lanes.len() - 1) as u16)
+    }
+
+    /// As [`Slots::begin`] for a request of a lane, whose loan the lane keeps. `None` if there are not enough descriptors.
+    pub fn begin_in_lane(&mut self, lane: u16, chain: u16, writable: u32) -> Option<u16> {
+        if chain > self.free {
+            return None;
+        }
+        let head = self.take_chain(chain);
         let slot = &mut self.slots[usize::from(head)];
-        *slot = Slot { phase: Phase::InFlight, chain, writable, loans, waker: None, abandoned: false };
-        Ok(head)
+        // INVARIANT: free slots have neither loans nor waker.
+        (slot.phase, slot.chain, slot.writable) = (Phase::InFlight, chain, writable);
+        (slot.abandoned, slot.lane, slot.later) = (false, lane, NONE);
+        self.laned += 1;
+        self.lanes[usize::from(lane)].in_flight += 1;
+        Some(head)
+    }
+
+    /// Puts a request of a lane that is over into the lane's list; nobody will ask for that of an abandoned lane.
+    fn return_to_lane(&mut self, head: u16) {
+        let index = usize::from(head);
+        let lane = &mut self.lanes[usize::from(self.slots[index].lane)];
+        self.laned -= 1;
+        lane.in_flight -= 1;
+        match lane.state {
+            LaneState::Open => {
+                match lane.last {
+                    NONE => lane.first = head,
+                    last => self.slots[usize::from(last)].later = head,
+                }
+                lane.last = head;
+                lane.returned += 1;
+            }
+            _ => {
+                self.reapable += u16::from(lane.in_flight == 0);
+                self.free_chain(head);
+            }
+        }
+    }
+
+    /// How many requests of a lane have been returned and not been taken.
+    pub fn returned(&self, lane: u16) -> u16 {
+        self.lanes[usize::from(lane)].returned
+    }
+
+    /// Whether there are lanes, and every request in flight is of one.
+    pub fn all_in_lanes(&self) -> bool {
+        !self.lanes.is_empty() && self.laned == self.in_flight
+    }
+
+    /// Whether every request in flight is of this lane.
+    pub fn all_in_lane(&self, lane: u16) -> bool {
+        self.lanes[usize::from(lane)].in_flight == self.in_flight
+    }
+
+    /// Takes the next returned request out of a lane's list and frees its descriptors. (Its status byte is for the caller to
+    /// read.)
+    pub fn take_returned(&mut self, lane: u16) -> Option<Returned> {
+        let lane = &mut self.lanes[usize::from(lane)];
+        let head = lane.first;
+        if head == NONE {
+            return None;
+        }
+        let slot = &self.slots[usize::from(head)];
+        lane.first = slot.later;
+        if lane.first == NONE {
+            lane.last = NONE;
+        }
+        lane.returned -= 1;
+        let written = match slot.phase {
+            Phase::Done(len) => Some(len),
+            _ => None,
+        };
+        let returned = Returned { head, written, writable: slot.writable, status: 0 };
+        self.free_chain(head);
+        Some(returned)
+    }
+
+    /// Closes a lane. The store comes back at once if nothing of the lane is in flight; otherwise it is kept until then.
+    pub fn abandon_lane(&mut self, lane: u16, store: Store) -> Option<Store> {
+        while self.take_returned(lane).is_some() {}
+        let lane = &mut self.lanes[usize::from(lane)];
+        if lane.in_flight == 0 {
+            lane.state = LaneState::Closed;
+            return Some(store);
+        }
+        lane.state = LaneState::Abandoned(store);
+        None
     }
 
     /// Judges a used entry. `Ok` is who to wake.
@@ -114,6 +271,10 @@ impl Slots {
         }
         slot.phase = Phase::Done(len.min(slot.writable));
         self.in_flight -= 1;
+        if slot.lane != NONE {
+            self.return_to_lane(index as u16);
+            return Ok(None);
+        }
         if slot.abandoned {
             self.reapable += 1;
         }
@@ -138,11 +299,17 @@ impl Slots {
 
     /// Frees the descriptors of a request that the device does not have any more. The loans are to be dropped without the lock.
     pub fn end(&mut self, head: u16) -> Loans {
+        let loans = core::mem::take(&mut self.slots[usize::from(head)].loans);
+        self.free_chain(head);
+        loans
+    }
+
+    /// Gives the descriptors of a request that the device does not have any more back to the free list.
+    fn free_chain(&mut self, head: u16) {
         let slot = &mut self.slots[usize::from(head)];
         debug_assert!(matches!(slot.phase, Phase::Done(_) | Phase::Retired));
         slot.phase = Phase::Free;
         let chain = slot.chain;
-        let loans = core::mem::take(&mut slot.loans);
         let mut tail = head;
         for _ in 1..chain {
             tail = self.next(tail);
@@ -150,7 +317,6 @@ impl Slots {
         self.next[usize::from(tail)] = self.free_head;
         self.free_head = head;
         self.free += chain;
-        loans
     }
 
     /// Notes that nobody will take the result of the request. Gives back its listener, and the loans if it is over.
@@ -164,16 +330,23 @@ impl Slots {
         }
     }
 
-    /// Ends one abandoned request that the device has returned, if there is one.
-    pub fn reap(&mut self) -> Option<Loans> {
+    /// Ends one abandoned request, or lane, that the device has returned, if there is one.
+    pub fn reap(&mut self) -> Option<(Loans, Option<Store>)> {
         if self.reapable == 0 {
             return None;
+        }
+        let over = |lane: &&mut Lane| lane.in_flight == 0 && matches!(lane.state, LaneState::Abandoned(_));
+        if let Some(lane) = self.lanes.iter_mut().find(over)
+            && let LaneState::Abandoned(store) = core::mem::replace(&mut lane.state, LaneState::Closed)
+        {
+            self.reapable -= 1;
+            return Some((Loans::none(), Some(store)));
         }
         let done = |slot: &Slot| slot.abandoned && matches!(slot.phase, Phase::Done(_));
         let head = self.slots.iter().position(done)?;
         self.reapable -= 1;
         // The table has at most 32768 entries.
-        Some(self.end(head as u16))
+        Some((self.end(head as u16), None))
     }
 
     /// Ends the device's part in one request that it had, if it has any: it has been reset. The slot stays reserved for whoever
@@ -183,6 +356,10 @@ impl Slots {
         self.in_flight -= 1;
         let slot = &mut self.slots[head];
         slot.phase = Phase::Retired;
+        if slot.lane != NONE {
+            self.return_to_lane(head as u16);
+            return Some((None, Loans::none()));
+        }
         let waker = slot.waker.take();
         if slot.abandoned {
             return Some((waker, self.end(head as u16)));

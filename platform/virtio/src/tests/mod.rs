@@ -3,6 +3,7 @@
 mod foreign;
 mod gpu;
 mod hostile;
+mod lane;
 mod negotiation;
 mod order;
 mod pci;

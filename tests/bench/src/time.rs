@@ -1,0 +1,72 @@
+//! What only time tells: several cores at once, and how long it takes from nothing to a first read.
+
+use crate::memory::adjacent;
+use crate::run::About::Time;
+use crate::run::{Benchmark, FIRST_READ};
+use crate::stand::Stand;
+use base::{Deadline, IrqMutex, wait_until};
+use core::hint::black_box;
+use core::sync::atomic::{AtomicBool, Ordering};
+use dma::{Bidirectional, Device};
+use iommu::PAGE_SIZE;
+use kernel::println;
+use ktest::{Outcome, TestResult};
+use virt::cores;
+
+/// The benchmarks of this module.
+pub const ALL: &[Benchmark] = &[
+    Benchmark { name: "map4k_two_cores", about: Time, run: two_cores },
+    Benchmark { name: FIRST_READ, about: Time, run: first_read },
+];
+
+/// The device of both cores.
+static DEVICE: IrqMutex<Option<Device>> = IrqMutex::new(None);
+static FAILED: AtomicBool = AtomicBool::new(false);
+
+/// Operations of each core in a batch.
+const OPERATIONS: u32 = 8192;
+
+fn map_and_unmap() -> TestResult {
+    let Some(device) = DEVICE.lock().clone() else { return Ok(()) };
+    let mut buffer = adjacent(&device, PAGE_SIZE)?;
+    for _ in 0..OPERATIONS {
+        let mapped = device.map::<Bidirectional, _>(black_box(buffer))?;
+        buffer = black_box(mapped.unmap()?);
+    }
+    Ok(())
+}
+
+/// One page each, mapped and unmapped by two cores for one device.
+fn two_cores(stand: &Stand) -> TestResult {
+    stand.not_lazy()?;
+    if stand.cores < 2 {
+        ktest::skip!("one core");
+    }
+    *DEVICE.lock() = Some(stand.device().clone());
+    let result = stand.measure_batches("map4k_two_cores", 2 * u64::from(OPERATIONS), || {
+        cores::run_on(1, |_| FAILED.store(map_and_unmap().is_err(), Ordering::Release))?;
+        map_and_unmap()?;
+        wait_until(Deadline::after_millis(10_000), || cores::is_idle(1))?;
+        if FAILED.load(Ordering::Acquire) {
+            return Err(Outcome::failed(format_args!("the other core could not map")));
+        }
+        Ok(())
+    });
+    *DEVICE.lock() = None;
+    result
+}
+
+/// One block of the disk. The time is for whoever started the machine to take, when this is said.
+fn first_read(stand: &Stand) -> TestResult {
+    let disk = stand.disk()?;
+    let device = disk.master().device();
+    let mut lane = disk.block().lane()?;
+    lane.read(0, device.map::<dma::FromDevice, _>(adjacent(device, PAGE_SIZE)?)?, 0..PAGE_SIZE)?;
+    lane.kick();
+    lane.wait(1, Deadline::after_millis(10_000))?;
+    let mut result = Ok(());
+    lane.take(|mapped, outcome| result = outcome.and(mapped.unmap().map(drop).map_err(|_| virtio::Error::ShutDown)))?;
+    result?;
+    println!("##bench result {FIRST_READ} ns 0 0 0 0");
+    Ok(())
+}

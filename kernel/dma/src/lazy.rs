@@ -1,9 +1,9 @@
 //! Ending mappings lazily: cheap, and as exact as ending them strictly.
 //!
-//! [`Mapped::unmap_lazy`] hands the loan to the device's *lapses* and returns a token, [`Lapsing`]. The device may reach the memory
+//! [`Mapped::unmap_lazy`](crate::Mapped::unmap_lazy) hands the loan to the device's *lapses* and returns a token, [`Lapsing`]. The device may reach the memory
 //! until a *flush* has revoked all that lapsed before it, with one completion; only then does the token yield the memory, and only
 //! then is the address range given out again. There is no way to the memory in between: laziness is a type, not a mode in which
-//! [`Mapped::unmap`] means less.
+//! [`Mapped::unmap`](crate::Mapped::unmap) means less.
 //!
 //! Flushes happen by amount ([`COUNT`] mappings or [`BYTES`]), by time ([`PERIOD`] after the first, where the kernel has a clock for it), and on request
 //! ([`Device::flush`], [`Lapsing::take`]). A token that is dropped leaves its memory to the flush.
@@ -16,8 +16,8 @@
 //!
 //! # Invariants
 //!
-//! A loan that lapsed in generation `g` is over when [`Lapses::flushed`] has reached `g`: its revocation has returned `Ok` if
-//! `g` is below [`Lapses::failed`], otherwise its memory is in quarantine. Generations are flushed one after another.
+//! A loan that lapsed in generation `g` is over when `Lapses::flushed` has reached `g`: its revocation has returned `Ok` if
+//! `g` is below `Lapses::failed`, otherwise its memory is in quarantine. Generations are flushed one after another.
 //!
 //! # After a failure
 //!

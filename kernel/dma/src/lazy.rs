@@ -116,10 +116,10 @@ impl Lazy {
 
     /// The lapses, made on first use.
     #[inline]
-    fn lapses(&self) -> Result<&Arc<Lapses>, Error> {
+    fn lapses(&self, device: &Device) -> Result<&Arc<Lapses>, Error> {
         match self.lapses.get() {
             Some(lapses) => Ok(lapses),
-            None => self.lapses.try_call_once(Lapses::new),
+            None => self.lapses.try_call_once(|| Lapses::new(device.shared_name().clone())),
         }
     }
 }
@@ -179,6 +179,8 @@ pub fn flush_all() {
 
 /// The lapses of one device.
 pub(crate) struct Lapses {
+    /// The device's name, for reports.
+    name: Arc<str>,
     state: IrqMutex<State>,
     /// The newest generation that is over.
     flushed: AtomicU64,
@@ -210,7 +212,7 @@ fn with_room<T>() -> Result<Vec<T>, Error> {
 
 impl Lapses {
     #[cold]
-    fn new() -> Result<Arc<Self>, Error> {
+    fn new(name: Arc<str>) -> Result<Arc<Self>, Error> {
         let state = State {
             generation: 1,
             loans: with_room()?,
@@ -222,6 +224,7 @@ impl Lapses {
             cause: RevokeError::Dead,
         };
         let lapses = Arc::new(Self {
+            name,
             state: IrqMutex::new(state),
             flushed: AtomicU64::new(0),
             failed: AtomicU64::new(u64::MAX),
@@ -447,7 +450,6 @@ struct Waits<B> {
     memory: ManuallyDrop<B>,
     coherent: bool,
     /// For the report.
-    device: Device,
     range: IovaRange,
     mapped_at: Site,
 }
@@ -498,8 +500,8 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
         if held.loan().space().is_none() || held.loan().copy().is_some() || (device.strictness() as u8) < least as u8 {
             return Err(held);
         }
-        let Ok(lapses) = device.lazy().lapses().cloned() else { return Err(held) };
-        let (device, coherent) = (device.clone(), device.is_coherent());
+        let Ok(lapses) = device.lazy().lapses(device).cloned() else { return Err(held) };
+        let coherent = device.is_coherent();
         let (range, mapped_at) = (held.loan().range, held.loan().site);
         // SAFETY: the memory is kept by hand (`ManuallyDrop`) until the loan's revocation has succeeded, or put together with
         // the loan again.
@@ -507,7 +509,7 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
         match lapses.push(loan) {
             Ok(place) => {
                 let memory = ManuallyDrop::new(memory);
-                Ok(Waits { lapses, place, memory, coherent, device, range, mapped_at })
+                Ok(Waits { lapses, place, memory, coherent, range, mapped_at })
             }
             // SAFETY: the two that were taken apart.
             Err(loan) => Err(unsafe { Held::from_parts(loan, memory) }),
@@ -556,7 +558,7 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
 impl<B: Buffer> Waits<B> {
     /// What becomes of the memory now that it is over.
     fn finish<D: Direction>(self) -> Result<B, Quarantined> {
-        let Self { lapses, place, memory, coherent, device, range, mapped_at } = self;
+        let Self { lapses, place, memory, coherent, range, mapped_at } = self;
         match lapses.outcome(place) {
             Ok(()) => {
                 let memory = ManuallyDrop::into_inner(memory);
@@ -569,7 +571,7 @@ impl<B: Buffer> Waits<B> {
                 Ok(memory)
             }
             // The memory is never dropped.
-            Err(cause) => Err(Quarantined { device: device.shared_name().clone(), range, cause, mapped_at }),
+            Err(cause) => Err(Quarantined { device: lapses.name.clone(), range, cause, mapped_at }),
         }
     }
 }
@@ -596,7 +598,7 @@ impl<D: Direction, B: Buffer> Drop for Lapsing<D, B> {
 impl<D: Direction, B: Buffer> fmt::Debug for Lapsing<D, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.state {
-            Some(Progress::Waits(waits)) => write!(f, "Lapsing({} at {})", waits.device.name(), waits.range),
+            Some(Progress::Waits(waits)) => write!(f, "Lapsing({} at {})", waits.lapses.name, waits.range),
             _ => f.write_str("Lapsing(ended)"),
         }
     }

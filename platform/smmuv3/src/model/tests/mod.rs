@@ -30,6 +30,11 @@ use iommu::contract::{AddressSpace, Iommu};
 use iommu::{Fault, FaultSink, Iova, IovaRange, MapError, PhysAddr, PhysRange, Prot, StreamId};
 use std::sync::Mutex;
 
+/// Cases of a property: what `PROPTEST_CASES` says, or `usual`.
+fn cases(usual: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(usual)
+}
+
 /// Memory to lend: far from where the tables are.
 const RAM: u64 = 0x20_0000_0000;
 const RW: Prot = Prot::READ.union(Prot::WRITE);

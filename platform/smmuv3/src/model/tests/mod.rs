@@ -5,6 +5,7 @@
 mod ats;
 mod attach;
 mod events;
+mod fail_nth;
 mod fleet;
 mod floods;
 mod mixed;

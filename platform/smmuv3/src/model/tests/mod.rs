@@ -159,7 +159,7 @@ impl Rig {
     /// What a device reads, with a SubstreamID.
     fn reads_as(&self, stream: u32, substream: u32, iova: u64) -> Option<u64> {
         let (stream, substream, iova) = (id(stream), Some(substream), Iova::new(iova));
-        let access = super::device::Access { stream, substream, iova, len: 4, write: false };
+        let access = super::device::Access { stream, substream, iova, len: 4, write: false, privileged: false };
         self.model.access(&access).ok().map(|runs| runs[0].start().get())
     }
 

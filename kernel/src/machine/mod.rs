@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod carried;
 mod chosen;
 mod cpu;
 mod error;

@@ -23,6 +23,7 @@ use crate::site::Site;
 use crate::{Device, Direction, Error, Pages, Rejected, View, bounce};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use base::fallible;
 use core::fmt;
 use core::panic::Location;
 use core::slice;
@@ -45,7 +46,7 @@ impl Bytes {
     /// [`Error::OutOfRange`] where the sizes add up to more than there is, [`Error::BadSize`] for a size of 0,
     /// [`Error::OutOfMemory`].
     pub fn cut(pages: Pages, sizes: &[u64]) -> Result<Vec<Self>, Error> {
-        let chunk = Arc::new(pages.into_chunk());
+        let chunk = fallible::arc(pages.into_chunk()).map_err(|_| Error::OutOfMemory)?;
         let size = chunk.run().len();
         let mut parts = Vec::new();
         parts.try_reserve_exact(sizes.len())?;

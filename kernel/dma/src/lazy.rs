@@ -42,7 +42,7 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use base::deferred::{self, Ticket};
 use base::time::Duration;
-use base::{Deadline, IrqMutex, wait_until};
+use base::{Deadline, IrqMutex, fallible, wait_until};
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::{self, ManuallyDrop, MaybeUninit};
@@ -223,12 +223,8 @@ impl Lapses {
             spare: with_room()?,
             cause: RevokeError::Dead,
         };
-        let lapses = Arc::new(Self {
-            name,
-            state: IrqMutex::new(state),
-            flushed: AtomicU64::new(0),
-            failed: AtomicU64::new(u64::MAX),
-        });
+        let (state, flushed, failed) = (IrqMutex::new(state), AtomicU64::new(0), AtomicU64::new(u64::MAX));
+        let lapses = fallible::arc(Self { name, state, flushed, failed }).map_err(|_| Error::OutOfMemory)?;
         let mut all = ALL.lock();
         all.retain(|lapses| lapses.strong_count() != 0);
         all.try_reserve(1)?;

@@ -29,7 +29,7 @@ use crate::quarantine::Quarantined;
 use crate::{Buffer, Device, Direction, Error, Rejected, View};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use base::IrqMutex;
+use base::{IrqMutex, fallible};
 use core::fmt;
 use core::panic::Location;
 use iommu::{Iova, IovaError, IovaRange, PhysRange};
@@ -97,7 +97,9 @@ impl Device {
             }
         };
         let fixed = matches!(placement, Placement::At(_));
-        Ok(Reservation(Arc::new(Reserved { device: self.clone(), range, fixed, claims: IrqMutex::new(Vec::new()) })))
+        let reserved = Reserved { device: self.clone(), range, fixed, claims: IrqMutex::new(Vec::new()) };
+        // Without room for it, it is dropped, and gives the range back.
+        fallible::arc(reserved).map(Reservation).map_err(|_| Error::OutOfMemory)
     }
 }
 

@@ -235,7 +235,7 @@ impl Lapses {
     /// Takes a loan. Gives it back where there is no room, or after a failure.
     #[inline]
     fn push(&self, loan: Loan) -> Result<Place, Loan> {
-        let len = loan.range.len();
+        let len = loan.range().len();
         let mut state = self.state.lock();
         if state.loans.len() >= COUNT || self.failed.load(Ordering::Relaxed) != u64::MAX {
             return Err(loan);
@@ -313,11 +313,11 @@ impl Lapses {
             state.cause = cause;
             self.failed.fetch_min(generation, Ordering::AcqRel);
         }
-        for loan in loans.drain(..) {
+        for mut loan in loans.drain(..) {
             let site = loan.site;
-            if let Err((cause, loan)) = loan.settle(outcome, site) {
+            if let Err(cause) = loan.settle(outcome, site) {
                 let device = loan.device.shared_name().clone();
-                quarantine::add(&Quarantined { device, range: loan.range, cause, mapped_at: loan.site });
+                quarantine::add(&Quarantined { device, range: loan.range(), cause, mapped_at: loan.site });
             }
         }
 
@@ -368,7 +368,7 @@ fn revoke(loans: &[Loan]) -> Result<(), RevokeError> {
     let mut ranges = [IovaRange::default(); COUNT];
     let ranges = ranges.get_mut(..loans.len()).unwrap_or_default();
     for (range, loan) in ranges.iter_mut().zip(loans) {
-        *range = loan.range;
+        *range = loan.range();
     }
     space.revoke(merge(ranges))
 }
@@ -498,7 +498,7 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
         }
         let Ok(lapses) = device.lazy().lapses(device).cloned() else { return Err(held) };
         let coherent = device.is_coherent();
-        let (range, mapped_at) = (held.loan().range, held.loan().site);
+        let (range, mapped_at) = (held.loan().range(), held.loan().site);
         // SAFETY: the memory is kept by hand (`ManuallyDrop`) until the loan's revocation has succeeded, or put together with
         // the loan again.
         let (loan, memory) = unsafe { held.into_parts() };

@@ -32,7 +32,9 @@ pub fn run(options: &DescribeOptions) -> Result<()> {
     let text = if options.json { json(&survey)? } else { lines(&survey) };
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         // Whoever reads may stop when they have seen enough.
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to the standard output"),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to the standard output")
+        }
         _ => Ok(()),
     }
 }
@@ -124,7 +126,7 @@ pub fn json(survey: &Survey) -> Result<String> {
             })
             .collect(),
     };
-    Ok(serde_json::to_string_pretty(&board)? + "\n")
+    Ok(serde_json::to_string(&board)? + "\n")
 }
 
 fn map(rows: &[RidRow]) -> Vec<(u32, &str, u32, u32)> {
@@ -184,11 +186,13 @@ pub fn lines(survey: &Survey) -> String {
         if host.iommu_map.is_empty() {
             out.add("", "no IOMMU");
         }
-        out.some("", host.iommu_map.iter().map(|row| rid_row(row, "stream")));
+        let rows = folded(&host.iommu_map);
+        out.some("", rows.iter().map(|row| rid_row(row, "stream")));
         if host.msi_map.is_empty() {
             out.add("", "no MSI controller");
         }
-        out.some("", host.msi_map.iter().map(|row| rid_row(row, "device")));
+        let rows = folded(&host.msi_map);
+        out.some("", rows.iter().map(|row| rid_row(row, "device")));
         windows(&mut out, &host.dma_ranges);
     }
     for master in &survey.masters {
@@ -249,13 +253,36 @@ fn coherence(coherent: bool) -> &'static str {
     if coherent { "coherent" } else { "not coherent" }
 }
 
-fn rid_row(row: &RidRow, kind: &str) -> String {
+/// Puts rows together in which one requester after the other goes to the same place, as a mask makes them. The second of a pair
+/// is how many requesters there are.
+fn folded(rows: &[RidRow]) -> Vec<(&RidRow, u32)> {
+    let mut folded: Vec<(&RidRow, u32)> = Vec::new();
+    for row in rows {
+        match folded.last_mut() {
+            Some((first, requesters))
+                if (first.count, row.count) == (1, 1)
+                    && first.rid.checked_add(*requesters) == Some(row.rid)
+                    && (&first.target, first.output) == (&row.target, row.output) =>
+            {
+                *requesters += 1;
+            }
+            _ => folded.push((row, row.count)),
+        }
+    }
+    folded
+}
+
+fn rid_row((row, requesters): &(&RidRow, u32), kind: &str) -> String {
     let RidRow { rid, target, output, count } = row;
     // What a tree says may pass the end of the numbers.
-    let last = |first: u32| u64::from(first) + u64::from(*count) - 1;
-    match count {
-        1 => format!("requester {rid:#x}: {kind} {output:#x} of {target}"),
-        _ => format!("requester {rid:#x} to {:#x}: {kind} {output:#x} to {:#x} of {target}", last(*rid), last(*output)),
+    let last = |first: u32, count: u32| u64::from(first) + u64::from(count) - 1;
+    let to = match count {
+        1 => format!("{kind} {output:#x} of {target}"),
+        _ => format!("{kind} {output:#x} to {:#x} of {target}", last(*output, *count)),
+    };
+    match requesters {
+        1 => format!("requester {rid:#x}: {to}"),
+        _ => format!("requester {rid:#x} to {:#x}: {to}", last(*rid, *requesters)),
     }
 }
 
@@ -277,7 +304,13 @@ fn reserved(region: &ReservedMemory) -> String {
     }
     for addresses in &region.iommu_addresses {
         let range = addresses.range;
-        let _ = write!(text, "device addresses {:#x}, {} of {}, ", range.start().get(), bytes(range.len()), addresses.device);
+        let _ = write!(
+            text,
+            "device addresses {:#x}, {} of {}, ",
+            range.start().get(),
+            bytes(range.len()),
+            addresses.device
+        );
     }
     text += &region.path;
     for word in &region.compatible {

@@ -111,7 +111,8 @@ fn looked_up(
     }
     let mut rows: Vec<RidRow> = Vec::new();
     for rid in u32::from(first) << 8..=u32::from(last) << 8 | 0xff {
-        let hit = entries.iter().zip(&paths).find_map(|(entry, path)| Some((entry, path, entry.offset_of(rid & mask)?)));
+        let hit =
+            entries.iter().zip(&paths).find_map(|(entry, path)| Some((entry, path, entry.offset_of(rid & mask)?)));
         let Some((entry, Some(target), offset)) = hit else { continue };
         let output = entry.output.wrapping_add(offset);
         if let Some(row) = rows.last_mut()

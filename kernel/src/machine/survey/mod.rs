@@ -213,7 +213,8 @@ impl Survey {
         let registers = self.or_missing(first_reg(node))?;
         let wired = self.or_missing(interrupts(node))?.unwrap_or_default();
         let mut names = Vec::new();
-        let named = self.or_missing(node.texts("interrupt-names").map(|names| names.map(|names| names.collect::<Vec<_>>())))?;
+        let named =
+            self.or_missing(node.texts("interrupt-names").map(|names| names.map(|names| names.collect::<Vec<_>>())))?;
         for name in named.flatten().unwrap_or_default() {
             push(&mut names, owned(name)?)?;
         }
@@ -221,7 +222,10 @@ impl Survey {
             push(&mut names, owned("combined")?)?;
         }
         let (coherent, msi) = (node.dma_coherent(), !node.property("msi-parent").unwrap_or_default().is_empty());
-        push(&mut self.smmus, SurveyedSmmu { path: node.try_path()?, registers, coherent, msi, interrupts: names, wired })
+        push(
+            &mut self.smmus,
+            SurveyedSmmu { path: node.try_path()?, registers, coherent, msi, interrupts: names, wired },
+        )
     }
 
     fn add_host(&mut self, node: Node<'_, '_>) -> Result<(), Error> {

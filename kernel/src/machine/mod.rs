@@ -30,6 +30,7 @@ mod memory;
 mod pci;
 mod pools;
 mod range;
+pub mod survey;
 mod tree;
 mod validate;
 

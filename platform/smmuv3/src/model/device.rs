@@ -158,7 +158,12 @@ impl Model {
             self.route(state, source)?;
             let held = state.caches.ste.get(&source.sid).copied();
             if held.is_some_and(|held| ste::EATS.get(held.entry[1]) == 0) && state.regs.on(Cr0::ATSCHK) {
-                return Err(Some([source.head(number::F_TRANSL_FORBIDDEN), manner.word() & event::RNW.mask(), addr, 0]));
+                return Err(Some([
+                    source.head(number::F_TRANSL_FORBIDDEN),
+                    manner.word() & event::RNW.mask(),
+                    addr,
+                    0,
+                ]));
             }
             return Ok(Some(entry));
         }

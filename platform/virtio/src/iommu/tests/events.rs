@@ -1,7 +1,8 @@
 //! Events of the device, sensible and not.
 //!
-//! Seen red, of floods: the queue not looked at again after the last event was handed on; a share without end; nobody asked to come back; the mark not set, not taken away, not looked at; the deferred call that does not serve;
-//! buffers not given back; the first buffer looked at first, whoever is next.
+//! Seen red, of floods: the queue not looked at again after the last event was handed on; a share without end; nobody
+//! asked to come back; the mark not set, not taken away, not looked at; the deferred call that does not serve; buffers not given
+//! back; the first buffer looked at first, whoever is next.
 
 use super::{A, B, RW, Rig, id, iova, map, phys, started};
 use crate::fakes::FakeDevice;

@@ -1,6 +1,6 @@
 //! A bus that carries few addresses (`dma-ranges`): no other is ever given out, and those that are, are all of them.
 //!
-//! Seen red: no holes; no hull; a hole one page short at either end.
+//! Seen red: no hull; a hole that ends one page short.
 
 use super::pattern;
 use crate::bench::soon;

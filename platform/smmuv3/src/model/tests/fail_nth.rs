@@ -2,7 +2,7 @@
 //! time, no memory kept, and no identifier lost: not one more and not one less can be had afterwards. The model's own memory
 //! does not fail.
 //!
-//! Seen red: the ASID and the VMID not given back where a space fails after it has one; given back twice.
+//! Seen red: the ASID and the VMID not given back where a space fails after it has one.
 
 #![allow(unsafe_code)] // An allocator, and table memory that wraps the model's.
 

@@ -1,6 +1,8 @@
 //! Events of the device, sensible and not.
 //!
-//! Seen red, of floods: the queue not looked at again after the last event was handed on.
+//! Seen red, of floods: the queue not looked at again after the last event was handed on; a share without end; nobody
+//! asked to come back; the mark not set, not taken away, not looked at; the deferred call that does not serve; buffers not given
+//! back; the first buffer looked at first, whoever is next.
 
 use super::{A, B, RW, Rig, id, iova, map, phys, started};
 use crate::fakes::FakeDevice;
@@ -84,7 +86,8 @@ fn a_flood_is_handed_on_whole_and_in_order_and_buffers_do_not_run_out() {
 
 #[test]
 fn a_flood_is_served_a_share_at_a_time_and_nothing_of_it_is_left() {
-    const BUFFERS: u64 = 256;
+    /// The event queue of the fake device.
+    const BUFFERS: u64 = 16;
     const ENDLESS: u64 = 1_000_000;
     ASKED.set(0);
     let rig = Rig::new(|_| {});
@@ -103,7 +106,7 @@ fn a_flood_is_served_a_share_at_a_time_and_nothing_of_it_is_left() {
         assert!(one());
         interrupt();
         let share = told() - before;
-        assert!((1..=BUFFERS).contains(&share), "{share} events in one interrupt");
+        assert_eq!(share, BUFFERS, "events in one interrupt");
         assert_eq!((ASKED.get(), events.floods()), (1, 2 * round - 1), "somebody comes back");
         for _ in 0..10 {
             interrupt();
@@ -112,7 +115,7 @@ fn a_flood_is_served_a_share_at_a_time_and_nothing_of_it_is_left() {
         // It goes on, and so do the calls, each with its share.
         ASKED.set(0);
         events.serve_backlog();
-        assert!((1..=BUFFERS).contains(&(told() - before - share)));
+        assert_eq!(told() - before - share, BUFFERS);
         assert_eq!((ASKED.replace(0), events.floods()), (1, 2 * round));
         // It ends: one call finds the last event, and interrupts serve again.
         flood.left.store(0, Ordering::Relaxed);

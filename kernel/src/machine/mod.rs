@@ -20,6 +20,7 @@
 mod address;
 mod chosen;
 mod cpu;
+mod dma;
 mod error;
 mod firmware;
 mod gic;

@@ -629,3 +629,43 @@ fn a_tree_of_nothing_but_references_does_not_take_forever() {
     // Not a clock test: minutes are what this is about.
     assert!(start.elapsed().as_secs() < 60);
 }
+
+#[test]
+fn a_bus_above_bounds_what_a_host_reaches_and_a_device_need_not_name_a_nexus() {
+    // The host says nothing of DMA itself; the bus it is on moves addresses, and nothing but its window passes.
+    let bus = |own: Option<[u32; 7]>, above: [u32; 6]| {
+        edited(|tree| {
+            let mut host = tree.at(PCIE).clone();
+            tree.remove(PCIE);
+            if let Some(own) = own {
+                host.set("dma-ranges", cells(&own));
+            }
+            let bus = tree.at("/bus");
+            bus.set("#address-cells", cells(&[2])).set("#size-cells", cells(&[2])).set("ranges", Vec::new());
+            bus.set("dma-ranges", cells(&above));
+            bus.children.push(host);
+        })
+    };
+    let above = [0, 0x1000_0000, 0, 0x4000_0000, 0, 0x2000_0000];
+    let window = |dma, base, size| Some(vec![DmaRange { dma: Iova::new(dma), cpu: phys(base, size) }]);
+    assert_eq!(bus(None, above).unwrap().pcie[0].dma_ranges, window(0x1000_0000, 0x4000_0000, 0x2000_0000));
+    let own = [0x0300_0000, 0x80, 0, 0, 0x2000_0000, 0, 0x4000_0000];
+    assert_eq!(bus(Some(own), above).unwrap().pcie[0].dma_ranges, window(0x80_0000_0000, 0x5000_0000, 0x1000_0000));
+    // No address passes both: that is not the same as no bounds.
+    let fault = bus(Some(own), [0, 0, 0, 0, 0, 0x1000]).unwrap_err().to_string();
+    assert!(fault.contains("dma-ranges"), "{fault}");
+
+    let machine = edited(|tree| {
+        let gic = tree.at(GIC).properties.iter().find(|(name, _)| name == "phandle").unwrap().1.clone();
+        tree.at("/nexus/uart@0")
+            .set("compatible", *b"test\0")
+            .set("interrupts", cells(&[5]))
+            .set("reg", cells(&[0, 0, 1]));
+        let nexus = tree.at("/nexus");
+        nexus.set("#address-cells", cells(&[2])).set("#size-cells", cells(&[1])).set("#interrupt-cells", cells(&[1]));
+        nexus.set("ranges", Vec::new()).set("interrupt-map-mask", cells(&[0, 0, 63]));
+        nexus.set("interrupt-map", [cells(&[0, 0, 5]), gic, cells(&[0, 0, 0, 42, 4])].concat());
+        tree.at("/chosen").set("stdout-path", *b"/nexus/uart@0\0");
+    });
+    assert_eq!(machine.unwrap().console.unwrap().interrupt, level(32 + 42));
+}

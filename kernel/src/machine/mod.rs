@@ -21,6 +21,7 @@ mod address;
 mod carried;
 mod chosen;
 mod cpu;
+mod dma;
 mod error;
 mod firmware;
 mod gic;

@@ -3,6 +3,7 @@
 //! The `pci-host-ecam-generic`, `pci-iommu` and `pci-msi` bindings; IEEE 1275 PCI bus binding (the three-cell addresses).
 
 use super::address::{BusCells, first_reg, to_cpu};
+use super::dma::{DmaWindow, dma_windows};
 use super::error::{Error, PropertyFault};
 use super::gic::{MsiController, msi_controller, msi_parent};
 use super::interrupt::{Interrupt, Nexus, follow};
@@ -10,7 +11,7 @@ use super::iommu::{IommuRef, iommu_of};
 use super::memory::regions_of;
 use super::range::Span;
 use super::tree::{Node, Tree, push};
-use ::iommu::{Iova, PhysRange, StreamId};
+use ::iommu::{Iova, PhysAddr, PhysRange, StreamId};
 use alloc::{string::String, vec::Vec};
 
 /// What host bridges with memory-mapped configuration space are called.
@@ -181,7 +182,7 @@ fn host(node: Node<'_, '_>, index: u32) -> Result<PcieHost, Error> {
         buses,
         domain: node.u32("linux,pci-domain")?.unwrap_or(index),
         windows: windows(node, cells)?,
-        dma_ranges: dma_ranges(node, cells)?,
+        dma_ranges: dma_ranges(node)?,
         dma_coherent: node.dma_coherent(),
         intx: intx(node)?,
         memory_regions: regions_of(node)?,
@@ -204,15 +205,16 @@ pub(super) fn buses(node: Node<'_, '_>) -> Result<(u8, u8), Error> {
     }
 }
 
-/// An entry of `ranges` or `dma-ranges`: first cell of the PCI address, then the range on either side.
+/// An entry of `ranges`: first cell of the PCI address, then the range on either side.
 type Mapping = (u32, Span, PhysRange);
 
-fn mapping(node: Node<'_, '_>, property: &'static str, cells: BusCells) -> Result<Option<Vec<Mapping>>, Error> {
-    let Some(mut map) = node.cells(property)? else { return Ok(None) };
+fn mapping(node: Node<'_, '_>, cells: BusCells) -> Result<Vec<Mapping>, Error> {
+    let property = "ranges";
+    let mut found = Vec::new();
+    let Some(mut map) = node.cells(property)? else { return Ok(found) };
     let length = node.fault(property, PropertyFault::Length(map.len()));
     let Some(parent) = node.parent() else { return Err(length) };
     let up = BusCells::plain(parent)?;
-    let mut found = Vec::new();
     while let Some(high) = map.cell() {
         let (Some(pci), Some(base), Some(size)) = (map.number(2), map.number(up.address), map.number(cells.size))
         else {
@@ -223,13 +225,13 @@ fn mapping(node: Node<'_, '_>, property: &'static str, cells: BusCells) -> Resul
         };
         push(&mut found, (high, pci, to_cpu(parent, cpu)?))?;
     }
-    Ok(Some(found))
+    Ok(found)
 }
 
 fn windows(node: Node<'_, '_>, cells: BusCells) -> Result<Vec<Window>, Error> {
     let mut windows: Vec<Window> = Vec::new();
     let mut spans: Vec<(bool, Span)> = Vec::new();
-    for (high, pci, cpu) in mapping(node, "ranges", cells)?.unwrap_or_default() {
+    for (high, pci, cpu) in mapping(node, cells)? {
         let kind = match high >> 24 & 3 {
             1 => WindowKind::Io,
             2 => WindowKind::Mem32,
@@ -251,15 +253,22 @@ fn windows(node: Node<'_, '_>, cells: BusCells) -> Result<Vec<Window>, Error> {
     Ok(windows)
 }
 
-fn dma_ranges(node: Node<'_, '_>, cells: BusCells) -> Result<Option<Vec<DmaRange>>, Error> {
-    let Some(found) = mapping(node, "dma-ranges", cells)?.filter(|found| !found.is_empty()) else { return Ok(None) };
+/// Reads what devices behind the host reach, which every bus above it bounds; `None` if no bus says anything.
+fn dma_ranges(node: Node<'_, '_>) -> Result<Option<Vec<DmaRange>>, Error> {
+    let windows = dma_windows(node)?;
+    if windows.is_empty() {
+        return Ok(None);
+    }
     let (mut ranges, mut spans): (_, Vec<Span>) = (Vec::new(), Vec::new());
-    for (_, dma, cpu) in found {
-        if spans.iter().any(|&other| dma.overlaps(other)) {
-            return Err(node.fault("dma-ranges", PropertyFault::Overlap(dma.base())));
+    for DmaWindow { dma, cpu, size } in windows {
+        let fault = |base| node.fault("dma-ranges", PropertyFault::Range { base, size });
+        let span = Span::new(dma, size).ok_or_else(|| fault(dma))?;
+        let cpu = PhysRange::new(PhysAddr::new(cpu), size).ok_or_else(|| fault(cpu))?;
+        if spans.iter().any(|&other| span.overlaps(other)) {
+            return Err(node.fault("dma-ranges", PropertyFault::Overlap(dma)));
         }
-        push(&mut spans, dma)?;
-        push(&mut ranges, DmaRange { dma: Iova::new(dma.base()), cpu })?;
+        push(&mut spans, span)?;
+        push(&mut ranges, DmaRange { dma: Iova::new(dma), cpu })?;
     }
     Ok(Some(ranges))
 }

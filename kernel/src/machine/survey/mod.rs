@@ -18,10 +18,12 @@
 mod maps;
 mod missing;
 
-pub use maps::{DmaWindow, RidRow};
+pub use super::dma::DmaWindow;
+pub use maps::RidRow;
 pub use missing::Missing;
 
 use super::address::{BusCells, to_cpu};
+use super::dma::dma_windows;
 use super::error::{Error, PropertyFault};
 use super::interrupt::{Interrupt, interrupts};
 use super::iommu::{SMMU_V3, VIRTIO_IOMMU};
@@ -247,7 +249,7 @@ impl Survey {
             coherent: node.dma_coherent(),
             iommu_map,
             msi_map,
-            dma_ranges: self.or_missing(maps::dma_windows(node))?.unwrap_or_default(),
+            dma_ranges: self.or_missing(dma_windows(node))?.unwrap_or_default(),
         };
         push(&mut self.pci, host)
     }
@@ -275,7 +277,7 @@ impl Survey {
         let read = streams_of(node, &mut streams);
         self.or_missing(read)?;
         let dma_ranges = match node.parent() {
-            Some(bus) => self.or_missing(maps::dma_windows(bus))?.unwrap_or_default(),
+            Some(bus) => self.or_missing(dma_windows(bus))?.unwrap_or_default(),
             None => Vec::new(),
         };
         push(

@@ -1,5 +1,6 @@
 //! The boards that QEMU plays, and how the kernel gets into each.
 
+use crate::emulator::Version;
 use crate::firmware;
 use crate::progress::Progress;
 use anyhow::{Context, Result};
@@ -19,6 +20,15 @@ pub enum Name {
 }
 
 impl Name {
+    /// The first QEMU on whose version of the board the kernel runs.
+    pub fn since(self) -> Version {
+        match self {
+            Self::Virt => Version(7, 2, 0),
+            // Before, there was no ITS, and PCIe functions had no MSI-X, which the drivers want.
+            Self::Sbsa => Version(8, 1, 0),
+        }
+    }
+
     /// Makes what the board needs besides the kernel.
     pub fn prepare(self, progress: &mut Progress) -> Result<Board> {
         Ok(match self {

@@ -1,6 +1,6 @@
 //! A machine as a value, and as QEMU's arguments.
 
-use crate::board::Board;
+use crate::board::{self, Board};
 use crate::cli::TraceRequest;
 use crate::emulator::{Emulator, Version};
 use anyhow::{Context, Result, bail};
@@ -11,9 +11,6 @@ use std::path::{Path, PathBuf};
 
 /// The id of the display device, by which its screen is read back.
 pub const DISPLAY: &str = "gpu0";
-
-/// The first QEMU whose `sbsa-ref` has an ITS.
-const SBSA_HAS_ITS: Version = Version(8, 1, 0);
 
 /// How a disk image is coded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,9 +134,8 @@ impl Machine {
             Board::Sbsa { .. } if self.iommu != Iommu::SmmuV3 => {
                 bail!("the board sbsa has an SMMUv3, always; leave --iommu out");
             }
-            // Before, its PCIe functions had no MSI-X, which the drivers want.
-            Board::Sbsa { .. } if emulator.version < SBSA_HAS_ITS => {
-                bail!("the board sbsa needs QEMU {SBSA_HAS_ITS} or newer, whose sbsa-ref has an ITS");
+            Board::Sbsa { .. } if emulator.version < board::Name::Sbsa.since() => {
+                bail!("the board sbsa needs QEMU {} or newer, where it has an ITS", board::Name::Sbsa.since());
             }
             // The display that the board always has comes with a program for PCs, which need not be installed.
             Board::Sbsa { .. } => drop(arguments.two("-M", "sbsa-ref").two("-global", "pci-device.romfile=")),

@@ -19,13 +19,14 @@ unsafe extern "C" {
 // SAFETY: ranges of the linker script's heap, aligned as asked for; none is given away twice, as `used` only grows.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let start = (&raw mut __heap_start).addr();
+        let first = &raw mut __heap_start;
+        let start = first.addr();
         let size = (&raw const __heap_end).addr() - start;
         let place = |used: usize| Some((start + used).checked_next_multiple_of(layout.align())? - start);
         let grown = |used: usize| place(used)?.checked_add(layout.size()).filter(|&end| end <= size);
         match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown) {
             // SAFETY: within the heap, as `grown` has seen.
-            Ok(used) => unsafe { (&raw mut __heap_start).add(place(used).unwrap_or(0)) },
+            Ok(used) => unsafe { first.add(place(used).unwrap_or(0)) },
             Err(_) => core::ptr::null_mut(),
         }
     }

@@ -3,6 +3,7 @@
 //! `demo` is what runs when no command is named, so its options stand at the top level as well.
 
 use crate::bench::Mode;
+use crate::board;
 use crate::machine::Iommu;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -23,6 +24,7 @@ Examples:
   cargo run -- --disk card.img --picture '/DCIM/holiday photo.bmp' --gui
   cargo run -- --smp 8 --memory 16G --cpu max
   cargo run -- --iommu virtio
+  cargo run -- --board sbsa --smp 4
   cargo run -- bench --svg chart.svg map4k
   cargo run -- describe board.dtb
   cargo run -- --trace 'smmuv3_*=smmu.log'
@@ -114,6 +116,9 @@ pub struct BenchOptions {
 /// Options of the demo.
 #[derive(Debug, Clone, Args)]
 pub struct DemoOptions {
+    /// The board
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = board::Name::Virt)]
+    pub board: board::Name,
     /// Disk image with the picture, raw or qcow2, partitioned (GPT, MBR) or bare FAT; it is only read.
     /// Without this option a disk is made
     #[arg(long, value_name = "FILE")]

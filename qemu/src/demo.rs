@@ -55,7 +55,8 @@ pub fn run(options: &DemoOptions) -> Result<Verdict> {
         Some(disk) => disk,
         None => Disk::open(&disk::cached(&firmware, &mut progress)?)?,
     };
-    let machine = machine(options, disk, window);
+    let board = options.board.prepare(&mut progress)?;
+    let machine = Machine { board, ..machine(options, disk, window) };
     progress.step(&format!("booting under QEMU {}", emulator.version));
     // With arguments of the user's, QEMU may be asked to say something. Otherwise its words are of interest only when
     // something fails: in a run that succeeds they are about what the kernel provokes to show that it is stopped.

@@ -36,6 +36,23 @@ pub fn workspace() -> &'static Path {
 ///
 /// Fails with the compiler's own words.
 pub fn build(package: &str, binary: &str, progress: &mut Progress) -> Result<Firmware> {
+    let elf = compile(package, binary, progress)?;
+    let image = elf.with_extension("Image");
+    let bytes = std::fs::read(&elf).with_context(|| format!("{} cannot be read", elf.display()))?;
+    let flat = flatten(&bytes).with_context(|| format!("{} cannot be flattened", elf.display()))?;
+    write_if_changed(&image, &flat)?;
+    Ok(Firmware { elf, image })
+}
+
+/// Builds code that a board runs before the kernel: as [`build`], but flat, and without the header of an Image.
+pub fn build_hand_over(package: &str, binary: &str, progress: &mut Progress) -> Result<Vec<u8>> {
+    let elf = compile(package, binary, progress)?;
+    let bytes = std::fs::read(&elf).with_context(|| format!("{} cannot be read", elf.display()))?;
+    flat(&bytes).with_context(|| format!("{} cannot be flattened", elf.display()))
+}
+
+/// Builds a binary for the target and returns its file.
+fn compile(package: &str, binary: &str, progress: &mut Progress) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
@@ -89,19 +106,25 @@ pub fn build(package: &str, binary: &str, progress: &mut Progress) -> Result<Fir
         bail!("building {package} failed:\n{}", diagnostics.trim_end());
     }
     let Some(elf) = executable else { bail!("cargo built {package} but named no executable {binary}") };
-    let image = elf.with_extension("Image");
-    let bytes = std::fs::read(&elf).with_context(|| format!("{} cannot be read", elf.display()))?;
-    let flat = flatten(&bytes).with_context(|| format!("{} cannot be flattened", elf.display()))?;
-    write_if_changed(&image, &flat)?;
-    Ok(Firmware { elf, image })
+    Ok(elf)
 }
 
-/// Flattens an ELF: the contents of its loadable segments, placed by physical address from the lowest on. Memory that is
-/// only zeroed (bss) after the last byte of content is left out, as the Image header states the size in memory.
+/// Flattens a kernel's ELF. Memory that is only zeroed (bss) after the last byte of content is left out, as the Image header
+/// states the size in memory.
 ///
-/// Fails if this is no arm64 ELF, if segments overlap or lie too far apart, or if the result does not begin with an arm64
-/// Image header.
+/// Fails as [`flat`], and if the result does not begin with an arm64 Image header.
 pub fn flatten(elf: &[u8]) -> Result<Vec<u8>> {
+    let flat = flat(elf)?;
+    if flat.get(0x38..0x3c) != Some(b"ARM\x64".as_slice()) {
+        bail!("it does not begin with an arm64 Image header; the linker script must place the header first");
+    }
+    Ok(flat)
+}
+
+/// Flattens an ELF: the contents of its loadable segments, placed by physical address from the lowest on.
+///
+/// Fails if this is no arm64 ELF, or if segments overlap or lie too far apart.
+fn flat(elf: &[u8]) -> Result<Vec<u8>> {
     let file = ElfFile64::<Endianness>::parse(elf).context("no 64-bit ELF")?;
     let endian = file.endian();
     if file.elf_header().e_machine(endian) != elf::EM_AARCH64 {
@@ -128,9 +151,6 @@ pub fn flatten(elf: &[u8]) -> Result<Vec<u8>> {
         }
         flat.resize(offset, 0);
         flat.extend_from_slice(content);
-    }
-    if flat.get(0x38..0x3c) != Some(b"ARM\x64".as_slice()) {
-        bail!("it does not begin with an arm64 Image header; the linker script must place the header first");
     }
     Ok(flat)
 }

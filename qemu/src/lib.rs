@@ -9,6 +9,7 @@
 //! | [`setup`] | finds or installs what is missing: the Rust target, QEMU |
 //! | [`emulator`] | which QEMU this is and what it can do |
 //! | [`firmware`] | builds an image crate for the target and flattens it to an arm64 Image |
+//! | [`board`] | the boards, and how the kernel gets into each |
 //! | [`machine`] | a machine as a value, and as QEMU's arguments |
 //! | [`session`] | one running QEMU: console in and out, deadline, end |
 //! | [`console`] | the lines of the console that are meant for us |
@@ -25,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod board;
 pub mod cli;
 pub mod console;
 pub mod demo;

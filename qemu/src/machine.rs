@@ -1,5 +1,6 @@
 //! A machine as a value, and as QEMU's arguments.
 
+use crate::board::{self, Board};
 use crate::cli::TraceRequest;
 use crate::emulator::{Emulator, Version};
 use anyhow::{Context, Result, bail};
@@ -68,6 +69,8 @@ pub enum Iommu {
 /// A machine.
 #[derive(Debug, Clone)]
 pub struct Machine {
+    /// The board.
+    pub board: Board,
     /// Number of cores.
     pub smp: u32,
     /// Main memory, in QEMU's notation.
@@ -78,7 +81,7 @@ pub struct Machine {
     pub iommu: Iommu,
     /// Whether there is a virtio-gpu, at slot 3.
     pub gpu: bool,
-    /// Whether there is an edu device, at slot 1.
+    /// Whether there is an edu device, at slot 1 (of an sbsa-ref at slot 16).
     pub edu: bool,
     /// The virtio-blk disk, at slot 2.
     pub disk: Option<Disk>,
@@ -97,6 +100,7 @@ pub struct Machine {
 impl Default for Machine {
     fn default() -> Self {
         Self {
+            board: Board::Virt,
             smp: 2,
             memory: "512M".into(),
             cpu: "cortex-a72".into(),
@@ -114,14 +118,28 @@ impl Default for Machine {
 }
 
 impl Machine {
-    /// Returns QEMU's arguments for this machine with the Image `image`, its control socket at `control`.
+    /// Returns QEMU's arguments for this machine, which starts from `file` (see [`Board::start_file`]), its control socket at
+    /// `control`.
     ///
-    /// Fails if the traces ask for more than one file: QEMU writes one.
-    pub fn arguments(&self, emulator: &Emulator, image: &Path, control: &Path) -> Result<Vec<OsString>> {
+    /// Fails if the traces ask for more than one file: QEMU writes one; and if the board cannot be had with this IOMMU, or from this
+    /// QEMU.
+    pub fn arguments(&self, emulator: &Emulator, file: &Path, control: &Path) -> Result<Vec<OsString>> {
         let mut arguments = Arguments::default();
-        let iommu = if self.iommu == Iommu::SmmuV3 { "smmuv3" } else { "none" };
-        // The tree's random seeds would make two runs of one machine differ.
-        arguments.two("-M", format!("virt,iommu={iommu},gic-version=3,dtb-randomness=off"));
+        match self.board {
+            Board::Virt => {
+                let iommu = if self.iommu == Iommu::SmmuV3 { "smmuv3" } else { "none" };
+                // The tree's random seeds would make two runs of one machine differ.
+                arguments.two("-M", format!("virt,iommu={iommu},gic-version=3,dtb-randomness=off"));
+            }
+            Board::Sbsa { .. } if self.iommu != Iommu::SmmuV3 => {
+                bail!("the board sbsa has an SMMUv3, always; leave --iommu out");
+            }
+            Board::Sbsa { .. } if emulator.version < board::Name::Sbsa.since() => {
+                bail!("the board sbsa needs QEMU {} or newer, where it has an ITS", board::Name::Sbsa.since());
+            }
+            // The display that the board always has comes with a program for PCs, which need not be installed.
+            Board::Sbsa { .. } => drop(arguments.two("-M", "sbsa-ref").two("-global", "pci-device.romfile=")),
+        }
         arguments.two("-cpu", &self.cpu).two("-smp", self.smp.to_string()).two("-m", &self.memory);
         arguments.one("-nodefaults").one("-no-reboot");
         arguments.two("-semihosting-config", "enable=on,target=native,chardev=console");
@@ -138,9 +156,15 @@ impl Machine {
         }
         self.add_devices(emulator, &mut arguments);
         self.add_trace(&mut arguments)?;
-        arguments.two("-kernel", image);
-        if !self.command_line.is_empty() {
-            arguments.two("-append", self.command_line.join(" "));
+        match self.board {
+            Board::Virt => {
+                arguments.two("-kernel", file);
+                if !self.command_line.is_empty() {
+                    arguments.two("-append", self.command_line.join(" "));
+                }
+            }
+            // The first flash. The command line is in it.
+            Board::Sbsa { .. } => drop(arguments.two("-bios", file)),
         }
         let mut list = arguments.0;
         list.extend(self.extra.iter().cloned());
@@ -158,7 +182,9 @@ impl Machine {
             arguments.two("-device", "virtio-iommu-pci,addr=6");
         }
         if self.edu {
-            arguments.two("-device", "edu,addr=1,dma_mask=0xffffffffffffffff");
+            // Slot 1 of an sbsa-ref has the board's own display.
+            let slot = if self.board == Board::Virt { "1" } else { "10" };
+            arguments.two("-device", format!("edu,addr={slot},dma_mask=0xffffffffffffffff"));
         }
         if let Some(disk) = &self.disk {
             let format = match disk.format {
@@ -268,6 +294,21 @@ mod tests {
         assert!(line.contains("iommu=none"), "{line}");
         let place = |device: &str| line.find(device).unwrap_or_else(|| panic!("no {device} in {line}"));
         assert!(place("virtio-iommu-pci,addr=6") < place("edu,addr=1"), "{line}");
+    }
+
+    #[test]
+    fn an_sbsa_starts_from_flash_with_its_own_smmu() {
+        let board = Board::Sbsa { hand_over: b"".as_slice().into() };
+        let machine = Machine { board, command_line: vec!["a=1".into()], ..Machine::default() };
+        let line = line(&machine, &emulator(Version(10, 0, 2), true));
+        assert!(line.contains("-M sbsa-ref") && line.contains("-bios a.Image"), "{line}");
+        assert!(line.contains("edu,addr=10,") && !line.contains("-append") && !line.contains("-kernel"), "{line}");
+        let machine = Machine { iommu: Iommu::None, ..machine };
+        let refused = machine.arguments(&emulator(Version(10, 0, 2), true), Path::new("a"), Path::new("b"));
+        assert!(refused.unwrap_err().to_string().contains("--iommu"));
+        let machine = Machine { iommu: Iommu::SmmuV3, ..machine };
+        let refused = machine.arguments(&emulator(Version(7, 2, 0), false), Path::new("a"), Path::new("b"));
+        assert!(refused.unwrap_err().to_string().contains("8.1"));
     }
 
     #[test]

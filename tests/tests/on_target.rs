@@ -1,12 +1,14 @@
 //! The tests that run on the target, each under its own name.
 //!
 //! Listing builds the image and reads the names from it; it does not boot. Running boots once for each machine whose tests
-//! are selected, and reports each test as soon as the image does.
+//! are selected, and reports each test as soon as the image does. Tests of the machine `default` run on the second board as well,
+//! under names that begin with `sbsa::`.
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use qemu::board;
 use qemu::disk;
 use qemu::firmware::{self, Firmware};
-use qemu::machine::Disk;
+use qemu::machine::{Disk, Machine};
 use qemu::progress::Progress;
 use std::collections::{BTreeMap, HashMap};
 use std::process::ExitCode;
@@ -47,11 +49,14 @@ fn prepare(arguments: &Arguments) -> Result<Vec<Trial>, (&'static str, String)> 
         machines.entry(&test.machine).or_default().push(test);
     }
     let mut trials = Vec::new();
-    for (machine, tests) in machines {
-        let bench = Arc::new(Bench::new(machine, Arc::clone(&firmware)));
+    let on_virt = machines.iter().map(|(machine, tests)| (board::Name::Virt, *machine, tests));
+    let on_sbsa = machines.get_key_value("default").map(|(machine, tests)| (board::Name::Sbsa, *machine, tests));
+    for (board, machine, tests) in on_virt.chain(on_sbsa) {
+        let bench = Arc::new(Bench::new(machine, board, Arc::clone(&firmware)));
         for test in tests {
             let (of_trial, name) = (Arc::clone(&bench), test.name.clone());
-            let trial = Trial::ignorable_test(&test.name, move || of_trial.outcome(&name));
+            let shown = if board == board::Name::Virt { name.clone() } else { format!("sbsa::{name}") };
+            let trial = Trial::ignorable_test(shown, move || of_trial.outcome(&name));
             if !arguments.is_filtered_out(&trial) {
                 bench.select(&test.name);
             }
@@ -60,7 +65,7 @@ fn prepare(arguments: &Arguments) -> Result<Vec<Trial>, (&'static str, String)> 
     }
     let count = on_target.len();
     trials.push(Trial::test(REGISTRY, move || {
-        let registered = with_boots("default", &firmware, |boots| boots.registered())??;
+        let registered = with_boots("default", board::Name::Virt, &firmware, |boots| boots.registered())??;
         if registered == count {
             return Ok(());
         }
@@ -71,11 +76,17 @@ fn prepare(arguments: &Arguments) -> Result<Vec<Trial>, (&'static str, String)> 
 }
 
 /// Calls `act` with what it takes to boot the image on the named machine.
-fn with_boots<R>(machine_name: &str, firmware: &Firmware, act: impl FnOnce(&Boots<'_>) -> R) -> Result<R, String> {
+fn with_boots<R>(
+    machine_name: &str,
+    board: board::Name,
+    firmware: &Firmware,
+    act: impl FnOnce(&Boots<'_>) -> R,
+) -> Result<R, String> {
     let emulator = emulator()?;
     let prepare = || -> anyhow::Result<_> {
         let disk = Disk::open(&disk::cached(firmware, &mut Progress::silent())?)?;
-        Ok((profile::machine(machine_name, disk, &emulator)?, test_timeout()?))
+        let machine = profile::machine(machine_name, disk, &emulator)?;
+        Ok((Machine { board: board.prepare(&mut Progress::silent())?, ..machine }, test_timeout()?))
     };
     let (machine, patience) = prepare().map_err(|error| format!("{error:#}"))?;
     Ok(act(&Boots { emulator: &emulator, machine: &machine, machine_name, firmware, patience }))
@@ -84,6 +95,7 @@ fn with_boots<R>(machine_name: &str, firmware: &Firmware, act: impl FnOnce(&Boot
 /// A machine, its selected tests and their results. The first trial that wants a result starts the boots.
 struct Bench {
     machine: String,
+    board: board::Name,
     firmware: Arc<Firmware>,
     selected: Mutex<Vec<String>>,
     begun: Once,
@@ -92,9 +104,10 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(machine: &str, firmware: Arc<Firmware>) -> Self {
+    fn new(machine: &str, board: board::Name, firmware: Arc<Firmware>) -> Self {
         Self {
             machine: machine.to_string(),
+            board,
             firmware,
             selected: Mutex::default(),
             begun: Once::new(),
@@ -129,7 +142,12 @@ impl Bench {
     fn run(&self) {
         let selected = self.selected.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let names: Vec<&str> = selected.iter().map(String::as_str).collect();
-        let ran = with_boots(&self.machine, &self.firmware, |boots| {
+        let ran = with_boots(&self.machine, self.board, &self.firmware, |boots| {
+            if boots.emulator.version < self.board.since() {
+                let reason = format!("this QEMU's board cannot run it; {} and newer can", self.board.since());
+                names.iter().for_each(|name| self.put(name, Outcome::Skipped(reason.clone())));
+                return;
+            }
             boots.run(&names, |name, outcome| self.put(name, outcome));
         });
         if let Err(problem) = ran {

@@ -234,7 +234,7 @@ ktest! {
     fn a_carve_out_is_mapped_as_it_is_used_and_never_twice(bench) {
         let edu = bench.edu()?;
         // As firmware would set it aside: memory that is in no linear map. It stays so.
-        let block = mm::alloc_aligned(512, mm::BLOCK, Zone::Below4GiB)?;
+        let block = mm::alloc_aligned(512, mm::BLOCK, Zone::Any)?;
         let range = block.start().get()..block.end().get();
         // SAFETY: just allocated; nobody uses it.
         unsafe { arch::mmu::leave_linear(range) }?;

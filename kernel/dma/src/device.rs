@@ -38,7 +38,7 @@ use core::panic::Location;
 use core::sync::atomic::{AtomicU64, Ordering};
 use iommu::contract::AddressSpace;
 use iommu::group::{AttachmentState, Group};
-use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, RevokeError};
+use iommu::{Iova, IovaError, IovaRange, MapError, PAGE_SIZE, PhysRange, Prot, RevokeError};
 
 /// Mappings that are named one by one on the console when a device is removed.
 const LOGGED: usize = 8;
@@ -90,12 +90,13 @@ struct Inner {
 }
 
 /// The way of a device's memory to its addresses. What is special about a device is another variant, so that the others do not
-/// ask for it.
+/// ask for it. (With a tag of its own: one that is folded into a field takes more instructions to read.)
+#[repr(u8)]
 enum Backend {
     Translated(Translated),
-    Direct(Direct),
-    /// Buffers are copied first, and the copies go one of the two ways above.
+    /// Buffers are copied first, and the copies go the way of the one above; likewise below.
     CopiedTranslated(Translated, Copying),
+    Direct(Direct),
     CopiedDirect(Direct, Copying),
 }
 
@@ -411,7 +412,7 @@ impl Device {
     /// [`Error::NotIsolated`] where nothing translates.
     #[track_caller]
     pub fn map_at<D: Direction, B: Buffer>(&self, iova: Iova, buffer: B) -> Result<Mapped<D, B>, Rejected<B>> {
-        Mapped::new_at(self, Some(iova), buffer, Location::caller())
+        Mapped::new_at(self, iova, buffer, Location::caller())
     }
 
     /// Lends bytes that are no whole pages. A device that is not trusted gets a copy: see [`Bytes`].
@@ -608,13 +609,53 @@ impl Device {
         }
     }
 
+    /// As [`Device::lend`], wherever there is room, for the device and the memory that nothing is special about: nothing is copied and
+    /// no caches are maintained.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`]; nothing is lent.
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::lend`].
+    #[inline(always)]
+    pub(crate) unsafe fn lend_quickly(
+        &self,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        site: Site,
+    ) -> Result<Loan, Refused> {
+        let inner = &*self.0;
+        if !inner.coherent {
+            return Err(Refused::Special);
+        }
+        match &inner.backend {
+            Backend::Translated(translated) => {
+                // SAFETY: the caller's promise.
+                let range = unsafe { translated.map_quickly(runs, len, prot, &inner.limits) }?;
+                let slot = inner.records.begin(range, prot, site);
+                Ok(self.loan(Segment { iova: range.start(), len }, slot, Kind::Plain, site))
+            }
+            Backend::Direct(direct) => match runs {
+                [run] => {
+                    let iova = direct.near(*run).ok_or(Refused::Special)?;
+                    Ok(self.one(Segment { iova, len }, prot, site))
+                }
+                _ => Err(Refused::Special),
+            },
+            _ => Err(Refused::Special),
+        }
+    }
+
     /// Lends the memory of `runs`, `len` bytes: at `at`, or wherever there is room.
     ///
     /// # Safety
     ///
     /// Until a revocation of the loan has succeeded, the device may access the memory within `prot`: there is no reference to it that
     /// this would invalidate, and it is not freed.
-    #[inline(always)]
+    #[cold]
     pub(crate) unsafe fn lend(
         &self,
         at: Option<Iova>,
@@ -627,13 +668,7 @@ impl Device {
         match &self.0.backend {
             // SAFETY: the caller's promise, here and below.
             Backend::Translated(translated) => unsafe { self.translate(translated, at, runs, len, prot, mask, site) },
-            Backend::Direct(direct) => match (runs, at) {
-                ([run], None) => match direct.near(*run) {
-                    Some(iova) => Ok(self.one(Segment { iova, len }, prot, site)),
-                    None => self.pass(direct, at, runs, len, prot, mask, site),
-                },
-                _ => self.pass(direct, at, runs, len, prot, mask, site),
-            },
+            Backend::Direct(direct) => self.pass(direct, at, runs, len, prot, mask, site),
             Backend::CopiedTranslated(_, copying) | Backend::CopiedDirect(_, copying) => {
                 copying.check(runs, &self.0.name)?;
                 // SAFETY: as above.
@@ -731,7 +766,6 @@ impl Device {
     /// # Safety
     ///
     /// As [`Device::lend`].
-    #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "what a mapping is made of")]
     unsafe fn translate(
         &self,
@@ -861,6 +895,16 @@ impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Device({})", self.0.name)
     }
+}
+
+/// Why [`Device::lend_quickly`] did not.
+pub(crate) enum Refused {
+    /// There is something special: [`Device::lend`] sees to it, or says what is wrong.
+    Special,
+    /// There is no address.
+    Iova(IovaError),
+    /// The address space does not take it.
+    Map(MapError),
 }
 
 /// The address side of a mapping: what the device was told. Small, because it moves with the memory. Ends by [`Loan::settle`] only;

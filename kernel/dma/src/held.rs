@@ -9,7 +9,7 @@
 
 use crate::bounce;
 use crate::buffer::{Spans, check_range, for_each_span};
-use crate::device::Loan;
+use crate::device::{Loan, Refused};
 use crate::quarantine::{self, Quarantined};
 use crate::site::Site;
 use crate::{Device, Direction, Error};
@@ -28,18 +28,43 @@ impl<D: Direction, M: Spans> Held<D, M> {
     /// Lends `memory`.
     #[inline(always)]
     pub(crate) fn lend(device: &Device, memory: M, site: Site) -> Result<Self, (M, Error)> {
-        Self::lend_at(device, None, memory, site)
-    }
-
-    /// Lends `memory`, at a fixed address if there is one.
-    #[inline(always)]
-    pub(crate) fn lend_at(device: &Device, at: Option<Iova>, memory: M, site: Site) -> Result<Self, (M, Error)> {
-        Self::lend_as(device, at, memory, Prot::empty(), site)
+        Self::lend_as(device, memory, Prot::empty(), site)
     }
 
     /// Lends `memory` with more attributes than its direction's.
     #[inline(always)]
-    pub(crate) fn lend_as(
+    pub(crate) fn lend_as(device: &Device, memory: M, extra: Prot, site: Site) -> Result<Self, (M, Error)> {
+        let (runs, len) = (memory.spans_runs(), memory.spans_len());
+        // SAFETY: as in `lend_slowly`.
+        match unsafe { device.lend_quickly(runs, len, D::PROT | extra, site) } {
+            Ok(loan) => Ok(Self::of(loan, memory)),
+            Err(refused) => Self::not_quickly(device, memory, extra, site, refused),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn not_quickly(
+        device: &Device,
+        memory: M,
+        extra: Prot,
+        site: Site,
+        refused: Refused,
+    ) -> Result<Self, (M, Error)> {
+        match refused {
+            Refused::Special => Self::lend_slowly(device, None, memory, extra, site),
+            Refused::Iova(error) => Self::lend_copy(device, None, memory, site, error.into()),
+            Refused::Map(error) => Self::lend_copy(device, None, memory, site, error.into()),
+        }
+    }
+
+    /// Lends `memory`, at a fixed address if there is one.
+    #[cold]
+    pub(crate) fn lend_at(device: &Device, at: Option<Iova>, memory: M, site: Site) -> Result<Self, (M, Error)> {
+        Self::lend_slowly(device, at, memory, Prot::empty(), site)
+    }
+
+    fn lend_slowly(
         device: &Device,
         at: Option<Iova>,
         memory: M,

@@ -3,6 +3,7 @@
 
 #![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
 
+use crate::device::Refused;
 use crate::{Error, Limits};
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -78,7 +79,6 @@ impl Translated {
     /// # Safety
     ///
     /// As [`AddressSpace::map`].
-    #[inline(always)]
     pub(crate) unsafe fn map(
         &self,
         runs: &[PhysRange],
@@ -99,6 +99,38 @@ impl Translated {
             Err(error) => {
                 self.release(range);
                 Err(error.into())
+            }
+        }
+    }
+
+    /// As [`Translated::map`], with the limits' own mask, for the way that is taken again and again.
+    ///
+    /// # Safety
+    ///
+    /// As [`AddressSpace::map`].
+    #[inline(always)]
+    pub(crate) unsafe fn map_quickly(
+        &self,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        limits: &Limits,
+    ) -> Result<IovaRange, Refused> {
+        // As there.
+        if !self.is_attached() {
+            return Err(Refused::Special);
+        }
+        let align = self.align(runs, len, limits);
+        let range = match self.domain.iova().allocate(len, align, Iova::new(limits.address_mask)) {
+            Ok(range) => range,
+            Err(error) => return Err(Refused::Iova(error)),
+        };
+        // SAFETY: the caller's promise.
+        match unsafe { self.space.map(range, runs, prot) } {
+            Ok(()) => Ok(range),
+            Err(error) => {
+                self.release_unused(range);
+                Err(Refused::Map(error))
             }
         }
     }
@@ -169,8 +201,12 @@ impl Translated {
     }
 
     #[inline(always)]
+    fn is_attached(&self) -> bool {
+        self.group.is_in_default() && !self.has_left()
+    }
+
     fn check_attached(&self, device: &Arc<str>) -> Result<(), Error> {
-        if self.group.is_in_default() && !self.has_left() { Ok(()) } else { Err(self.why_not_attached(device)) }
+        if self.is_attached() { Ok(()) } else { Err(self.why_not_attached(device)) }
     }
 
     #[cold]
@@ -206,6 +242,12 @@ impl Translated {
         if let Err(error) = self.domain.iova().free(range) {
             lost(range, &error);
         }
+    }
+
+    /// Gives back an address range in which nothing was mapped.
+    #[cold]
+    fn release_unused(&self, range: IovaRange) {
+        self.release(range);
     }
 
     /// Gives a range that was mapped where its driver wanted it back to the allocator, after its revocation.

@@ -38,52 +38,47 @@ impl<D: Direction, M: Spans> Held<D, M> {
         // SAFETY: as in `lend_slowly`.
         match unsafe { device.lend_quickly(runs, len, D::PROT | extra, site) } {
             Ok(loan) => Ok(Self::of(loan, memory)),
-            Err(refused) => Self::not_quickly(device, memory, extra, site, refused),
+            // By reference, and without the memory in the result: an object that this wrote would be in memory on the quick way
+            // too, and moved from place to place.
+            Err(refused) => match Self::not_quickly(device, &memory, extra, site, refused) {
+                Ok(loan) => Ok(Self::of(loan, memory)),
+                Err(error) => Err((memory, error)),
+            },
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn not_quickly(
-        device: &Device,
-        memory: M,
-        extra: Prot,
-        site: Site,
-        refused: Refused,
-    ) -> Result<Self, (M, Error)> {
+    fn not_quickly(device: &Device, memory: &M, extra: Prot, site: Site, refused: Refused) -> Result<Loan, Error> {
         match refused {
             Refused::Special => Self::lend_slowly(device, None, memory, extra, site),
-            Refused::Iova(error) => Self::lend_copy(device, None, memory, site, error.into()),
-            Refused::Map(error) => Self::lend_copy(device, None, memory, site, error.into()),
+            Refused::Iova(error) => bounce::lend::<D, M>(device, None, memory, site, error.into()),
+            Refused::Map(error) => bounce::lend::<D, M>(device, None, memory, site, error.into()),
         }
     }
 
     /// Lends `memory`, at a fixed address if there is one.
     #[cold]
     pub(crate) fn lend_at(device: &Device, at: Option<Iova>, memory: M, site: Site) -> Result<Self, (M, Error)> {
-        Self::lend_slowly(device, at, memory, Prot::empty(), site)
+        match Self::lend_slowly(device, at, &memory, Prot::empty(), site) {
+            Ok(loan) => Ok(Self::of(loan, memory)),
+            Err(error) => Err((memory, error)),
+        }
     }
 
-    fn lend_slowly(
-        device: &Device,
-        at: Option<Iova>,
-        memory: M,
-        extra: Prot,
-        site: Site,
-    ) -> Result<Self, (M, Error)> {
+    /// Lends what is the caller's, and goes into a [`Held`] if this succeeds; or a copy, where that helps.
+    fn lend_slowly(device: &Device, at: Option<Iova>, memory: &M, extra: Prot, site: Site) -> Result<Loan, Error> {
         let len = memory.spans_len();
-        if !device.is_coherent()
-            && let Err(error) = prepare::<D, M>(&memory, 0, len)
-        {
-            return Err((memory, error));
+        if !device.is_coherent() {
+            prepare::<D, M>(memory, 0, len)?;
         }
         // SAFETY:
-        // - `memory` is owned: nobody has a reference into it (contract of Spans), and from here on it is reached through
-        //   atomics only, until `take_back` or a drop has revoked the loan;
+        // - `memory` is owned by the caller: nobody has a reference into it (contract of Spans), and from here on it is reached
+        //   through atomics only, until `take_back` or a drop has revoked the loan;
         // - it is not freed before that either: if the revocation fails, it is forgotten.
         match unsafe { device.lend(at, memory.spans_runs(), len, D::PROT | extra, site) } {
-            Ok(loan) => Ok(Self::of(loan, memory)),
-            Err(error) => Self::lend_copy(device, at, memory, site, error),
+            Ok(loan) => Ok(loan),
+            Err(error) => bounce::lend::<D, M>(device, at, memory, site, error),
         }
     }
 
@@ -106,15 +101,6 @@ impl<D: Direction, M: Spans> Held<D, M> {
         }
         // SAFETY: as in `lend_at`.
         match unsafe { device.lend_reserved(iova, memory.spans_runs(), len, D::PROT, site) } {
-            Ok(loan) => Ok(Self::of(loan, memory)),
-            Err(error) => Err((memory, error)),
-        }
-    }
-
-    /// Lends a copy of `memory`, if that helps against `why` the memory itself could not be lent.
-    #[cold]
-    fn lend_copy(device: &Device, at: Option<Iova>, memory: M, site: Site, why: Error) -> Result<Self, (M, Error)> {
-        match bounce::lend::<D, M>(device, at, &memory, site, why) {
             Ok(loan) => Ok(Self::of(loan, memory)),
             Err(error) => Err((memory, error)),
         }

@@ -354,9 +354,11 @@ impl Device {
 
     fn request_below(&self, bytes: u64, mask: u64) -> Result<PageRequest, Error> {
         let page_size = self.page_size();
-        let bytes = round_up(bytes)?.checked_next_multiple_of(page_size).ok_or(Error::BadSize(bytes))?;
+        // A power of two.
+        let rounded = round_up(bytes)?.checked_add(page_size - 1);
+        let bytes = rounded.ok_or(Error::BadSize(bytes))? & !(page_size - 1);
         let (align, below) = match self.way() {
-            Way::Translated(translated) => (page_size, translated.space().aperture().output_max),
+            Way::Translated(translated) => (page_size, translated.output_max()),
             Way::Direct(direct) => (page_size.max(self.0.limits.min_align), direct.windows.reach(mask)),
         };
         Ok(PageRequest { bytes, align, below })
@@ -625,6 +627,7 @@ impl Device {
         runs: &[PhysRange],
         len: u64,
         prot: Prot,
+        mask: u64,
         site: Site,
     ) -> Result<Loan, Refused> {
         let inner = &*self.0;
@@ -634,12 +637,12 @@ impl Device {
         match &inner.backend {
             Backend::Translated(translated) => {
                 // SAFETY: the caller's promise.
-                let range = unsafe { translated.map_quickly(runs, len, prot, &inner.limits) }?;
+                let range = unsafe { translated.map_quickly(runs, len, prot, &inner.limits, mask) }?;
                 let slot = inner.records.begin(range, prot, site);
                 Ok(self.loan(Segment { iova: range.start(), len }, slot, Kind::Plain, site))
             }
             Backend::Direct(direct) => match runs {
-                [run] => {
+                [run] if mask >= inner.limits.address_mask => {
                     let iova = direct.near(*run).ok_or(Refused::Special)?;
                     Ok(self.one(Segment { iova, len }, prot, site))
                 }
@@ -829,6 +832,35 @@ impl Device {
     #[inline(always)]
     fn loan(&self, whole: Segment, slot: Slot, kind: Kind, site: Site) -> Loan {
         Loan { device: self.clone(), whole, site, slot, kind, special: None }
+    }
+
+    /// Takes note of the end of a loan, and gives its address range back.
+    #[inline(always)]
+    fn finish(&self, whole: Segment, slot: Slot, kind: Kind, mapped_at: Site, site: Site) {
+        let (inner, range) = (&*self.0, as_range(whole));
+        if kind == Kind::Direct {
+            inner.records.end_direct(slot, range, mapped_at, site);
+        } else if let Some(translated) = self.translated_way() {
+            inner.records.end(slot, range, mapped_at, site);
+            match kind {
+                Kind::Plain => translated.release(range),
+                Kind::Fixed => translated.release_fixed(range),
+                Kind::Reserved | Kind::Direct => (),
+            }
+        }
+    }
+
+    /// Counts what could not be revoked, and keeps the address space for ever.
+    #[cold]
+    fn lose(&self, whole: Segment) {
+        self.0.records.quarantined.fetch_add(whole.len / PAGE_SIZE, Ordering::Relaxed);
+        core::mem::forget(self.clone());
+    }
+
+    /// The address space of its loans; `None` where nothing translates.
+    #[inline]
+    pub(crate) fn space(&self) -> Option<&dyn AddressSpace> {
+        self.translated_way().map(Translated::space)
     }
 
     /// Lends memory that no IOMMU translates for.
@@ -1057,24 +1089,55 @@ impl Loan {
 
     #[inline(always)]
     fn finish(&self, site: Site) {
-        let inner = &*self.device.0;
-        if self.kind == Kind::Direct {
-            inner.records.end_direct(self.slot, self.range(), self.site, site);
-        } else if let Some(translated) = self.device.translated_way() {
-            let range = self.range();
-            inner.records.end(self.slot, range, self.site, site);
-            match self.kind {
-                Kind::Plain => translated.release(range),
-                Kind::Fixed => translated.release_fixed(range),
-                Kind::Reserved | Kind::Direct => (),
-            }
-        }
+        self.device.finish(self.whole, self.slot, self.kind, self.site, site);
     }
 
     #[cold]
     fn lose(&self) {
-        self.device.0.records.quarantined.fetch_add(self.whole.len / PAGE_SIZE, Ordering::Relaxed);
-        core::mem::forget(self.device.clone());
+        self.device.lose(self.whole);
+    }
+
+    /// Takes the handle of the device apart from the rest. Gives the loan back where something is special about it.
+    #[inline]
+    pub(crate) fn into_lapsed(self) -> Result<(Device, Lapsed), Self> {
+        if self.special.is_some() {
+            return Err(self);
+        }
+        let Self { device, whole, site, slot, kind, .. } = self;
+        Ok((device, Lapsed { whole, site, slot, kind }))
+    }
+}
+
+/// A [`Loan`] of a device that somebody else keeps. Ends by [`Lapsed::settle`] only; dropping it leaks.
+pub(crate) struct Lapsed {
+    whole: Segment,
+    site: Site,
+    slot: Slot,
+    kind: Kind,
+}
+
+impl Lapsed {
+    #[inline]
+    pub(crate) fn range(&self) -> IovaRange {
+        as_range(self.whole)
+    }
+
+    pub(crate) fn site(&self) -> Site {
+        self.site
+    }
+
+    /// As [`Loan::settle`], of the loan that this was.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    #[inline]
+    pub(crate) fn settle(&self, device: &Device, outcome: Result<(), RevokeError>) -> Result<(), RevokeError> {
+        match outcome {
+            Ok(()) => device.finish(self.whole, self.slot, self.kind, self.site, self.site),
+            Err(_) => device.lose(self.whole),
+        }
+        outcome
     }
 }
 

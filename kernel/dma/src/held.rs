@@ -36,7 +36,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
     pub(crate) fn lend_as(device: &Device, memory: M, extra: Prot, site: Site) -> Result<Self, (M, Error)> {
         let (runs, len) = (memory.spans_runs(), memory.spans_len());
         // SAFETY: as in `lend_slowly`.
-        match unsafe { device.lend_quickly(runs, len, D::PROT | extra, site) } {
+        match unsafe { device.lend_quickly(runs, len, D::PROT | extra, device.limits().address_mask, site) } {
             Ok(loan) => Ok(Self::of(loan, memory)),
             // By reference, and without the memory in the result: an object that this wrote would be in memory on the quick way
             // too, and moved from place to place.
@@ -84,8 +84,16 @@ impl<D: Direction, M: Spans> Held<D, M> {
 
     /// Lends memory that is shared for good: never a copy of it, and within the device's limits for such memory.
     pub(crate) fn lend_coherent(device: &Device, memory: M, extra: Prot, site: Site) -> Result<Self, (M, Error)> {
-        // SAFETY: as for `lend_at`.
-        match unsafe { device.lend_coherent(memory.spans_runs(), memory.spans_len(), D::PROT | extra, site) } {
+        let (runs, len, prot) = (memory.spans_runs(), memory.spans_len(), D::PROT | extra);
+        // SAFETY: as in `lend_slowly`.
+        let loan = match unsafe { device.lend_quickly(runs, len, prot, device.limits().coherent_mask, site) } {
+            Ok(loan) => Ok(loan),
+            // SAFETY: as above.
+            Err(Refused::Special) => unsafe { device.lend_coherent(runs, len, prot, site) },
+            Err(Refused::Iova(error)) => Err(error.into()),
+            Err(Refused::Map(error)) => Err(error.into()),
+        };
+        match loan {
             Ok(loan) => Ok(Self::of(loan, memory)),
             Err(error) => Err((memory, error)),
         }

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use iommu::contract::AddressSpace;
 use iommu::domain::Domain;
 use iommu::group::{AttachmentState, Group};
-use iommu::{AttachError, Iova, IovaError, IovaRange, PAGE_SIZE, PhysRange, Prot};
+use iommu::{AttachError, Iova, IovaError, IovaRange, PAGE_SIZE, PhysAddr, PhysRange, Prot};
 
 /// Pages in the largest range that the allocator of addresses keeps ready for each core.
 pub(crate) const READY_PAGES: u64 = 64;
@@ -24,6 +24,7 @@ pub(crate) struct Translated {
     /// The smallest and the largest leaf of the space, in bytes.
     page_size: u64,
     largest_leaf: u64,
+    output_max: PhysAddr,
 }
 
 impl Translated {
@@ -35,7 +36,7 @@ impl Translated {
         let largest_leaf = 1 << (63 - aperture.page_sizes.max(PAGE_SIZE).leading_zeros());
         let page_size = aperture.page_size().max(PAGE_SIZE);
         group.enter();
-        Ok(Self { group, left: AtomicBool::new(false), domain, space, page_size, largest_leaf })
+        Ok(Self { group, left: AtomicBool::new(false), domain, space, page_size, largest_leaf, output_max: aperture.output_max })
     }
 
     pub(crate) fn group(&self) -> &Arc<Group> {
@@ -62,6 +63,11 @@ impl Translated {
     #[inline]
     pub(crate) fn space(&self) -> &dyn AddressSpace {
         &*self.space
+    }
+
+    /// The largest physical address that the space can put out.
+    pub(crate) fn output_max(&self) -> PhysAddr {
+        self.output_max
     }
 
     pub(crate) fn page_size(&self) -> u64 {
@@ -103,7 +109,7 @@ impl Translated {
         }
     }
 
-    /// As [`Translated::map`], with the limits' own mask, for the way that is taken again and again.
+    /// As [`Translated::map`], for the way that is taken again and again.
     ///
     /// # Safety
     ///
@@ -115,13 +121,14 @@ impl Translated {
         len: u64,
         prot: Prot,
         limits: &Limits,
+        mask: u64,
     ) -> Result<IovaRange, Refused> {
         // As there.
         if !self.is_attached() {
             return Err(Refused::Special);
         }
         let align = self.align(runs, len, limits);
-        let range = match self.domain.iova().allocate(len, align, Iova::new(limits.address_mask)) {
+        let range = match self.domain.iova().allocate(len, align, Iova::new(mask)) {
             Ok(range) => range,
             Err(error) => return Err(Refused::Iova(error)),
         };

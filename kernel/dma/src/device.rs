@@ -355,8 +355,8 @@ impl Device {
     fn request_below(&self, bytes: u64, mask: u64) -> Result<PageRequest, Error> {
         let page_size = self.page_size();
         // A power of two.
-        let rounded = round_up(bytes)?.checked_add(page_size - 1);
-        let bytes = rounded.ok_or(Error::BadSize(bytes))? & !(page_size - 1);
+        let Some(rounded) = round_up(bytes)?.checked_add(page_size - 1) else { return Err(Error::BadSize(bytes)) };
+        let bytes = rounded & !(page_size - 1);
         let (align, below) = match self.way() {
             Way::Translated(translated) => (page_size, translated.output_max()),
             Way::Direct(direct) => (page_size.max(self.0.limits.min_align), direct.windows.reach(mask)),

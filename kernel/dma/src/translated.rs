@@ -36,7 +36,15 @@ impl Translated {
         let largest_leaf = 1 << (63 - aperture.page_sizes.max(PAGE_SIZE).leading_zeros());
         let page_size = aperture.page_size().max(PAGE_SIZE);
         group.enter();
-        Ok(Self { group, left: AtomicBool::new(false), domain, space, page_size, largest_leaf, output_max: aperture.output_max })
+        Ok(Self {
+            group,
+            left: AtomicBool::new(false),
+            domain,
+            space,
+            page_size,
+            largest_leaf,
+            output_max: aperture.output_max,
+        })
     }
 
     pub(crate) fn group(&self) -> &Arc<Group> {

@@ -273,7 +273,7 @@ impl<T: DeviceShared + ?Sized> fmt::Debug for Unpublished<T> {
 /// Zeroed pages with room for `count` of `T`, that `device` can be lent.
 fn allocate<T: DeviceShared>(device: &Device, count: usize) -> Result<AttributedPages, Error> {
     const { assert!(!needs_drop::<T>(), "integers have nothing to drop") };
-    let bytes = size_of::<T>().checked_mul(count).ok_or(Error::OutOfMemory)?;
+    let Some(bytes) = size_of::<T>().checked_mul(count) else { return Err(Error::OutOfMemory) };
     if bytes == 0 || align_of::<T>() as u64 > PAGE_SIZE {
         return Err(Error::BadLayout(size_of::<T>()));
     }

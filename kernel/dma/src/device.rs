@@ -38,7 +38,7 @@ use core::panic::Location;
 use core::sync::atomic::{AtomicU64, Ordering};
 use iommu::contract::AddressSpace;
 use iommu::group::{AttachmentState, Group};
-use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, RevokeError};
+use iommu::{Iova, IovaError, IovaRange, MapError, PAGE_SIZE, PhysRange, Prot, RevokeError};
 
 /// Mappings that are named one by one on the console when a device is removed.
 const LOGGED: usize = 8;
@@ -90,12 +90,13 @@ struct Inner {
 }
 
 /// The way of a device's memory to its addresses. What is special about a device is another variant, so that the others do not
-/// ask for it.
+/// ask for it. (With a tag of its own: one that is folded into a field takes more instructions to read.)
+#[repr(u8)]
 enum Backend {
     Translated(Translated),
-    Direct(Direct),
-    /// Buffers are copied first, and the copies go one of the two ways above.
+    /// Buffers are copied first, and the copies go the way of the one above; likewise below.
     CopiedTranslated(Translated, Copying),
+    Direct(Direct),
     CopiedDirect(Direct, Copying),
 }
 
@@ -353,9 +354,11 @@ impl Device {
 
     fn request_below(&self, bytes: u64, mask: u64) -> Result<PageRequest, Error> {
         let page_size = self.page_size();
-        let bytes = round_up(bytes)?.checked_next_multiple_of(page_size).ok_or(Error::BadSize(bytes))?;
+        // A power of two.
+        let Some(rounded) = round_up(bytes)?.checked_add(page_size - 1) else { return Err(Error::BadSize(bytes)) };
+        let bytes = rounded & !(page_size - 1);
         let (align, below) = match self.way() {
-            Way::Translated(translated) => (page_size, translated.space().aperture().output_max),
+            Way::Translated(translated) => (page_size, translated.output_max()),
             Way::Direct(direct) => (page_size.max(self.0.limits.min_align), direct.windows.reach(mask)),
         };
         Ok(PageRequest { bytes, align, below })
@@ -411,7 +414,7 @@ impl Device {
     /// [`Error::NotIsolated`] where nothing translates.
     #[track_caller]
     pub fn map_at<D: Direction, B: Buffer>(&self, iova: Iova, buffer: B) -> Result<Mapped<D, B>, Rejected<B>> {
-        Mapped::new_at(self, Some(iova), buffer, Location::caller())
+        Mapped::new_at(self, iova, buffer, Location::caller())
     }
 
     /// Lends bytes that are no whole pages. A device that is not trusted gets a copy: see [`Bytes`].
@@ -608,13 +611,54 @@ impl Device {
         }
     }
 
+    /// As [`Device::lend`], wherever there is room, for the device and the memory that nothing is special about: nothing is copied and
+    /// no caches are maintained.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`]; nothing is lent.
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::lend`].
+    #[inline(always)]
+    pub(crate) unsafe fn lend_quickly(
+        &self,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        mask: u64,
+        site: Site,
+    ) -> Result<Loan, Refused> {
+        let inner = &*self.0;
+        if !inner.coherent {
+            return Err(Refused::Special);
+        }
+        match &inner.backend {
+            Backend::Translated(translated) => {
+                // SAFETY: the caller's promise.
+                let range = unsafe { translated.map_quickly(runs, len, prot, &inner.limits, mask) }?;
+                let slot = inner.records.begin(range, prot, site);
+                Ok(self.loan(Segment { iova: range.start(), len }, slot, Kind::Plain, site))
+            }
+            Backend::Direct(direct) => match runs {
+                [run] if mask >= inner.limits.address_mask => {
+                    let iova = direct.near(*run).ok_or(Refused::Special)?;
+                    Ok(self.one(Segment { iova, len }, prot, site))
+                }
+                _ => Err(Refused::Special),
+            },
+            _ => Err(Refused::Special),
+        }
+    }
+
     /// Lends the memory of `runs`, `len` bytes: at `at`, or wherever there is room.
     ///
     /// # Safety
     ///
     /// Until a revocation of the loan has succeeded, the device may access the memory within `prot`: there is no reference to it that
     /// this would invalidate, and it is not freed.
-    #[inline(always)]
+    #[cold]
     pub(crate) unsafe fn lend(
         &self,
         at: Option<Iova>,
@@ -627,13 +671,7 @@ impl Device {
         match &self.0.backend {
             // SAFETY: the caller's promise, here and below.
             Backend::Translated(translated) => unsafe { self.translate(translated, at, runs, len, prot, mask, site) },
-            Backend::Direct(direct) => match (runs, at) {
-                ([run], None) => match direct.near(*run) {
-                    Some(iova) => Ok(self.one(Segment { iova, len }, prot, site)),
-                    None => self.pass(direct, at, runs, len, prot, mask, site),
-                },
-                _ => self.pass(direct, at, runs, len, prot, mask, site),
-            },
+            Backend::Direct(direct) => self.pass(direct, at, runs, len, prot, mask, site),
             Backend::CopiedTranslated(_, copying) | Backend::CopiedDirect(_, copying) => {
                 copying.check(runs, &self.0.name)?;
                 // SAFETY: as above.
@@ -731,7 +769,6 @@ impl Device {
     /// # Safety
     ///
     /// As [`Device::lend`].
-    #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "what a mapping is made of")]
     unsafe fn translate(
         &self,
@@ -795,6 +832,35 @@ impl Device {
     #[inline(always)]
     fn loan(&self, whole: Segment, slot: Slot, kind: Kind, site: Site) -> Loan {
         Loan { device: self.clone(), whole, site, slot, kind, special: None }
+    }
+
+    /// Takes note of the end of a loan, and gives its address range back.
+    #[inline(always)]
+    fn finish(&self, whole: Segment, slot: Slot, kind: Kind, mapped_at: Site, site: Site) {
+        let (inner, range) = (&*self.0, as_range(whole));
+        if kind == Kind::Direct {
+            inner.records.end_direct(slot, range, mapped_at, site);
+        } else if let Some(translated) = self.translated_way() {
+            inner.records.end(slot, range, mapped_at, site);
+            match kind {
+                Kind::Plain => translated.release(range),
+                Kind::Fixed => translated.release_fixed(range),
+                Kind::Reserved | Kind::Direct => (),
+            }
+        }
+    }
+
+    /// Counts what could not be revoked, and keeps the address space for ever.
+    #[cold]
+    fn lose(&self, whole: Segment) {
+        self.0.records.quarantined.fetch_add(whole.len / PAGE_SIZE, Ordering::Relaxed);
+        core::mem::forget(self.clone());
+    }
+
+    /// The address space of its loans; `None` where nothing translates.
+    #[inline]
+    pub(crate) fn space(&self) -> Option<&dyn AddressSpace> {
+        self.translated_way().map(Translated::space)
     }
 
     /// Lends memory that no IOMMU translates for.
@@ -861,6 +927,16 @@ impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Device({})", self.0.name)
     }
+}
+
+/// Why [`Device::lend_quickly`] did not.
+pub(crate) enum Refused {
+    /// There is something special: [`Device::lend`] sees to it, or says what is wrong.
+    Special,
+    /// There is no address.
+    Iova(IovaError),
+    /// The address space does not take it.
+    Map(MapError),
 }
 
 /// The address side of a mapping: what the device was told. Small, because it moves with the memory. Ends by [`Loan::settle`] only;
@@ -1013,24 +1089,55 @@ impl Loan {
 
     #[inline(always)]
     fn finish(&self, site: Site) {
-        let inner = &*self.device.0;
-        if self.kind == Kind::Direct {
-            inner.records.end_direct(self.slot, self.range(), self.site, site);
-        } else if let Some(translated) = self.device.translated_way() {
-            let range = self.range();
-            inner.records.end(self.slot, range, self.site, site);
-            match self.kind {
-                Kind::Plain => translated.release(range),
-                Kind::Fixed => translated.release_fixed(range),
-                Kind::Reserved | Kind::Direct => (),
-            }
-        }
+        self.device.finish(self.whole, self.slot, self.kind, self.site, site);
     }
 
     #[cold]
     fn lose(&self) {
-        self.device.0.records.quarantined.fetch_add(self.whole.len / PAGE_SIZE, Ordering::Relaxed);
-        core::mem::forget(self.device.clone());
+        self.device.lose(self.whole);
+    }
+
+    /// Takes the handle of the device apart from the rest. Gives the loan back where something is special about it.
+    #[inline]
+    pub(crate) fn into_lapsed(self) -> Result<(Device, Lapsed), Self> {
+        if self.special.is_some() {
+            return Err(self);
+        }
+        let Self { device, whole, site, slot, kind, .. } = self;
+        Ok((device, Lapsed { whole, site, slot, kind }))
+    }
+}
+
+/// A [`Loan`] of a device that somebody else keeps. Ends by [`Lapsed::settle`] only; dropping it leaks.
+pub(crate) struct Lapsed {
+    whole: Segment,
+    site: Site,
+    slot: Slot,
+    kind: Kind,
+}
+
+impl Lapsed {
+    #[inline]
+    pub(crate) fn range(&self) -> IovaRange {
+        as_range(self.whole)
+    }
+
+    pub(crate) fn site(&self) -> Site {
+        self.site
+    }
+
+    /// As [`Loan::settle`], of the loan that this was.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    #[inline]
+    pub(crate) fn settle(&self, device: &Device, outcome: Result<(), RevokeError>) -> Result<(), RevokeError> {
+        match outcome {
+            Ok(()) => device.finish(self.whole, self.slot, self.kind, self.site, self.site),
+            Err(_) => device.lose(self.whole),
+        }
+        outcome
     }
 }
 

@@ -9,7 +9,7 @@
 
 use crate::bounce;
 use crate::buffer::{Spans, check_range, for_each_span};
-use crate::device::Loan;
+use crate::device::{Loan, Refused};
 use crate::quarantine::{self, Quarantined};
 use crate::site::Site;
 use crate::{Device, Direction, Error};
@@ -28,44 +28,72 @@ impl<D: Direction, M: Spans> Held<D, M> {
     /// Lends `memory`.
     #[inline(always)]
     pub(crate) fn lend(device: &Device, memory: M, site: Site) -> Result<Self, (M, Error)> {
-        Self::lend_at(device, None, memory, site)
-    }
-
-    /// Lends `memory`, at a fixed address if there is one.
-    #[inline(always)]
-    pub(crate) fn lend_at(device: &Device, at: Option<Iova>, memory: M, site: Site) -> Result<Self, (M, Error)> {
-        Self::lend_as(device, at, memory, Prot::empty(), site)
+        Self::lend_as(device, memory, Prot::empty(), site)
     }
 
     /// Lends `memory` with more attributes than its direction's.
     #[inline(always)]
-    pub(crate) fn lend_as(
-        device: &Device,
-        at: Option<Iova>,
-        memory: M,
-        extra: Prot,
-        site: Site,
-    ) -> Result<Self, (M, Error)> {
+    pub(crate) fn lend_as(device: &Device, memory: M, extra: Prot, site: Site) -> Result<Self, (M, Error)> {
+        let (runs, len) = (memory.spans_runs(), memory.spans_len());
+        // SAFETY: as in `lend_slowly`.
+        match unsafe { device.lend_quickly(runs, len, D::PROT | extra, device.limits().address_mask, site) } {
+            Ok(loan) => Ok(Self::of(loan, memory)),
+            // By reference, and without the memory in the result: an object that this wrote would be in memory on the quick way
+            // too, and moved from place to place.
+            Err(refused) => match Self::not_quickly(device, &memory, extra, site, refused) {
+                Ok(loan) => Ok(Self::of(loan, memory)),
+                Err(error) => Err((memory, error)),
+            },
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn not_quickly(device: &Device, memory: &M, extra: Prot, site: Site, refused: Refused) -> Result<Loan, Error> {
+        match refused {
+            Refused::Special => Self::lend_slowly(device, None, memory, extra, site),
+            Refused::Iova(error) => bounce::lend::<D, M>(device, None, memory, site, error.into()),
+            Refused::Map(error) => bounce::lend::<D, M>(device, None, memory, site, error.into()),
+        }
+    }
+
+    /// Lends `memory`, at a fixed address if there is one.
+    #[cold]
+    pub(crate) fn lend_at(device: &Device, at: Option<Iova>, memory: M, site: Site) -> Result<Self, (M, Error)> {
+        match Self::lend_slowly(device, at, &memory, Prot::empty(), site) {
+            Ok(loan) => Ok(Self::of(loan, memory)),
+            Err(error) => Err((memory, error)),
+        }
+    }
+
+    /// Lends what is the caller's, and goes into a [`Held`] if this succeeds; or a copy, where that helps.
+    fn lend_slowly(device: &Device, at: Option<Iova>, memory: &M, extra: Prot, site: Site) -> Result<Loan, Error> {
         let len = memory.spans_len();
-        if !device.is_coherent()
-            && let Err(error) = prepare::<D, M>(&memory, 0, len)
-        {
-            return Err((memory, error));
+        if !device.is_coherent() {
+            prepare::<D, M>(memory, 0, len)?;
         }
         // SAFETY:
-        // - `memory` is owned: nobody has a reference into it (contract of Spans), and from here on it is reached through
-        //   atomics only, until `take_back` or a drop has revoked the loan;
+        // - `memory` is owned by the caller: nobody has a reference into it (contract of Spans), and from here on it is reached
+        //   through atomics only, until `take_back` or a drop has revoked the loan;
         // - it is not freed before that either: if the revocation fails, it is forgotten.
         match unsafe { device.lend(at, memory.spans_runs(), len, D::PROT | extra, site) } {
-            Ok(loan) => Ok(Self::of(loan, memory)),
-            Err(error) => Self::lend_copy(device, at, memory, site, error),
+            Ok(loan) => Ok(loan),
+            Err(error) => bounce::lend::<D, M>(device, at, memory, site, error),
         }
     }
 
     /// Lends memory that is shared for good: never a copy of it, and within the device's limits for such memory.
     pub(crate) fn lend_coherent(device: &Device, memory: M, extra: Prot, site: Site) -> Result<Self, (M, Error)> {
-        // SAFETY: as for `lend_at`.
-        match unsafe { device.lend_coherent(memory.spans_runs(), memory.spans_len(), D::PROT | extra, site) } {
+        let (runs, len, prot) = (memory.spans_runs(), memory.spans_len(), D::PROT | extra);
+        // SAFETY: as in `lend_slowly`.
+        let loan = match unsafe { device.lend_quickly(runs, len, prot, device.limits().coherent_mask, site) } {
+            Ok(loan) => Ok(loan),
+            // SAFETY: as above.
+            Err(Refused::Special) => unsafe { device.lend_coherent(runs, len, prot, site) },
+            Err(Refused::Iova(error)) => Err(error.into()),
+            Err(Refused::Map(error)) => Err(error.into()),
+        };
+        match loan {
             Ok(loan) => Ok(Self::of(loan, memory)),
             Err(error) => Err((memory, error)),
         }
@@ -81,15 +109,6 @@ impl<D: Direction, M: Spans> Held<D, M> {
         }
         // SAFETY: as in `lend_at`.
         match unsafe { device.lend_reserved(iova, memory.spans_runs(), len, D::PROT, site) } {
-            Ok(loan) => Ok(Self::of(loan, memory)),
-            Err(error) => Err((memory, error)),
-        }
-    }
-
-    /// Lends a copy of `memory`, if that helps against `why` the memory itself could not be lent.
-    #[cold]
-    fn lend_copy(device: &Device, at: Option<Iova>, memory: M, site: Site, why: Error) -> Result<Self, (M, Error)> {
-        match bounce::lend::<D, M>(device, at, &memory, site, why) {
             Ok(loan) => Ok(Self::of(loan, memory)),
             Err(error) => Err((memory, error)),
         }

@@ -32,7 +32,7 @@
 
 #![expect(unsafe_code, reason = "keeps memory until a revocation that covered many loans")]
 
-use crate::device::Loan;
+use crate::device::{Lapsed, Loan};
 use crate::gather::merge;
 use crate::held::{Held, fetch};
 use crate::quarantine::{self, Quarantined};
@@ -116,10 +116,10 @@ impl Lazy {
 
     /// The lapses, made on first use.
     #[inline]
-    fn lapses(&self, device: &Device) -> Result<&Arc<Lapses>, Error> {
+    fn lapses(&self) -> Result<&Arc<Lapses>, Error> {
         match self.lapses.get() {
             Some(lapses) => Ok(lapses),
-            None => self.lapses.try_call_once(|| Lapses::new(device.shared_name().clone())),
+            None => self.lapses.try_call_once(Lapses::new),
         }
     }
 }
@@ -179,8 +179,6 @@ pub fn flush_all() {
 
 /// The lapses of one device.
 pub(crate) struct Lapses {
-    /// The device's name, for reports.
-    name: Arc<str>,
     state: IrqMutex<State>,
     /// The newest generation that is over.
     flushed: AtomicU64,
@@ -191,15 +189,17 @@ pub(crate) struct Lapses {
 struct State {
     /// The generation that loans lapse in at this moment.
     generation: u64,
+    /// The device, while there are loans: it keeps the address space, for all of them.
+    device: Option<Device>,
     /// Its loans, and beside each the memory, if its token has left it here.
-    loans: Vec<Loan>,
+    loans: Vec<Lapsed>,
     orphans: Vec<Option<Erased>>,
     bytes: u64,
     /// The generation before is being flushed: by whom has its loans.
     flushing: bool,
     flushing_orphans: Vec<Option<Erased>>,
     /// Emptied, for the next generation.
-    spare: Vec<Loan>,
+    spare: Vec<Lapsed>,
     /// Why a revocation failed.
     cause: RevokeError,
 }
@@ -212,9 +212,10 @@ fn with_room<T>() -> Result<Vec<T>, Error> {
 
 impl Lapses {
     #[cold]
-    fn new(name: Arc<str>) -> Result<Arc<Self>, Error> {
+    fn new() -> Result<Arc<Self>, Error> {
         let state = State {
             generation: 1,
+            device: None,
             loans: with_room()?,
             orphans: with_room()?,
             bytes: 0,
@@ -224,7 +225,7 @@ impl Lapses {
             cause: RevokeError::Dead,
         };
         let (state, flushed, failed) = (IrqMutex::new(state), AtomicU64::new(0), AtomicU64::new(u64::MAX));
-        let lapses = fallible::arc(Self { name, state, flushed, failed }).map_err(|_| Error::OutOfMemory)?;
+        let lapses = fallible::arc(Self { state, flushed, failed }).map_err(|_| Error::OutOfMemory)?;
         let mut all = ALL.lock();
         all.retain(|lapses| lapses.strong_count() != 0);
         all.try_reserve(1)?;
@@ -232,9 +233,9 @@ impl Lapses {
         Ok(lapses)
     }
 
-    /// Takes a loan. Gives it back where there is no room, or after a failure.
+    /// Takes a loan but for its handle of the device. Gives it back where there is no room, or after a failure.
     #[inline]
-    fn push(&self, loan: Loan) -> Result<Place, Loan> {
+    fn push(&self, loan: Loan) -> Result<(Place, Device), Loan> {
         let len = loan.range().len();
         let mut state = self.state.lock();
         if state.loans.len() >= COUNT || self.failed.load(Ordering::Relaxed) != u64::MAX {
@@ -242,8 +243,12 @@ impl Lapses {
         }
         let index = state.loans.len();
         let place = Place { generation: state.generation, index: index as u32 };
+        let (device, lapsed) = loan.into_lapsed()?;
+        if index == 0 {
+            state.device = Some(device.clone());
+        }
         // There is room for COUNT in each: nothing is allocated.
-        state.loans.push(loan);
+        state.loans.push(lapsed);
         state.orphans.push(None);
         state.bytes += len;
         let due = index + 1 == COUNT || state.bytes >= BYTES;
@@ -255,7 +260,7 @@ impl Lapses {
         {
             alarm(Duration::from_nanos(PERIOD_NOW.load(Ordering::Relaxed)));
         }
-        Ok(place)
+        Ok((place, device))
     }
 
     /// The generation in which something may have lapsed last.
@@ -293,7 +298,7 @@ impl Lapses {
         if state.flushing {
             return false;
         }
-        let Some(device) = state.loans.first().map(|loan| loan.device.clone()) else { return true };
+        let Some(device) = state.device.take() else { return true };
         state.flushing = true;
         let generation = state.generation;
         state.generation += 1;
@@ -307,17 +312,16 @@ impl Lapses {
         let before = if generation < self.failed.load(Ordering::Relaxed) { Ok(()) } else { Err(state.cause) };
         drop(state);
 
-        let outcome = before.and_then(|()| revoke(&loans));
+        let outcome = before.and_then(|()| revoke(&device, &loans));
         if let Err(cause) = outcome {
             let mut state = self.state.lock();
             state.cause = cause;
             self.failed.fetch_min(generation, Ordering::AcqRel);
         }
-        for mut loan in loans.drain(..) {
-            let site = loan.site;
-            if let Err(cause) = loan.settle(outcome, site) {
-                let device = loan.device.shared_name().clone();
-                quarantine::add(&Quarantined { device, range: loan.range(), cause, mapped_at: loan.site });
+        for lapsed in loans.drain(..) {
+            if let Err(cause) = lapsed.settle(&device, outcome) {
+                let (range, mapped_at) = (lapsed.range(), lapsed.site());
+                quarantine::add(&Quarantined { device: device.shared_name().clone(), range, cause, mapped_at });
             }
         }
 
@@ -340,7 +344,7 @@ impl Lapses {
         state.flushing = false;
         drop(state);
         base::notify();
-        // Maybe the last handle of the device, whose address space the loans kept until here.
+        // Maybe the last handle of the device, which kept the address space of the loans until here.
         drop(device);
         true
     }
@@ -362,9 +366,9 @@ impl Lapses {
     }
 }
 
-/// Revokes the ranges of all `loans`, which are of one address space.
-fn revoke(loans: &[Loan]) -> Result<(), RevokeError> {
-    let Some(space) = loans.first().and_then(Loan::space) else { return Ok(()) };
+/// Revokes the ranges of all `loans`, which are the device's.
+fn revoke(device: &Device, loans: &[Lapsed]) -> Result<(), RevokeError> {
+    let Some(space) = device.space() else { return Ok(()) };
     let mut ranges = [IovaRange::default(); COUNT];
     let ranges = ranges.get_mut(..loans.len()).unwrap_or_default();
     for (range, loan) in ranges.iter_mut().zip(loans) {
@@ -440,11 +444,11 @@ enum Progress<B> {
 }
 
 struct Waits<B> {
-    lapses: Arc<Lapses>,
+    /// Whose lapses the place is in.
+    device: Device,
     place: Place,
     /// Dropped only when the place is over and its revocation has succeeded.
     memory: ManuallyDrop<B>,
-    coherent: bool,
     /// For the report.
     range: IovaRange,
     mapped_at: Site,
@@ -496,16 +500,17 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
         if held.loan().space().is_none() || held.loan().copy().is_some() || (device.strictness() as u8) < least as u8 {
             return Err(held);
         }
-        let Ok(lapses) = device.lazy().lapses(device).cloned() else { return Err(held) };
-        let coherent = device.is_coherent();
+        let Ok(lapses) = device.lazy().lapses().map(Arc::as_ptr) else { return Err(held) };
         let (range, mapped_at) = (held.loan().range(), held.loan().site);
         // SAFETY: the memory is kept by hand (`ManuallyDrop`) until the loan's revocation has succeeded, or put together with
         // the loan again.
         let (loan, memory) = unsafe { held.into_parts() };
+        // SAFETY: the device has the lapses for good, and the loan, or who takes it in, has the device.
+        let lapses = unsafe { &*lapses };
         match lapses.push(loan) {
-            Ok(place) => {
+            Ok((place, device)) => {
                 let memory = ManuallyDrop::new(memory);
-                Ok(Waits { lapses, place, memory, coherent, range, mapped_at })
+                Ok(Waits { device, place, memory, range, mapped_at })
             }
             // SAFETY: the two that were taken apart.
             Err(loan) => Err(unsafe { Held::from_parts(loan, memory) }),
@@ -515,7 +520,7 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
     /// Whether a flush has covered it: [`Lapsing::try_take`] then has an answer.
     pub fn is_over(&self) -> bool {
         match &self.state {
-            Some(Progress::Waits(waits)) => waits.lapses.is_over(waits.place),
+            Some(Progress::Waits(waits)) => waits.is_over(),
             _ => true,
         }
     }
@@ -545,17 +550,34 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
     pub fn take(self, deadline: Deadline) -> Result<B, Pending<D, B>> {
         if let Some(Progress::Waits(waits)) = &self.state {
             // Whether that was in time is seen next.
-            let _ = waits.lapses.flush_to(waits.place.generation, deadline);
+            if let Some(lapses) = waits.lapses() {
+                let _ = lapses.flush_to(waits.place.generation, deadline);
+            }
         }
         self.try_take()
+    }
+}
+
+impl<B> Waits<B> {
+    /// The lapses, which the device has had since before this was made.
+    #[inline]
+    fn lapses(&self) -> Option<&Lapses> {
+        self.device.lazy().lapses.get().map(|lapses| &**lapses)
+    }
+
+    #[inline]
+    fn is_over(&self) -> bool {
+        self.lapses().is_some_and(|lapses| lapses.is_over(self.place))
     }
 }
 
 impl<B: Buffer> Waits<B> {
     /// What becomes of the memory now that it is over.
     fn finish<D: Direction>(self) -> Result<B, Quarantined> {
-        let Self { lapses, place, memory, coherent, range, mapped_at } = self;
-        match lapses.outcome(place) {
+        let outcome = self.lapses().map_or(Err(RevokeError::Dead), |lapses| lapses.outcome(self.place));
+        let Self { memory, device, range, mapped_at, .. } = self;
+        let coherent = device.is_coherent();
+        match outcome {
             Ok(()) => {
                 let memory = ManuallyDrop::into_inner(memory);
                 let len = memory.spans_len();
@@ -567,7 +589,7 @@ impl<B: Buffer> Waits<B> {
                 Ok(memory)
             }
             // The memory is never dropped.
-            Err(cause) => Err(Quarantined { device: lapses.name.clone(), range, cause, mapped_at }),
+            Err(cause) => Err(Quarantined { device: device.shared_name().clone(), range, cause, mapped_at }),
         }
     }
 }
@@ -575,7 +597,9 @@ impl<B: Buffer> Waits<B> {
 impl<D: Direction, B: Buffer> Drop for Lapsing<D, B> {
     fn drop(&mut self) {
         let Some(Progress::Waits(waits)) = self.state.take() else { return };
-        let Waits { lapses, place, memory, .. } = waits;
+        let Waits { device, place, memory, .. } = waits;
+        // It has them: they took the loan in. (Otherwise the memory leaks, as what is in `ManuallyDrop` does.)
+        let Some(lapses) = device.lazy().lapses.get() else { return };
         let left = match lapses.is_over(place) {
             true => Err(ManuallyDrop::into_inner(memory)),
             false => lapses.leave(place, ManuallyDrop::into_inner(memory)),
@@ -594,7 +618,7 @@ impl<D: Direction, B: Buffer> Drop for Lapsing<D, B> {
 impl<D: Direction, B: Buffer> fmt::Debug for Lapsing<D, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.state {
-            Some(Progress::Waits(waits)) => write!(f, "Lapsing({} at {})", waits.lapses.name, waits.range),
+            Some(Progress::Waits(waits)) => write!(f, "Lapsing({} at {})", waits.device.name(), waits.range),
             _ => f.write_str("Lapsing(ended)"),
         }
     }

@@ -20,12 +20,14 @@ pub struct Mapped<D: Direction, B: Buffer> {
 impl<D: Direction, B: Buffer> Mapped<D, B> {
     #[inline(always)]
     pub(crate) fn new(device: &Device, buffer: B, site: Site) -> Result<Self, Rejected<B>> {
-        Self::new_at(device, None, buffer, site)
+        match Held::lend(device, buffer, site) {
+            Ok(held) => Ok(Self { held }),
+            Err((buffer, error)) => Err(Rejected { buffer, error }),
+        }
     }
 
-    #[inline(always)]
-    pub(crate) fn new_at(device: &Device, at: Option<Iova>, buffer: B, site: Site) -> Result<Self, Rejected<B>> {
-        match Held::lend_at(device, at, buffer, site) {
+    pub(crate) fn new_at(device: &Device, iova: Iova, buffer: B, site: Site) -> Result<Self, Rejected<B>> {
+        match Held::lend_at(device, Some(iova), buffer, site) {
             Ok(held) => Ok(Self { held }),
             Err((buffer, error)) => Err(Rejected { buffer, error }),
         }

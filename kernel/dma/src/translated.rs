@@ -3,13 +3,14 @@
 
 #![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
 
+use crate::device::Refused;
 use crate::{Error, Limits};
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 use iommu::contract::AddressSpace;
 use iommu::domain::Domain;
 use iommu::group::{AttachmentState, Group};
-use iommu::{AttachError, Iova, IovaError, IovaRange, PAGE_SIZE, PhysRange, Prot};
+use iommu::{AttachError, Iova, IovaError, IovaRange, PAGE_SIZE, PhysAddr, PhysRange, Prot};
 
 /// Pages in the largest range that the allocator of addresses keeps ready for each core.
 pub(crate) const READY_PAGES: u64 = 64;
@@ -23,6 +24,7 @@ pub(crate) struct Translated {
     /// The smallest and the largest leaf of the space, in bytes.
     page_size: u64,
     largest_leaf: u64,
+    output_max: PhysAddr,
 }
 
 impl Translated {
@@ -34,7 +36,15 @@ impl Translated {
         let largest_leaf = 1 << (63 - aperture.page_sizes.max(PAGE_SIZE).leading_zeros());
         let page_size = aperture.page_size().max(PAGE_SIZE);
         group.enter();
-        Ok(Self { group, left: AtomicBool::new(false), domain, space, page_size, largest_leaf })
+        Ok(Self {
+            group,
+            left: AtomicBool::new(false),
+            domain,
+            space,
+            page_size,
+            largest_leaf,
+            output_max: aperture.output_max,
+        })
     }
 
     pub(crate) fn group(&self) -> &Arc<Group> {
@@ -63,6 +73,11 @@ impl Translated {
         &*self.space
     }
 
+    /// The largest physical address that the space can put out.
+    pub(crate) fn output_max(&self) -> PhysAddr {
+        self.output_max
+    }
+
     pub(crate) fn page_size(&self) -> u64 {
         self.page_size
     }
@@ -78,7 +93,6 @@ impl Translated {
     /// # Safety
     ///
     /// As [`AddressSpace::map`].
-    #[inline(always)]
     pub(crate) unsafe fn map(
         &self,
         runs: &[PhysRange],
@@ -99,6 +113,39 @@ impl Translated {
             Err(error) => {
                 self.release(range);
                 Err(error.into())
+            }
+        }
+    }
+
+    /// As [`Translated::map`], for the way that is taken again and again.
+    ///
+    /// # Safety
+    ///
+    /// As [`AddressSpace::map`].
+    #[inline(always)]
+    pub(crate) unsafe fn map_quickly(
+        &self,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        limits: &Limits,
+        mask: u64,
+    ) -> Result<IovaRange, Refused> {
+        // As there.
+        if !self.is_attached() {
+            return Err(Refused::Special);
+        }
+        let align = self.align(runs, len, limits);
+        let range = match self.domain.iova().allocate(len, align, Iova::new(mask)) {
+            Ok(range) => range,
+            Err(error) => return Err(Refused::Iova(error)),
+        };
+        // SAFETY: the caller's promise.
+        match unsafe { self.space.map(range, runs, prot) } {
+            Ok(()) => Ok(range),
+            Err(error) => {
+                self.release_unused(range);
+                Err(Refused::Map(error))
             }
         }
     }
@@ -169,8 +216,12 @@ impl Translated {
     }
 
     #[inline(always)]
+    fn is_attached(&self) -> bool {
+        self.group.is_in_default() && !self.has_left()
+    }
+
     fn check_attached(&self, device: &Arc<str>) -> Result<(), Error> {
-        if self.group.is_in_default() && !self.has_left() { Ok(()) } else { Err(self.why_not_attached(device)) }
+        if self.is_attached() { Ok(()) } else { Err(self.why_not_attached(device)) }
     }
 
     #[cold]
@@ -206,6 +257,12 @@ impl Translated {
         if let Err(error) = self.domain.iova().free(range) {
             lost(range, &error);
         }
+    }
+
+    /// Gives back an address range in which nothing was mapped.
+    #[cold]
+    fn release_unused(&self, range: IovaRange) {
+        self.release(range);
     }
 
     /// Gives a range that was mapped where its driver wanted it back to the allocator, after its revocation.

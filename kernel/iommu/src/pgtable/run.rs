@@ -49,7 +49,12 @@ impl PageTable {
     /// Maps `iova` by one block, as [`Self::map_in_table`] does by pages. `None` where no single block can be put, or where tables
     /// are in its way or missing above it.
     #[inline]
-    pub(super) fn map_block(&self, iova: IovaRange, run: PhysRange, template: Template) -> Option<Result<(), MapError>> {
+    pub(super) fn map_block(
+        &self,
+        iova: IovaRange,
+        run: PhysRange,
+        template: Template,
+    ) -> Option<Result<(), MapError>> {
         let (level, node, index) = self.block(iova)?;
         if !run.start().is_aligned(iova.len()) {
             return None;

@@ -1,7 +1,7 @@
 //! The short ways of whoever has a range for itself: the same leaves as the general way makes, and the same refusals.
 //!
 //! Seen red: a second table that is not looked at before the first is written; one that is not cleared; a block stored over a
-//! linked table; a piece that is not published; a lowest table that is looked for in the tree.
+//! linked table; a piece that is not published.
 
 use super::fake::FakeMemory;
 use super::*;
@@ -39,7 +39,7 @@ fn both_ways_make_the_same_leaves() {
                 let range = iova(*start, runs.iter().map(|run| run.len()).sum());
                 table.map_exclusively(range, &runs, prot).unwrap();
                 plain.map(range, &runs, prot).unwrap();
-                assert_eq!(seen(&memory, &table), seen(&other, &plain), "{range} {prot:?}");
+                assert_eq!(seen(memory, &table), seen(other, &plain), "{range} {prot:?}");
                 let last = Iova::new(range.end().get() - 1);
                 assert_eq!(table.translate(last), plain.translate(last));
                 assert!(table.translate(last).is_some());
@@ -49,9 +49,9 @@ fn both_ways_make_the_same_leaves() {
                 let unmapped = table.unmap(range).unwrap();
                 assert_eq!(unmapped.missing, None);
                 assert_eq!(unmapped, plain.unmap(range).unwrap());
-                assert_eq!(seen(&memory, &table), seen(&other, &plain), "{range} {prot:?}");
+                assert_eq!(seen(memory, &table), seen(other, &plain), "{range} {prot:?}");
             }
-            assert!(seen(&memory, &table).is_empty());
+            assert!(seen(memory, &table).is_empty());
         }
     }
 }
@@ -64,14 +64,14 @@ fn a_page_in_the_second_table_keeps_the_first_from_being_written() {
     table.map_exclusively(range, &[phys(MIB, 0x4000)], RW).unwrap();
     let _ = table.unmap(range).unwrap();
     table.map_exclusively(iova(2 * MIB + 0x1000, 0x1000), &[phys(0x1000, 0x1000)], RW).unwrap();
-    let before = seen(&memory, &table);
+    let before = seen(memory, &table);
     let error = table.map_exclusively(range, &[phys(MIB, 0x4000)], RW);
     assert_eq!(error, Err(MapError::AlreadyMapped(Iova::new(2 * MIB + 0x1000))));
-    assert_eq!(seen(&memory, &table), before);
+    assert_eq!(seen(memory, &table), before);
     // Unmapping says what was missing, clears the rest, and names no level for it to be believed.
     let unmapped = table.unmap(range).unwrap();
     assert_eq!((unmapped.missing, unmapped.leaves), (Some(range.start()), 1));
-    assert!(seen(&memory, &table).is_empty());
+    assert!(seen(memory, &table).is_empty());
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn a_block_is_neither_put_twice_nor_over_a_table_nor_taken_in_part() {
     assert_eq!(part, Err(RevokeError::SplitsBlock(block.start())));
     let unmapped = table.unmap(block).unwrap();
     assert_eq!((unmapped.level, unmapped.leaf_size, unmapped.leaves), (Some(2), Some(2 * MIB), 1));
-    assert!(seen(&memory, &table).is_empty());
+    assert!(seen(memory, &table).is_empty());
     // A page links a table, and stays.
     table.map_exclusively(iova(4 * GIB, 0x1000), &[phys(0x1000, 0x1000)], RW).unwrap();
     let error = table.map_exclusively(block, &[phys(2 * MIB, 2 * MIB)], RW);
@@ -104,10 +104,10 @@ fn a_group_that_lies_across_the_edge_of_a_range_is_not_split() {
     for _ in 0..2 {
         let range = iova(2 * MIB - 0x10000, 0x20000);
         table.map_exclusively(range, &[phys(8 * MIB - 0x10000, 0x20000)], RW).unwrap();
-        let before = seen(&memory, &table);
+        let before = seen(memory, &table);
         for part in [iova(2 * MIB - 0x8000, 0x18000), iova(2 * MIB - 0x10000, 0x18000)] {
             assert!(matches!(table.unmap(part), Err(RevokeError::SplitsBlock(_))), "{part}");
-            assert_eq!(seen(&memory, &table), before);
+            assert_eq!(seen(memory, &table), before);
         }
         assert_eq!(table.unmap(range).unwrap().leaves, 32);
     }

@@ -32,7 +32,7 @@ mod tree;
 use crate::{Iova, IovaError, IovaRange, OutOfMemory, PAGE_SIZE};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use base::{IrqMutex, cpu};
+use base::{IrqMutex, IrqMutexGuard, cpu};
 use chunk::{BY_ADDRESS, CHUNK, CHUNK_SHIFT, CLASSES, Chunk, NOBODY};
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -250,30 +250,42 @@ impl IovaAllocator {
     #[inline]
     pub fn free(&self, range: IovaRange) -> Result<(), IovaError> {
         let (start, len) = self.pages(range);
-        let error = IovaError::NotAllocated(range);
         if range.is_empty() || !range.is_aligned(self.page_size()) {
-            return Err(error);
+            return Err(IovaError::NotAllocated(range));
         }
-        let pages = len + self.guard;
+        // Both are far below 64 bits.
+        let pages = len.wrapping_add(self.guard);
         let number = (start.wrapping_sub(self.front) >> CHUNK_SHIFT) as usize;
         if let Some(chunk) = self.chunk(number) {
             let mut chunk = chunk.lock();
             if chunk.class.is_some() {
-                if !chunk.put(start & (CHUNK - 1), pages) {
-                    return Err(error);
-                }
-                if chunk.owner == NOBODY {
-                    let vacant = chunk.is_vacant();
-                    self.list(number, &mut chunk);
+                let freed = chunk.put(start & (CHUNK - 1), pages);
+                if freed && chunk.owner == NOBODY {
+                    self.freed_in_nobodys(number, chunk);
+                } else {
                     drop(chunk);
-                    if vacant {
-                        self.retire(number);
-                    }
                 }
-                return Ok(());
+                return if freed { Ok(()) } else { Err(IovaError::NotAllocated(range)) };
             }
         }
-        if self.shared.lock().give_back(start, pages, Use::Allocated) { Ok(()) } else { Err(error) }
+        self.free_in_tree(range, start, pages)
+    }
+
+    /// What a slot that was freed in a chunk that no core owns makes of that.
+    #[inline(never)]
+    fn freed_in_nobodys(&self, number: usize, mut chunk: IrqMutexGuard<'_, Chunk>) {
+        let vacant = chunk.is_vacant();
+        self.list(number, &mut chunk);
+        drop(chunk);
+        if vacant {
+            self.retire(number);
+        }
+    }
+
+    #[inline(never)]
+    fn free_in_tree(&self, range: IovaRange, start: u64, pages: u64) -> Result<(), IovaError> {
+        let there = self.shared.lock().give_back(start, pages, Use::Allocated);
+        if there { Ok(()) } else { Err(IovaError::NotAllocated(range)) }
     }
 
     /// Takes exactly `range` for good: what [`IovaAllocator::release`] gives back are other ranges.

@@ -10,16 +10,16 @@ use core::sync::atomic::Ordering::Relaxed;
 
 /// Part of a mapping: `len` bytes from `iova` to `phys`.
 #[derive(Clone, Copy)]
-struct Part {
-    iova: u64,
-    phys: u64,
-    len: u64,
+pub(super) struct Part {
+    pub iova: u64,
+    pub phys: u64,
+    pub len: u64,
 }
 
 impl Part {
     /// What is left after the first `bytes`.
     #[inline]
-    fn after(self, bytes: u64) -> Self {
+    pub fn after(self, bytes: u64) -> Self {
         Self { iova: self.iova + bytes, phys: self.phys + bytes, len: self.len - bytes }
     }
 }
@@ -107,6 +107,13 @@ impl PageTable {
         exclusive: bool,
     ) -> Result<(), MapError> {
         self.check(iova, runs)?;
+        if exclusive
+            && large
+            && let [run] = runs
+            && let Some(result) = self.map_block(iova, *run, template)
+        {
+            return result;
+        }
         if exclusive && let Some(result) = self.map_in_table(iova, runs, template, large) {
             return result;
         }
@@ -240,7 +247,7 @@ impl PageTable {
 }
 
 /// The runs as parts of the mapping, physically adjacent ones merged.
-fn parts(start: u64, runs: &[PhysRange]) -> impl Iterator<Item = Part> {
+pub(super) fn parts(start: u64, runs: &[PhysRange]) -> impl Iterator<Item = Part> {
     let mut runs = runs.iter().copied().filter(|run| !run.is_empty()).peekable();
     let mut iova = start;
     core::iter::from_fn(move || {

@@ -93,12 +93,17 @@ impl PageTable {
         if address >= self.geometry.input_end() {
             return None;
         }
-        let place = self.place(address);
-        let entry = place.node.entry(place.index).load(Ordering::Acquire);
-        if !descriptor::is_leaf(entry, place.level) {
+        let (level, entry) = match self.leaf_table(address) {
+            Some(node) => (LAST, node.entry(self.geometry.index(LAST, address)).load(Ordering::Acquire)),
+            None => {
+                let place = self.place(address);
+                (place.level, place.node.entry(place.index).load(Ordering::Acquire))
+            }
+        };
+        if !descriptor::is_leaf(entry, level) {
             return None;
         }
-        let offset = self.geometry.level(place.level).size() - 1;
+        let offset = self.geometry.level(level).size() - 1;
         let phys = descriptor::address(entry) & !offset | address & offset;
         Some((PhysAddr::new(phys), descriptor::decode(self.geometry.stage(), entry)))
     }

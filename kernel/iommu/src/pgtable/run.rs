@@ -1,11 +1,13 @@
-//! Mappings that lie in one last-level table: what nearly every buffer is.
+//! Mappings that are one block, or pages in last-level tables that are there: what nearly every buffer is.
 //!
-//! The same leaves and the same checks as in `map.rs` and `unmap.rs`, with the table found once and the entries gone through
-//! eight at a time. Whatever does not fit (no table yet, several of them, a block) is told so and goes the general way.
+//! The same leaves and the same checks as in `map.rs` and `unmap.rs`, with each table found once and the entries gone through
+//! eight at a time. Whatever does not fit (no table yet, blocks and pages) is told so and goes the general way.
 
 use super::PageTable;
-use super::descriptor::{EMPTY, Template, all_leaves, is_contiguous};
+use super::descriptor::{EMPTY, Template, all_leaves, is_contiguous, is_leaf, is_table};
 use super::geometry::LAST;
+use super::map::parts;
+use super::node::Node;
 use super::unmap::Unmapped;
 use crate::{Iova, IovaRange, MapError, PhysRange, RevokeError};
 use core::sync::atomic::AtomicU64;
@@ -14,9 +16,156 @@ use core::sync::atomic::Ordering::Relaxed;
 /// Entries that are looked at together.
 const TOGETHER: usize = 8;
 
+/// Neighbouring entries of one last-level table.
+struct Piece<'a> {
+    node: &'a Node,
+    index: usize,
+    entries: &'a [AtomicU64],
+    /// The address behind them.
+    end: u64,
+}
+
 impl PageTable {
+    /// The block that is all of `iova`: its level, the table and the index in it. `None` if it is none, or a table is missing.
+    #[inline]
+    fn block(&self, iova: IovaRange) -> Option<(usize, &Node, usize)> {
+        if iova.len() < self.geometry.level(LAST - 1).size() {
+            return None;
+        }
+        let shape = |level: &usize| self.geometry.level(*level);
+        let fits = |level: &usize| shape(level).leaf && shape(level).size() == iova.len();
+        let level = (self.geometry.start()..LAST).find(fits)?;
+        if !iova.start().is_aligned(iova.len()) {
+            return None;
+        }
+        let start = iova.start().get();
+        let mut node = &self.root;
+        for above in self.geometry.start()..level {
+            node = node.place(self.geometry.index(above, start)).get()?;
+        }
+        Some((level, node, self.geometry.index(level, start)))
+    }
+
+    /// Maps `iova` by one block, as [`Self::map_in_table`] does by pages. `None` where no single block can be put, or where tables
+    /// are in its way or missing above it.
+    #[inline]
+    pub(super) fn map_block(
+        &self,
+        iova: IovaRange,
+        run: PhysRange,
+        template: Template,
+    ) -> Option<Result<(), MapError>> {
+        let (level, node, index) = self.block(iova)?;
+        if !run.start().is_aligned(iova.len()) {
+            return None;
+        }
+        // An exchange, as in `unmap.rs`: a store could wipe out a link to a table, were the rule of disjoint ranges broken.
+        let leaf = template.leaf(level, run.start().get(), false);
+        match node.entry(index).compare_exchange(EMPTY, leaf, Relaxed, Relaxed) {
+            Ok(_) => {
+                node.table().publish(index, index + 1);
+                Some(Ok(()))
+            }
+            Err(entry) if is_table(entry) => None,
+            Err(_) => Some(Err(MapError::AlreadyMapped(iova.start()))),
+        }
+    }
+
+    /// Clears the block that is all of `range`. `None` if there is none.
+    #[inline]
+    pub(super) fn unmap_block(&self, range: IovaRange) -> Option<Unmapped> {
+        let (level, node, index) = self.block(range)?;
+        let entry = node.entry(index);
+        let leaf = entry.load(Relaxed);
+        if !is_leaf(leaf, level) || is_contiguous(leaf) {
+            return None;
+        }
+        entry.compare_exchange(leaf, EMPTY, Relaxed, Relaxed).ok()?;
+        node.table().publish(index, index + 1);
+        Some(Unmapped { range, level: Some(level as u8), leaf_size: Some(range.len()), leaves: 1, missing: None })
+    }
+
+    /// The entries of the pages from `start` on that lie in one table, up to `end` (which are both aligned). `None` where the
+    /// table is missing.
+    fn piece(&self, start: u64, end: u64) -> Option<Piece<'_>> {
+        let shape = self.geometry.level(LAST);
+        let index = self.geometry.index(LAST, start);
+        let count = ((end.wrapping_sub(start) >> (shape.shift & 63)) as usize).min(shape.mask + 1 - index);
+        let node = self.leaf_table(start)?;
+        let entries = node.table().get(index..index + count)?;
+        Some(Piece { node, index, entries, end: start + ((count as u64) << (shape.shift & 63)) })
+    }
+
+    /// [`Self::map_in_table`] for several tables.
+    #[inline(never)]
+    fn map_in_tables(
+        &self,
+        iova: IovaRange,
+        runs: &[PhysRange],
+        template: Template,
+        large: bool,
+    ) -> Option<Result<(), MapError>> {
+        let mut at = iova.start().get();
+        while at < iova.end().get() {
+            let piece = self.piece(at, iova.end().get())?;
+            if !all_empty(piece.entries) {
+                let taken = piece.entries.iter().position(|entry| entry.load(Relaxed) != EMPTY).unwrap_or(0);
+                let at = at + taken as u64 * self.geometry.level(LAST).size();
+                return Some(Err(MapError::AlreadyMapped(Iova::new(at))));
+            }
+            at = piece.end;
+        }
+        // Tables never go away: all the pieces are found again.
+        for mut part in parts(iova.start().get(), runs) {
+            while part.len != 0 {
+                let piece = self.piece(part.iova, part.iova + part.len)?;
+                self.write(piece.entries, piece.index, part.phys, template, large);
+                piece.node.table().publish(piece.index, piece.index + piece.entries.len());
+                part = part.after(piece.end - part.iova);
+            }
+        }
+        Some(Ok(()))
+    }
+
+    /// [`Self::unmap_in_table`] for several tables.
+    #[inline(never)]
+    fn unmap_in_tables(&self, range: IovaRange) -> Option<Result<Unmapped, RevokeError>> {
+        let size = self.geometry.level(LAST).size();
+        let (start, end) = (range.start().get(), range.end().get());
+        let mut at = start;
+        while at < end {
+            let piece = self.piece(at, end)?;
+            if !are_leaves(piece.entries) {
+                return None;
+            }
+            at = piece.end;
+        }
+        let span = self.geometry.level(LAST).contiguous as u64 * size;
+        for (edge, page) in [(start, start), (end, end - size)] {
+            // What lies across an edge is for the general way to refuse.
+            let whole = edge & (span - 1) == 0;
+            if !whole && is_contiguous(self.piece(page, page + size)?.entries.first()?.load(Relaxed)) {
+                return None;
+            }
+        }
+        let mut at = start;
+        while at < end {
+            let piece = self.piece(at, end)?;
+            clear(piece.entries);
+            piece.node.table().publish(piece.index, piece.index + piece.entries.len());
+            at = piece.end;
+        }
+        Some(Ok(Unmapped {
+            range,
+            level: Some(LAST as u8),
+            leaf_size: Some(size),
+            leaves: (end - start) / size,
+            missing: None,
+        }))
+    }
+
     /// Maps `iova`, in which nobody else maps at this time. Sizes, alignment and limits have been checked. `None` where it does
-    /// not lie in one table that is there.
+    /// not lie in tables that are there.
     pub(super) fn map_in_table(
         &self,
         iova: IovaRange,
@@ -29,7 +178,7 @@ impl PageTable {
         let index = self.geometry.index(LAST, start);
         let count = (iova.len() >> (shape.shift & 63)) as usize;
         if count > shape.mask + 1 - index {
-            return None;
+            return self.map_in_tables(iova, runs, template, large);
         }
         let node = self.leaf_table(start)?;
         let entries = node.table().get(index..index + count)?;
@@ -61,14 +210,19 @@ impl PageTable {
     }
 
     /// Writes the leaves of one physical run, whose first is the table's entry `index`.
-    #[inline]
+    #[inline(always)] // A list has a run for each page.
     fn write(&self, entries: &[AtomicU64], index: usize, phys: u64, template: Template, large: bool) {
-        let shape = self.geometry.level(LAST);
-        let (size, group) = (shape.size(), shape.contiguous);
         if let [entry] = entries {
             entry.store(template.leaf(LAST, phys, false), Relaxed);
-            return;
+        } else {
+            self.write_pages(entries, index, phys, template, large);
         }
+    }
+
+    #[inline(never)]
+    fn write_pages(&self, entries: &[AtomicU64], index: usize, phys: u64, template: Template, large: bool) {
+        let shape = self.geometry.level(LAST);
+        let (size, group) = (shape.size(), shape.contiguous);
         // The pages before the first group.
         let head = index.wrapping_neg() & (group - 1);
         let phys_of_group = phys.wrapping_add(head as u64 * size);
@@ -84,15 +238,14 @@ impl PageTable {
         }
     }
 
-    /// Clears the leaves of `range`, which is aligned and inside the input range. `None` where not all of it is mapped by pages
-    /// of one table.
+    /// Clears the leaves of `range`, which is aligned and inside the input range. `None` where not all of it is mapped by pages.
     pub(super) fn unmap_in_table(&self, range: IovaRange) -> Option<Result<Unmapped, RevokeError>> {
         let shape = self.geometry.level(LAST);
         let start = range.start().get();
         let index = self.geometry.index(LAST, start);
         let count = (range.len() >> (shape.shift & 63)) as usize;
         if count > shape.mask + 1 - index {
-            return None;
+            return self.unmap_in_tables(range);
         }
         let node = self.leaf_table(start)?;
         let entries = node.table().get(index..index + count)?;

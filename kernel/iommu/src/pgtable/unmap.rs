@@ -83,6 +83,9 @@ impl PageTable {
             let cut = if range.start().is_aligned(page) { range.end() } else { range.start() };
             return Err(RevokeError::SplitsBlock(cut.align_down(page)));
         }
+        if let Some(unmapped) = self.unmap_block(range) {
+            return Ok(unmapped);
+        }
         if start != end
             && let Some(result) = self.unmap_in_table(range)
         {

@@ -1,11 +1,12 @@
 //! Tests of the tables, against memory whose walker sees only what was published.
 
+mod exclusive;
 mod fake;
 mod model;
 mod rules;
 mod vectors;
 
-use super::{Geometry, Granule, Stage};
+use super::{Geometry, Granule, PageTable, Stage};
 use crate::{Iova, IovaRange, PhysAddr, PhysRange};
 
 fn iova(start: u64, len: u64) -> IovaRange {

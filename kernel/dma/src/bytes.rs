@@ -23,6 +23,7 @@ use crate::site::Site;
 use crate::{Device, Direction, Error, Pages, Rejected, View, bounce};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use base::fallible;
 use core::fmt;
 use core::panic::Location;
 use core::slice;
@@ -45,7 +46,7 @@ impl Bytes {
     /// [`Error::OutOfRange`] where the sizes add up to more than there is, [`Error::BadSize`] for a size of 0,
     /// [`Error::OutOfMemory`].
     pub fn cut(pages: Pages, sizes: &[u64]) -> Result<Vec<Self>, Error> {
-        let chunk = Arc::new(pages.into_chunk());
+        let chunk = fallible::arc(pages.into_chunk()).map_err(|_| Error::OutOfMemory)?;
         let size = chunk.run().len();
         let mut parts = Vec::new();
         parts.try_reserve_exact(sizes.len())?;
@@ -200,12 +201,13 @@ fn lend<D: Direction>(device: &Device, bytes: &Bytes, site: Site) -> Result<Loan
         if !device.is_coherent() {
             crate::held::prepare::<D, _>(bytes, 0, bytes.len)?;
         }
+        let room = Loan::room()?;
         // SAFETY:
         // - the bytes are owned: nobody has a reference into them, and they go into a `Held`, or nowhere;
         // - what else is in the pages the device does not touch: somebody vouches for it, or there is nothing else.
         match unsafe { device.lend(None, &bytes.pages, pages.len(), D::PROT, site) } {
             Ok(mut loan) => {
-                loan.narrow(skip, bytes.len);
+                loan.narrow(room, skip, bytes.len, None);
                 return Ok(loan);
             }
             Err(error) => error,
@@ -226,7 +228,7 @@ impl<D: Direction> Lent for MappedBytes<D> {
         Self::len(self)
     }
     fn segments(&self) -> &[Segment] {
-        self.held.loan().segments.as_slice()
+        self.held.loan().segments()
     }
     fn device_reads(&self) -> bool {
         D::DEVICE_READS
@@ -239,13 +241,13 @@ impl<D: Direction> Lent for MappedBytes<D> {
 impl<D: Direction> MappedBytes<D> {
     /// See [`Lent::segments`].
     pub fn segments(&self) -> &[Segment] {
-        self.held.loan().segments.as_slice()
+        self.held.loan().segments()
     }
 }
 
 impl<D: Direction> fmt::Debug for MappedBytes<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let loan = self.held.loan();
-        write!(f, "MappedBytes({} at {}, {:?})", loan.device.name(), loan.range, D::PROT)
+        write!(f, "MappedBytes({} at {}, {:?})", loan.device.name(), loan.range(), D::PROT)
     }
 }

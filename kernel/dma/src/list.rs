@@ -27,7 +27,7 @@ use crate::lent::{Lent, Segment, Slices, sealed, whole};
 use crate::memory::DmaMemory;
 use crate::quarantine::Quarantined;
 use crate::site::Site;
-use crate::{Buffer, Device, DeviceReads, DeviceWrites, Direction, Error, Rejected, view};
+use crate::{Buffer, Device, DeviceReads, DeviceWrites, Direction, Error, Rejected, View, view};
 use alloc::vec::Vec;
 use core::fmt;
 use core::panic::Location;
@@ -330,7 +330,7 @@ impl<D: Direction, B: Buffer> MappedList<D, B> {
                 return Err(Rejected { buffer: list, error });
             }
         };
-        match place(&held.memory().extents, held.loan().segments.as_slice(), &mut segments) {
+        match place(&held.memory().extents, held.loan().segments(), &mut segments) {
             Ok(()) => Ok(Self { held, segments }),
             Err(error) => Err(give_up(held, segments, error, site)),
         }
@@ -519,13 +519,21 @@ impl<D: Direction, B: Buffer> Lent for MappedList<D, B> {
 impl<D: Direction, B: Buffer> fmt::Debug for MappedList<D, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let loan = self.held.loan();
-        write!(f, "MappedList({} at {}, {:?})", loan.device.name(), loan.range, D::PROT)
+        write!(f, "MappedList({} at {}, {:?})", loan.device.name(), loan.range(), D::PROT)
     }
 }
 
 /// Access of the CPU to a list that a device has: as [`View`](crate::View), by the bytes of the parts.
 pub struct ListView<'a, D: Direction, B: Buffer> {
     mapped: &'a MappedList<D, B>,
+}
+
+impl<'a, D: Direction, B: Buffer> ListView<'a, D, B> {
+    /// The list, and its pages as the device has them: it may have a copy.
+    fn parts(&self) -> (&'a ScatterList<B>, View<'a, D, ScatterList<B>>) {
+        let held = &self.mapped.held;
+        (held.memory(), View::of(held.memory(), held.loan().copy()))
+    }
 }
 
 impl<D: DeviceWrites, B: Buffer> ListView<'_, D, B> {
@@ -535,7 +543,15 @@ impl<D: DeviceWrites, B: Buffer> ListView<'_, D, B> {
     ///
     /// [`Error::OutOfRange`]; nothing was copied.
     pub fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), Error> {
-        self.mapped.held.memory().read_at(offset, to)
+        let (list, view) = self.parts();
+        let mut rest = to;
+        for (at, len) in list.pieces(offset, rest.len() as u64)? {
+            let now = to_usize(len).min(rest.len());
+            let (now, later) = rest.split_at_mut(now);
+            view.read(at, now)?;
+            rest = later;
+        }
+        Ok(())
     }
 }
 
@@ -546,6 +562,13 @@ impl<D: DeviceReads, B: Buffer> ListView<'_, D, B> {
     ///
     /// [`Error::OutOfRange`]; nothing was copied.
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), Error> {
-        self.mapped.held.memory().store(offset, from)
+        let (list, view) = self.parts();
+        let mut rest = from;
+        for (at, len) in list.pieces(offset, rest.len() as u64)? {
+            let (now, later) = rest.split_at(to_usize(len).min(rest.len()));
+            view.write(at, now)?;
+            rest = later;
+        }
+        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use crate::pool::{Pool, PoolRef};
 use crate::{Device, Error};
 use alloc::sync::Arc;
-use base::IrqMutex;
+use base::{IrqMutex, fallible};
 use iommu::MapError;
 
 /// Bytes of a pool that a device gets when it first needs one.
@@ -90,7 +90,7 @@ impl Source {
         if let Some(pool) = &*own.lock() {
             return Ok(PoolRef::Shared(pool.clone()));
         }
-        let made = Arc::new(device.make_pool(bytes)?);
+        let made = fallible::arc(device.make_pool(bytes)?).map_err(|_| Error::OutOfMemory)?;
         let mut own = own.lock();
         let kept = own.get_or_insert_with(|| made.clone()).clone();
         drop(own);

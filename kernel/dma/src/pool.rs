@@ -25,6 +25,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::IrqMutex;
 use base::cpu::{self, MAX_CPUS};
+use base::fallible;
 use core::fmt;
 use core::ops::Deref;
 use core::ptr::NonNull;
@@ -206,7 +207,8 @@ impl Pool {
             areas.push(Area { free: IrqMutex::new(free) });
         }
         let bytes = sets.iter().map(|set| u64::from(set.slots) * SLOT).sum();
-        Ok(Self { name: Arc::from(name), sets, areas, bytes, used: AtomicU64::new(0), maintained_by, _chunks: chunks })
+        let name = fallible::text(name).ok_or(Error::OutOfMemory)?;
+        Ok(Self { name, sets, areas, bytes, used: AtomicU64::new(0), maintained_by, _chunks: chunks })
     }
 
     /// Its name in errors and reports.

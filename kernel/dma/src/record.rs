@@ -7,7 +7,8 @@
 //!
 //! What a device without an IOMMU has is only counted: nothing stops it, so no fault report will ever ask. Where the debug
 //! tracker is on, the device has no table at all, and the way that a mapping without a place takes leads to
-//! [`Exact`], which records every one: so the tracker costs nothing where it is off.
+//! [`Exact`], which records every one: so the tracker costs nothing where it is off. What has ended
+//! goes into a table of the same kind then, so that a report of a fault says no less.
 //!
 //! # Locking
 //!
@@ -178,6 +179,8 @@ pub(crate) struct Records {
     counted: Counted,
     /// Every mapping, where the tracker is on.
     exact: Option<IrqMutex<Exact>>,
+    /// What the table would remember if there were one.
+    history: Option<Box<[Place; PLACES]>>,
     forgotten: AtomicBool,
     pub quarantined: AtomicU64,
 }
@@ -186,9 +189,14 @@ impl Records {
     /// Makes the records of a device that something translates for, or nothing does.
     pub(crate) fn new(name: Arc<str>, translated: bool) -> Result<Self, Error> {
         let exact = crate::tracker::is_on().then(|| IrqMutex::new(Exact::new()));
-        let table = if translated && exact.is_none() { Some(table()?) } else { None };
+        let (table, history) = match (translated, &exact) {
+            (false, _) => (None, None),
+            (true, None) => (Some(table()?), None),
+            (true, Some(_)) => (None, Some(table()?)),
+        };
+
         let (counted, forgotten) = (Counted::default(), AtomicBool::new(false));
-        Ok(Self { name, table, counted, exact, forgotten, quarantined: AtomicU64::new(0) })
+        Ok(Self { name, table, counted, exact, history, forgotten, quarantined: AtomicU64::new(0) })
     }
 
     pub(crate) fn name(&self) -> &Arc<str> {
@@ -263,7 +271,22 @@ impl Records {
             self.forgotten.store(true, Ordering::Relaxed);
         } else if let Some(exact) = &self.exact {
             exact.lock().end(slot.0 & !Slot::EXACT, range, mapped_at, unmapped_at);
+            self.remember(range, mapped_at, unmapped_at);
         }
+    }
+
+    /// Has the address keep the history that it would have without the tracker. No place is live there: the first one will do, unless
+    /// another core is writing it.
+    fn remember(&self, range: IovaRange, mapped_at: Site, unmapped_at: Site) {
+        let Some(history) = &self.history else { return };
+        for probe in 0..PROBES {
+            let place = history.get(hash(range).wrapping_add(probe) & (PLACES - 1));
+            if let Some(place) = place.filter(|place| place.claim(range, Prot::empty(), mapped_at, &self.forgotten)) {
+                place.end(range.start(), unmapped_at);
+                return;
+            }
+        }
+        self.forgotten.store(true, Ordering::Relaxed);
     }
 
     /// Calls `f` with each live mapping that is recorded, in no order.
@@ -292,9 +315,11 @@ impl Records {
                 when: Instant::from_nanos(place.when.load(Ordering::Relaxed)),
             })
         };
-        let in_table = self.places().filter_map(read).filter(|ended| ended.range.contains(address));
+        let history = self.history.as_deref().into_iter().flatten();
+        let in_table = self.places().chain(history).filter_map(read).filter(|ended| ended.range.contains(address));
         let last = in_table.max_by_key(|ended| ended.when);
-        last.or_else(|| self.exact.as_ref()?.lock().last_ended(address))
+        let exact = self.exact.as_ref().and_then(|exact| exact.lock().last_ended(address));
+        last.into_iter().chain(exact).max_by_key(|ended| ended.when)
     }
 
     /// Whether mappings have ended that [`Records::last_ended`] does not know any more.

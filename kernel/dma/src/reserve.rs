@@ -29,7 +29,7 @@ use crate::quarantine::Quarantined;
 use crate::{Buffer, Device, Direction, Error, Rejected, View};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use base::IrqMutex;
+use base::{IrqMutex, fallible};
 use core::fmt;
 use core::panic::Location;
 use iommu::{Iova, IovaError, IovaRange, PhysRange};
@@ -97,7 +97,9 @@ impl Device {
             }
         };
         let fixed = matches!(placement, Placement::At(_));
-        Ok(Reservation(Arc::new(Reserved { device: self.clone(), range, fixed, claims: IrqMutex::new(Vec::new()) })))
+        let reserved = Reserved { device: self.clone(), range, fixed, claims: IrqMutex::new(Vec::new()) };
+        // Without room for it, it is dropped, and gives the range back.
+        fallible::arc(reserved).map(Reservation).map_err(|_| Error::OutOfMemory)
     }
 }
 
@@ -230,7 +232,7 @@ pub struct Linked<D: Direction, B: Buffer> {
 impl<D: Direction, B: Buffer> Linked<D, B> {
     /// The device's address of the first byte.
     pub fn iova(&self) -> Iova {
-        self.held.loan().range.start()
+        self.held.loan().start()
     }
 
     /// Where in the reservation it is, in bytes.
@@ -298,7 +300,7 @@ impl<D: Direction, B: Buffer> Lent for Linked<D, B> {
         self.held.memory().spans_len()
     }
     fn segments(&self) -> &[Segment] {
-        self.held.loan().segments.as_slice()
+        self.held.loan().segments()
     }
     fn device_reads(&self) -> bool {
         D::DEVICE_READS
@@ -311,7 +313,7 @@ impl<D: Direction, B: Buffer> Lent for Linked<D, B> {
 impl<D: Direction, B: Buffer> fmt::Debug for Linked<D, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let loan = self.held.loan();
-        write!(f, "Linked({} at {}, {:?})", loan.device.name(), loan.range, D::PROT)
+        write!(f, "Linked({} at {}, {:?})", loan.device.name(), loan.range(), D::PROT)
     }
 }
 
@@ -335,7 +337,7 @@ impl<D: Direction, B: Buffer> Assembled<D, B> {
         let (device, start) = (first.device().clone(), first.iova());
         let mut end = start;
         for link in &links {
-            let range = link.held.loan().range;
+            let range = link.held.loan().range();
             if range.start() != end || *link.device() != device {
                 return Err(links);
             }

@@ -10,7 +10,7 @@
 //!
 //! # Locking
 //!
-//! [`Exact`] is under the lock of its device's records. A report is made without any other lock than those, one at a time.
+//! `Exact` is under the lock of its device's records. A report is made without any other lock than those, one at a time.
 
 use crate::record::{EndedMapping, LiveMapping, Records};
 use crate::site::Site;
@@ -23,7 +23,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 use iommu::{Iova, IovaRange, Prot};
 
-/// Ended mappings that are remembered, for reports of faults.
+/// Ended mappings that are remembered in their order, besides the history that each address has in the records.
 const REMEMBERED: usize = 256;
 
 static ON: AtomicBool = AtomicBool::new(cfg!(feature = "track"));

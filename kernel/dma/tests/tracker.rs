@@ -60,6 +60,20 @@ fn every_mapping_is_listed_with_its_device_size_direction_age_and_site() {
     assert!(tracker::report().unwrap().is_empty());
     assert_eq!(tracker::report().unwrap().to_string(), "");
     removal(&system);
+    history(&system);
+}
+
+/// What a report of a fault says of an address with the tracker off it says with the tracker on. Caught: `Records` without `remember`.
+fn history(system: &FakeSystem) {
+    let net = system.device("net").unwrap();
+    let far = iommu::Iova::new(0x7000_0012_3000);
+    let line = line!() + 1;
+    drop(net.device.map_at::<ToDevice, _>(far, net.device.pages(4096).unwrap()).unwrap().unmap().unwrap());
+    for _ in 0..1000 {
+        drop(net.device.map::<ToDevice, _>(net.device.pages(4096).unwrap()).unwrap());
+    }
+    let text = net.device.explain(far).to_string();
+    assert!(text.contains("was unmapped ") && text.contains(&format!(" us ago by net at tracker.rs:{line}")), "{text}");
 }
 
 /// Misuse 18. Caught: `Device::remove` that does not look.

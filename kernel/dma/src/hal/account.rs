@@ -9,6 +9,7 @@ use crate::{Bidirectional, Device, Error, FromDevice, Pages, ToDevice};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::mem;
 use core::ptr::NonNull;
 use iommu::{Iova, IovaRange, Prot};
 use virtio_drivers::BufferDirection;
@@ -98,9 +99,9 @@ impl<M: Spans> Loan<M> {
 
     pub(super) fn range(&self) -> IovaRange {
         match self {
-            Self::ToDevice(held) => held.loan().range,
-            Self::FromDevice(held) => held.loan().range,
-            Self::Both(held) => held.loan().range,
+            Self::ToDevice(held) => held.loan().range(),
+            Self::FromDevice(held) => held.loan().range(),
+            Self::Both(held) => held.loan().range(),
         }
     }
 
@@ -183,13 +184,17 @@ impl Ring {
     }
 
     /// Revokes the device's access, and keeps the memory for the driver. Says if that failed.
-    pub(super) fn revoke(self, site: Site) -> (Self, Result<(), Quarantined>) {
-        let RingMemory::Lent(loan) = self.memory else { return (self, Ok(())) };
-        let (memory, result) = match loan.take_back(site) {
-            Ok(memory) => (RingMemory::Kept(memory), Ok(())),
-            Err(lost) => (RingMemory::Lost, Err(lost)),
-        };
-        (Self { memory, ..self }, result)
+    pub(super) fn revoke(&mut self, site: Site) -> Result<(), Quarantined> {
+        match mem::replace(&mut self.memory, RingMemory::Lost) {
+            RingMemory::Lent(loan) => {
+                self.memory = RingMemory::Kept(loan.take_back(site)?);
+                Ok(())
+            }
+            memory => {
+                self.memory = memory;
+                Ok(())
+            }
+        }
     }
 
     pub(super) fn start(&self) -> Option<NonNull<u8>> {

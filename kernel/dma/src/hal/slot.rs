@@ -78,28 +78,20 @@ impl Slot {
     #[track_caller]
     pub fn remove(&self) -> Option<Report> {
         let site = Location::caller();
-        let (occupant, shares, rings, mut report) = {
+        let (occupant, shares, mut rings, mut report) = {
             let mut account = self.0.lock();
             let occupant = account.occupant.take()?;
             let report = account.report();
             (occupant, core::mem::take(&mut account.shares), core::mem::take(&mut account.rings), report)
         };
-        let mut kept = Vec::new();
-        let room = kept.try_reserve_exact(rings.len());
         for share in shares {
             report.quarantined += u64::from(share.loan.take_back(site).is_err());
         }
-        for ring in rings {
-            let (ring, revoked) = ring.revoke(site);
-            report.quarantined += u64::from(revoked.is_err());
-            if room.is_ok() {
-                kept.push(ring);
-            } else {
-                // The driver may still use it, and nobody could find it.
-                core::mem::forget(ring);
-            }
+        // In place: to keep what the driver still uses must not need memory.
+        for ring in &mut rings {
+            report.quarantined += u64::from(ring.revoke(site).is_err());
         }
-        self.adopt(kept);
+        self.adopt(rings);
         give_back(&occupant);
         {
             let mut account = self.0.lock();
@@ -186,9 +178,8 @@ impl Slot {
     pub(super) fn deallocate(&self, address: u64, start: NonNull<u8>, pages: usize, site: Site) {
         let taken = self.0.lock().take_ring(Iova::new(address), start, pages);
         match taken {
-            Ok(ring) => {
-                let (ring, revoked) = ring.revoke(site);
-                if revoked.is_err() {
+            Ok(mut ring) => {
+                if ring.revoke(site).is_err() {
                     self.0.lock().report.quarantined += 1;
                 }
                 drop(ring);

@@ -228,6 +228,23 @@ fn a_writer_with_a_copy_is_the_only_writer() {
     assert_eq!(&shared.into_pages().unwrap().chunks().next().unwrap()[..4], b"MIne");
 }
 
+/// Caught: `SharedBuffer::attach` without `discard_copy`.
+#[test]
+fn a_writer_that_is_refused_leaves_nothing_of_its_copy() {
+    let system = FakeSystem::new();
+    let (copied, straight) =
+        (system.device_with_policy("copied", Limits::NONE, always()).unwrap(), system.device("straight").unwrap());
+    let shared = SharedBuffer::new("shared", PageSet::zeroed(system.memory, 4096, Ladder::SINGLE_PAGES).unwrap());
+    let writer = shared.attach::<FromDevice>(&straight.device).unwrap();
+    // After the other's copy was made, before it is given up.
+    let (master, iova) = (straight.master.clone(), writer.iova());
+    system.iommu.on_revoke(move |_| assert!(master.write(iova, b"meanwhile").is_ok()));
+    assert!(matches!(shared.attach::<Bidirectional>(&copied.device), Err(Error::Busy { .. })));
+    system.iommu.on_revoke(|_| ());
+    drop(writer);
+    assert_eq!(&shared.into_pages().unwrap().chunks().next().unwrap()[..9], b"meanwhile");
+}
+
 /// Caught: `coherent_request` and `lend_coherent` with the mask for streaming mappings.
 #[test]
 fn coherent_memory_has_address_lines_of_its_own() {

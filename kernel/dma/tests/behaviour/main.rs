@@ -12,6 +12,7 @@ mod directions;
 mod exhaustion;
 mod foreign;
 mod gather;
+mod kinds;
 mod lazy;
 mod limits;
 mod lists;

@@ -129,7 +129,6 @@ fn what_was_forgotten_is_not_called_never() {
 fn an_address_keeps_its_history_while_others_come_and_go() {
     let system = FakeSystem::new();
     let blk = system.device("blk").unwrap();
-    dma::tracker::enable(false);
     // The others use one address, whose place in the records is another.
     let far = Iova::new(0x7000_0012_3000);
     drop(blk.device.map_at::<ToDevice, _>(far, blk.device.pages(4096).unwrap()).unwrap());

@@ -160,6 +160,9 @@ impl<L: Lent> Lane<L> {
         // `open` is a `u16`.
         let wanted = count.min(self.in_flight()) as u16;
         let ready = || {
+            if self.queue.state.lock().has(self.id, wanted) {
+                return true;
+            }
             self.queue.drain_and_ask(Interrupt::Lane(self.id, wanted));
             let state = self.queue.state.lock();
             state.slots.returned(self.id) >= wanted || state.failure.is_some()
@@ -189,16 +192,20 @@ impl<L: Lent> Lane<L> {
             let mut wakers = [const { None::<Waker> }; WAKE_BATCH];
             let (count, result, failure) = {
                 let mut state = self.queue.state.lock();
-                let result = if state.slots.returned(self.id) < TAKE_BATCH as u16 {
-                    state.drain_or_fail(false, Interrupt::AsIs, &mut wakers)
-                } else {
-                    Ok(true)
-                };
-                (state.take_returned(self.id, &mut batch), result, state.failure)
+                let mut count = state.take_returned(self.id, &mut batch);
+                let result = state.take_used(self.id, &mut batch, &mut count, &mut wakers);
+                (count, result, state.failure)
             };
-            wake(&mut wakers);
-            if let Err(what) = result {
-                self.queue.misbehaved(what);
+            match result {
+                Ok(false) => {}
+                Ok(true) => {
+                    wake(&mut wakers);
+                    self.queue.drain_and_ask(Interrupt::AsIs);
+                }
+                Err(what) => {
+                    wake(&mut wakers);
+                    self.queue.misbehaved(what);
+                }
             }
             for returned in batch.iter().take(count) {
                 let place = self.loans.as_mut().and_then(|loans| loans.0.get_mut(usize::from(returned.head)));
@@ -224,6 +231,8 @@ impl<L: Lent> Lane<L> {
 impl<L: Lent> Drop for Lane<L> {
     fn drop(&mut self) {
         if let Some(loans) = self.loans.take() {
+            // What the device has returned already need not wait for somebody else to look.
+            self.queue.drain_and_ask(Interrupt::AsIs);
             let store = self.queue.state.lock().slots.abandon_lane(self.id, loans);
             drop(store);
         }

@@ -37,7 +37,7 @@ use core::task::Waker;
 use dma::Device;
 use iommu::Iova;
 use ring::{Descriptor, Ring, SlotMemory};
-use slots::{Phase, Returned, Slots};
+use slots::{Completed, Phase, Returned, Slots};
 
 /// How many wakers are carried out of the lock at a time.
 const WAKE_BATCH: usize = 16;
@@ -348,7 +348,7 @@ impl Queue {
         chain.write(ring, &state.slots);
         state.publish(head);
         // While only lanes were at work the device may have been asked to be silent.
-        let silent = state.event != state.used && !self.quiet;
+        let silent = (state.event != state.used || state.slots.any_in_lanes()) && !self.quiet;
         drop(guard);
         let request = Request::new(self.clone(), head);
         if silent {
@@ -518,6 +518,70 @@ impl State {
         count
     }
 
+    /// Whether so many requests of a lane can be taken back, counting those that lie in the used ring where it has no others. They
+    /// are judged when they are taken.
+    #[inline]
+    fn has(&self, lane: u16, wanted: u16) -> bool {
+        let Some(ring) = &self.ring else { return false };
+        if self.failure.is_some() || !self.slots.all_in_lane(lane) {
+            return false;
+        }
+        let pending = ring.used_index().wrapping_sub(self.used);
+        pending <= self.slots.in_flight() && pending.saturating_add(self.slots.returned(lane)) >= wanted
+    }
+
+    /// Takes entries from the used ring: those of a lane into `batch` from `count` on, until it is full. `Ok(true)` if `wakers` has
+    /// something, which may not be all; the queue is out of use when this fails, and what was taken before is valid.
+    #[inline]
+    fn take_used(
+        &mut self,
+        lane: u16,
+        batch: &mut [Returned],
+        count: &mut usize,
+        wakers: &mut [Option<Waker>],
+    ) -> Result<bool, Misbehaviour> {
+        let Some(ring) = &self.ring else { return Ok(false) };
+        if self.failure.is_some() {
+            return Ok(false);
+        }
+        let pending = ring.used_index().wrapping_sub(self.used);
+        let in_flight = self.slots.in_flight();
+        if pending > in_flight {
+            let what = Misbehaviour::UsedIndexJumped { moved: pending, in_flight };
+            self.failure = Some(Failure::Misbehaved(what));
+            return Err(what);
+        }
+        let mut wakers = wakers.iter_mut();
+        let mut woken = false;
+        for _ in 0..pending {
+            let Some(place) = batch.get_mut(*count) else { break };
+            let (id, len) = ring.used_entry(self.used);
+            self.used = self.used.wrapping_add(1);
+            self.stats.completed += 1;
+            match self.slots.complete_in(lane, id, len) {
+                Ok(Completed::Here(returned)) => {
+                    *place = Returned { status: ring.status(returned.head), ..returned };
+                    *count += 1;
+                }
+                Ok(Completed::Elsewhere(None)) => {}
+                Ok(Completed::Elsewhere(waker)) => {
+                    woken = true;
+                    if let Some(place) = wakers.next() {
+                        *place = waker;
+                    }
+                    if wakers.len() == 0 {
+                        break;
+                    }
+                }
+                Err(what) => {
+                    self.failure = Some(Failure::Misbehaved(what));
+                    return Err(what);
+                }
+            }
+        }
+        Ok(woken)
+    }
+
     /// As [`State::drain`]; the queue is out of use when that fails.
     fn drain_or_fail(
         &mut self,
@@ -587,8 +651,15 @@ fn wake(wakers: &mut [Option<Waker>]) {
 
 impl base::irq::Handler for Queue {
     fn handle(&self) {
-        self.state.lock().stats.interrupts += 1;
-        self.drain_and_ask(Interrupt::AsIs);
+        let laned = {
+            let mut state = self.state.lock();
+            state.stats.interrupts += 1;
+            state.slots.all_in_open_lanes()
+        };
+        // What is in lanes is taken by their owners, who are woken.
+        if !laned {
+            self.drain_and_ask(Interrupt::AsIs);
+        }
         base::notify();
     }
 }

@@ -95,6 +95,14 @@ pub(super) struct Returned {
     pub status: u8,
 }
 
+/// What a used entry ends.
+pub(super) enum Completed {
+    /// A request of the lane that asks.
+    Here(Returned),
+    /// Another, and who is to be woken.
+    Elsewhere(Option<Waker>),
+}
+
 pub(super) struct Slots {
     slots: Box<[Slot]>,
     /// The shadow of the descriptors' `next`: chains, and the free list.
@@ -245,7 +253,18 @@ impl Slots {
         !self.lanes.is_empty() && self.laned == self.in_flight
     }
 
+    /// As [`Slots::all_in_lanes`], and every lane has an owner, or nothing in flight.
+    pub fn all_in_open_lanes(&self) -> bool {
+        self.all_in_lanes() && !self.lanes.iter().any(|lane| matches!(lane.state, LaneState::Abandoned(_)))
+    }
+
+    /// Whether any request in flight is of a lane.
+    pub fn any_in_lanes(&self) -> bool {
+        self.laned != 0
+    }
+
     /// Whether every request in flight is of this lane.
+    #[inline]
     pub fn all_in_lane(&self, lane: u16) -> bool {
         self.lanes[usize::from(lane)].in_flight == self.in_flight
     }
@@ -283,6 +302,27 @@ impl Slots {
         }
         lane.state = LaneState::Abandoned(store);
         None
+    }
+
+    /// Judges a used entry for the owner of a lane: what is of the lane is over, and its descriptors are free.
+    #[inline]
+    pub fn complete_in(&mut self, lane: u16, id: u32, len: u32) -> Result<Completed, Misbehaviour> {
+        let index = usize::try_from(id).unwrap_or(usize::MAX);
+        match self.slots.get_mut(index) {
+            // A lane's slots have neither loans nor waker, and nobody else waits for them.
+            Some(slot) if slot.phase == Phase::InFlight && slot.lane == lane => {
+                let (chain, writable) = (slot.chain, slot.writable);
+                slot.phase = Phase::Free;
+                // The table has at most 32768 entries.
+                let head = index as u16;
+                self.in_flight -= 1;
+                self.laned -= 1;
+                self.lanes[usize::from(lane)].in_flight -= 1;
+                self.give_back(head, chain);
+                Ok(Completed::Here(Returned { head, written: Some(len.min(writable)), writable, status: 0 }))
+            }
+            _ => self.complete(id, len).map(Completed::Elsewhere),
+        }
     }
 
     /// Judges a used entry. `Ok` is who to wake.
@@ -334,6 +374,12 @@ impl Slots {
         debug_assert!(matches!(slot.phase, Phase::Done(_) | Phase::Retired));
         slot.phase = Phase::Free;
         let chain = slot.chain;
+        self.give_back(head, chain);
+    }
+
+    /// Puts `chain` descriptors, from `head` on, into the free list.
+    #[inline]
+    fn give_back(&mut self, head: u16, chain: u16) {
         let mut tail = head;
         for _ in 1..chain {
             tail = self.next(tail);

@@ -30,7 +30,7 @@ pub const PROFILES: &[(&str, &str)] = &[
          32 in slot 5",
     ),
     ("pools", "as default, with a carve-out of the edu's and an area for large allocations in the device tree"),
-    ("bare", "no IOMMU, no disk, no display, no edu"),
+    ("bare", "no IOMMU, no disk, no display; two edus with few address lines"),
 ];
 
 /// Returns the machine of that name, with `disk` where it has one. The devices of a machine stand at fixed places: edu in
@@ -104,7 +104,11 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
             machine = Machine { disk: None, gpu: false, edu: false, memory: "4G".into(), ..Machine::default() };
             machine.extra = words(["-device", "edu,addr=1", "-device", "edu,addr=5,dma_mask=0xffffffff"]);
         }
-        "bare" => machine = Machine { iommu: Iommu::None, gpu: false, edu: false, ..Machine::default() },
+        "bare" => {
+            let memory = "4G".into();
+            machine = Machine { iommu: Iommu::None, gpu: false, edu: false, memory, ..Machine::default() };
+            machine.extra = words(["-device", "edu,addr=6", "-device", "edu,addr=7,dma_mask=0xffffffff"]);
+        }
         _ => {
             let known: Vec<&str> = PROFILES.iter().map(|(name, _)| *name).collect();
             bail!("there is no machine {name:?}; the machines are {}", known.join(", "));

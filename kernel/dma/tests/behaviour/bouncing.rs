@@ -4,8 +4,8 @@ use crate::backends::{direct, memory_at, restricted, window};
 use core::sync::atomic::AtomicU32;
 use dma::fakes::FakeSystem;
 use dma::{
-    Bidirectional, Bounce, BusWindow, CpuReads, Error, FromDevice, Ladder, Lent, Limits, PageSet, Pages, Policy, Pool,
-    PoolSource, SharedBuffer, ToDevice, slice,
+    AttributeError, Bidirectional, Bounce, BusWindow, CpuReads, Error, FromDevice, Ladder, Lent, Limits, PageSet,
+    Pages, Policy, Pool, PoolSource, SharedBuffer, ToDevice, slice,
 };
 use iommu::PhysAddr;
 use std::sync::Arc;
@@ -163,6 +163,28 @@ fn a_restricted_device_reaches_its_pool_and_nothing_else() {
     assert_eq!(dev.device.pages(MIB).unwrap_err(), Error::OutOfMemory);
     drop((own, scattered, ring, foreign));
     assert_eq!((pool.used(), system.memory.live_allocations()), (0, 1));
+}
+
+/// The one alias of a pool is cached. Caught: `Pool` that gives out cached memory whatever was asked for.
+#[test]
+fn a_restricted_device_that_does_not_snoop_is_told_that_its_pool_has_no_uncached_memory() {
+    let system = FakeSystem::non_coherent();
+    let pool = restricted(&system, MIB);
+    let policy = Policy { bounce: Bounce::Restricted(pool), trusted: false };
+    let dev = system.device_with_policy("dev", Limits::NONE, policy).unwrap();
+    let unsupported = Error::Attributes(AttributeError::Unsupported);
+    assert_eq!(dev.device.coherent::<AtomicU32>().unwrap_err(), unsupported);
+    assert_eq!(dev.device.coherent_init_slice::<AtomicU32>(8).unwrap_err(), unsupported);
+    assert_eq!(dev.device.write_combined(4096).unwrap_err(), unsupported);
+    assert_eq!(dev.device.hidden(4096).unwrap_err(), unsupported);
+    // What is left is memory that is synced.
+    let shared = dev.device.non_coherent(4096).unwrap();
+    shared.view().write(0, b"ping").and_then(|()| shared.sync_for_device(0, 4)).unwrap();
+    let mut seen = [0; 4];
+    dev.master.read(shared.iova(), &mut seen).unwrap();
+    assert_eq!(&seen, b"ping");
+    drop(shared);
+    assert_eq!((pool.used(), system.memory.violations()), (0, Vec::new()));
 }
 
 /// Caught: `bounce::sync_for_cpu` that copies all; syncs without their maintenance.

@@ -24,6 +24,7 @@ Examples:
   cargo run -- --smp 8 --memory 16G --cpu max
   cargo run -- --iommu virtio
   cargo run -- bench --svg chart.svg map4k
+  cargo run -- describe board.dtb
   cargo run -- --trace 'smmuv3_*=smmu.log'
   cargo run -- -- -device pcie-root-port,id=rp0 -device edu,bus=rp0";
 
@@ -49,6 +50,33 @@ pub enum Command {
     Demo(DemoOptions),
     /// Measure what mapping and I/O cost, beside Linux on the same machine
     Bench(BenchOptions),
+    /// Say what the kernel would find on the board of a device tree, and what it would miss there
+    #[command(after_help = DESCRIBE_HELP)]
+    Describe(DescribeOptions),
+}
+
+/// What follows the options in `describe --help`.
+const DESCRIBE_HELP: &str = "\
+Nothing is built and nothing runs: the tree is only read. Disabled nodes are left out, addresses are those that
+processors use, and a node that cannot be read is listed under what is missing.
+
+Exit codes:
+  0    the tree was read, whatever is missing on the board
+  2    the file cannot be read, or is not a device tree
+
+Examples:
+  cargo run -- describe rk3588-rock-5b.dtb
+  cargo run -- describe --json fvp-base-revc.dtb | jq '.smmus[].path'";
+
+/// Options of the look at a device tree.
+#[derive(Debug, Clone, Args)]
+pub struct DescribeOptions {
+    /// The flattened device tree (.dtb)
+    #[arg(value_name = "FILE.dtb")]
+    pub file: PathBuf,
+    /// Write JSON: memory, SMMUs, PCIe hosts and their maps, bus masters; numbers are decimal
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Options of the benchmarks.

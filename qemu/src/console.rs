@@ -11,6 +11,7 @@
 //! | `##ktest plan N` | the test image will run N tests |
 //! | `##ktest start NAME` | one begins |
 //! | `##ktest ok NAME`, `##ktest fail NAME MESSAGE`, `##ktest skip NAME REASON` | one ended |
+//! | `##bench has NAME` | there is such a benchmark |
 //! | `##bench plan N`, `##bench start NAME` | the benchmarks have N to run; one begins |
 //! | `##bench result NAME UNIT MIN MEDIAN MAX COMMANDS` | what one operation of it costs |
 //! | `##bench fail NAME MESSAGE`, `##bench skip NAME REASON` | there is no result |
@@ -43,6 +44,8 @@ pub enum Message {
 /// What the benchmarks report.
 #[derive(Debug, Clone, PartialEq)]
 pub enum BenchMessage {
+    /// There is one with this name.
+    Has(String),
     /// So many will run.
     Plan(usize),
     /// The named one begins.
@@ -119,6 +122,7 @@ fn parse_bench(text: &str) -> Option<BenchMessage> {
     match kind {
         "plan" => Some(BenchMessage::Plan(rest.parse().ok()?)),
         "commands" => Some(BenchMessage::Commands(rest.parse().ok()?)),
+        "has" => Some(BenchMessage::Has(name)),
         "start" => Some(BenchMessage::Start(name)),
         "fail" => Some(BenchMessage::Fail(name, message.trim().to_string())),
         "skip" => Some(BenchMessage::Skip(name, message.trim().to_string())),

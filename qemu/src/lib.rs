@@ -18,6 +18,7 @@
 //! | [`picture`], [`disk`] | the picture, and disks of every shape around it |
 //! | [`progress`] | one line that says what is going on |
 //! | [`demo`] | the main job, from the command line to the exit code |
+//! | [`describe`] | what the kernel would find on the board of a device tree |
 //! | [`mod@bench`] | the benchmarks, beside Linux's figures |
 //!
 //! No `unsafe`, and no global state: several sessions may run at once from one process.
@@ -27,6 +28,7 @@ pub mod bench;
 pub mod cli;
 pub mod console;
 pub mod demo;
+pub mod describe;
 pub mod disk;
 pub mod emulator;
 pub mod firmware;

@@ -1,24 +1,27 @@
-//! `cargo run`: builds the kernel, boots it under QEMU and reads its verdict.
+//! `cargo run`: builds the kernel, boots it under QEMU and reads its verdict; or looks at a device tree.
 #![forbid(unsafe_code)]
 
 use clap::Parser;
 use qemu::cli::{Cli, Command};
-use qemu::{bench, demo};
+use qemu::{bench, demo, describe};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     // clap prints usage errors itself and exits with 2, as a usage error must.
     let cli = Cli::parse();
     let verdict = match cli.command {
+        Some(Command::Describe(options)) => return ended(describe::run(&options).map(|()| ExitCode::SUCCESS)),
         Some(Command::Bench(options)) => bench::run(&options),
         Some(Command::Demo(options)) => demo::run(&options),
         None => demo::run(&cli.options),
     };
-    match verdict {
-        Ok(verdict) => ExitCode::from(verdict.exit_code()),
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    ended(verdict.map(|verdict| ExitCode::from(verdict.exit_code())))
+}
+
+/// Says what went wrong on the way, if anything did.
+fn ended(result: anyhow::Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(2)
+    })
 }

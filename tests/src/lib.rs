@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod boot;
+mod carried;
 mod firmware_regions;
 pub mod misuse;
 pub mod names;

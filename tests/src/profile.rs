@@ -1,6 +1,6 @@
 //! The machines that on-target tests ask for by name.
 
-use crate::{firmware_regions, pools, two_smmus};
+use crate::{carried, firmware_regions, pools, two_smmus};
 use anyhow::{Result, bail};
 use qemu::emulator::{Emulator, Version};
 use qemu::machine::{Disk, Iommu, Machine};
@@ -30,6 +30,7 @@ pub const PROFILES: &[(&str, &str)] = &[
          32 in slot 5",
     ),
     ("pools", "as default, with a carve-out of the edu's and an area for large allocations in the device tree"),
+    ("carried", "as default without disk and display, and a PCIe bus that carries three pieces of the DMA addresses"),
     ("bare", "no IOMMU, no disk, no display; two edus with few address lines"),
 ];
 
@@ -103,6 +104,10 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
         "narrow" => {
             machine = Machine { disk: None, gpu: false, edu: false, memory: "4G".into(), ..Machine::default() };
             machine.extra = words(["-device", "edu,addr=1", "-device", "edu,addr=5,dma_mask=0xffffffff"]);
+        }
+        "carried" => {
+            machine = Machine { disk: None, gpu: false, ..Machine::default() };
+            carried::fit(&mut machine, emulator)?;
         }
         "bare" => {
             let memory = "4G".into();

@@ -29,7 +29,6 @@ use crate::memory::{DmaMemory, RawPages};
 use crate::pool::{MAX_RUN, PoolRef, Run, SLOT};
 use crate::site::Site;
 use crate::{Device, Direction, Error, copy, held, view};
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 use iommu::{Iova, PAGE_SIZE, PhysRange};
 
@@ -116,6 +115,11 @@ impl Bounced {
     /// Bytes in all pieces.
     fn total(&self) -> u64 {
         self.pieces.iter().map(|piece| piece.memory.bytes).sum()
+    }
+
+    /// Takes nothing over of what the device writes.
+    pub(crate) fn discard(&mut self) {
+        self.discarded = true;
     }
 
     /// Clears what the copy does not fill.
@@ -243,46 +247,28 @@ pub(crate) fn lend_part<D: Direction, M: Spans>(
     if !device.is_coherent() {
         bounced.clean::<D>();
     }
-    let mut boxed = Vec::new();
-    boxed.try_reserve_exact(1)?;
+    let room = Loan::room()?;
     // SAFETY: nobody has a reference into the runs, which are reached through atomics only until the loan has ended; they
     // are not given back before: the loan has them, and leaks them where its end fails.
     let mut loan = unsafe { device.lend_copy(at, &bounced.runs, bounced.total(), D::PROT, site) }?;
-    loan.narrow(bounced.skip, len);
-    boxed.push(bounced);
-    loan.stand_in(Copied(boxed.into_boxed_slice()));
+    loan.narrow(room, bounced.skip, len, Some(bounced));
     device.count_copy();
     Ok(loan)
 }
 
-/// A [`Bounced`] on the heap: one element.
-pub(crate) struct Copied(Box<[Bounced]>);
-
-impl Copied {
-    /// The copy.
-    pub(crate) fn get(&self) -> Option<&Bounced> {
-        self.0.first()
-    }
-
-    /// Takes nothing over of what the device writes.
-    pub(crate) fn discard(&mut self) {
-        if let Some(bounced) = self.0.first_mut() {
-            bounced.discarded = true;
-        }
-    }
-}
-
 /// Takes what the device wrote over into `memory`, after the copy was revoked, and gives the copy up.
 #[cold]
-pub(crate) fn take_over<D: Direction, M: Spans>(copied: Copied, memory: &M, coherent: bool) {
-    let Some(bounced) = copied.get().filter(|copy| D::DEVICE_WRITES && !copy.discarded) else { return };
+pub(crate) fn take_over<D: Direction, M: Spans>(bounced: Bounced, memory: &M, coherent: bool) {
+    if !D::DEVICE_WRITES || bounced.discarded {
+        return;
+    }
     let len = bounced.spans_len();
     if !coherent {
         // The whole is always in range, here and below.
-        let _ = held::fetch::<D, _>(bounced, 0, len);
+        let _ = held::fetch::<D, _>(&bounced, 0, len);
     }
     base::barrier::device_read();
-    let _ = transfer(bounced, memory, 0, len);
+    let _ = transfer(&bounced, memory, 0, len);
     if memory.has_others() {
         let _ = held::prepare::<crate::ToDevice, _>(memory, 0, len);
     }

@@ -205,12 +205,13 @@ fn lend<D: Direction>(device: &Device, bytes: &Bytes, site: Site) -> Result<Loan
         if !device.is_coherent() {
             crate::held::prepare::<D, _>(bytes, 0, bytes.len)?;
         }
+        let room = Loan::room()?;
         // SAFETY:
         // - the bytes are owned: nobody has a reference into them, and they go into a `Held`, or nowhere;
         // - what else is in the pages the device does not touch: somebody vouches for it, or there is nothing else.
         match unsafe { device.lend(None, &bytes.pages, pages.len(), D::PROT, site) } {
             Ok(mut loan) => {
-                loan.narrow(skip, bytes.len);
+                loan.narrow(room, skip, bytes.len, None);
                 return Ok(loan);
             }
             Err(error) => error,
@@ -231,7 +232,7 @@ impl<D: Direction> Lent for MappedBytes<D> {
         Self::len(self)
     }
     fn segments(&self) -> &[Segment] {
-        self.held.loan().segments.as_slice()
+        self.held.loan().segments()
     }
     fn device_reads(&self) -> bool {
         D::DEVICE_READS
@@ -244,13 +245,13 @@ impl<D: Direction> Lent for MappedBytes<D> {
 impl<D: Direction> MappedBytes<D> {
     /// See [`Lent::segments`].
     pub fn segments(&self) -> &[Segment] {
-        self.held.loan().segments.as_slice()
+        self.held.loan().segments()
     }
 }
 
 impl<D: Direction> fmt::Debug for MappedBytes<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let loan = self.held.loan();
-        write!(f, "MappedBytes({} at {}, {:?})", loan.device.name(), loan.range, D::PROT)
+        write!(f, "MappedBytes({} at {}, {:?})", loan.device.name(), loan.range(), D::PROT)
     }
 }

@@ -89,7 +89,7 @@ impl<T: DeviceShared + ?Sized> Coherent<T> {
     /// The device's address of the first byte; all others follow it.
     #[inline]
     pub fn iova(&self) -> Iova {
-        self.held.loan().range.start()
+        self.held.loan().start()
     }
 
     /// The device's address of the byte at `offset` of the value.
@@ -145,7 +145,7 @@ impl<T: DeviceShared + ?Sized> Lent for Coherent<T> {
         size_of_val::<T>(self) as u64
     }
     fn segments(&self) -> &[Segment] {
-        self.held.loan().segments.as_slice()
+        self.held.loan().segments()
     }
     fn device_reads(&self) -> bool {
         true
@@ -157,7 +157,7 @@ impl<T: DeviceShared + ?Sized> Lent for Coherent<T> {
 
 impl<T: DeviceShared + ?Sized> fmt::Debug for Coherent<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Coherent({} at {})", self.device().name(), self.held.loan().range)
+        write!(f, "Coherent({} at {})", self.device().name(), self.held.loan().range())
     }
 }
 
@@ -227,7 +227,7 @@ impl<T: DeviceShared + ?Sized> Unpublished<T> {
             held.take_back(site)?;
             return Err(unsupported(&device));
         }
-        if held.loan().segments.as_slice().len() != 1 {
+        if held.loan().segments().len() != 1 {
             // Only where bus windows meet in the middle of it. A ring needs one address.
             let memory = held.memory().run();
             return Err(Error::Unreachable { device: device.shared_name().clone(), memory });
@@ -241,7 +241,7 @@ impl<T: DeviceShared + ?Sized> Unpublished<T> {
 #[cold]
 fn expressed(held: &Held<Bidirectional, AttributedPages>, extra: Prot) -> bool {
     let Ok(translated) = held.loan().device.translated() else { return false };
-    translated.space().translate(held.loan().range.start()).is_some_and(|(_, prot)| prot.contains(extra))
+    translated.space().translate(held.loan().start()).is_some_and(|(_, prot)| prot.contains(extra))
 }
 
 #[cold]

@@ -43,7 +43,7 @@ impl WriteCombined {
 
     /// The device's address of the first byte.
     pub fn iova(&self) -> Iova {
-        self.held.loan().range.start()
+        self.held.loan().start()
     }
 
     /// Revokes the device's access and frees the memory, as a drop does, but says if that failed.
@@ -67,7 +67,7 @@ impl Lent for WriteCombined {
         self.held.memory().run().len()
     }
     fn segments(&self) -> &[Segment] {
-        self.held.loan().segments.as_slice()
+        self.held.loan().segments()
     }
     fn device_reads(&self) -> bool {
         true
@@ -79,6 +79,6 @@ impl Lent for WriteCombined {
 
 impl fmt::Debug for WriteCombined {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "WriteCombined({} at {})", self.device().name(), self.held.loan().range)
+        write!(f, "WriteCombined({} at {})", self.device().name(), self.held.loan().range())
     }
 }

@@ -7,7 +7,7 @@
 
 #![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
 
-use crate::bounce::{Bounced, Copied};
+use crate::bounce::Bounced;
 use crate::coherent::{Coherent, DeviceShared, Unpublished};
 use crate::combined::WriteCombined;
 use crate::direct::{BusWindow, Direct};
@@ -29,7 +29,9 @@ use crate::{
     Bidirectional, Bounce, Buffer, Bytes, Direction, Error, Ladder, Limits, Mapped, MappedBytes, MappedPeer, PageSet,
     Pages, PeerRange, Policy, Pool, Rejected,
 };
+use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use base::fallible;
 use core::fmt;
 use core::panic::Location;
@@ -277,6 +279,14 @@ impl Device {
         match &self.0.backend {
             Backend::Translated(translated) | Backend::CopiedTranslated(translated, _) => Way::Translated(translated),
             Backend::Direct(direct) | Backend::CopiedDirect(direct, _) => Way::Direct(direct),
+        }
+    }
+
+    #[inline(always)]
+    fn translated_way(&self) -> Option<&Translated> {
+        match self.way() {
+            Way::Translated(translated) => Some(translated),
+            Way::Direct(_) => None,
         }
     }
 
@@ -604,7 +614,7 @@ impl Device {
     ///
     /// Until a revocation of the loan has succeeded, the device may access the memory within `prot`: there is no reference to it that
     /// this would invalidate, and it is not freed.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn lend(
         &self,
         at: Option<Iova>,
@@ -721,7 +731,7 @@ impl Device {
     /// # Safety
     ///
     /// As [`Device::lend`].
-    #[inline]
+    #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "what a mapping is made of")]
     unsafe fn translate(
         &self,
@@ -747,8 +757,7 @@ impl Device {
             }
         };
         let slot = self.0.records.begin(range, prot, site);
-        let segments = Segments::One(Segment { iova: range.start(), len });
-        Ok(Loan { device: self.clone(), segments, range, slot, site, kind, copied: None })
+        Ok(self.loan(Segment { iova: range.start(), len }, slot, kind, site))
     }
 
     /// Lends the memory of `runs`, `len` bytes, at `iova`, which the caller has reserved and keeps until the loan has ended.
@@ -772,17 +781,20 @@ impl Device {
         // SAFETY: the caller's promise.
         unsafe { self.translated()?.map_reserved(range, runs, prot, &self.0.name) }?;
         let slot = self.0.records.begin(range, prot, site);
-        let segments = Segments::One(Segment { iova, len });
-        Ok(Loan { device: self.clone(), segments, range, slot, site, kind: Kind::Reserved, copied: None })
+        Ok(self.loan(Segment { iova, len }, slot, Kind::Reserved, site))
     }
 
     /// Lends memory that no IOMMU translates for, and that is one segment.
-    #[inline]
+    #[inline(always)]
     fn one(&self, segment: Segment, prot: Prot, site: Site) -> Loan {
-        let range = IovaRange::new(segment.iova, segment.len).unwrap_or_default();
-        let slot = self.0.records.begin_direct(range, prot, site);
-        let segments = Segments::One(segment);
-        Loan { device: self.clone(), segments, range, slot, site, kind: Kind::Plain, copied: None }
+        let slot = self.0.records.begin_direct(as_range(segment), prot, site);
+        self.loan(segment, slot, Kind::Direct, site)
+    }
+
+    /// A loan as most are.
+    #[inline(always)]
+    fn loan(&self, whole: Segment, slot: Slot, kind: Kind, site: Site) -> Loan {
+        Loan { device: self.clone(), whole, site, slot, kind, special: None }
     }
 
     /// Lends memory that no IOMMU translates for.
@@ -804,9 +816,12 @@ impl Device {
         }
         let segments = direct.windows.segments(runs, mask, limits.min_align, name)?;
         let first = segments.as_slice().first().map(|segment| segment.iova).unwrap_or_default();
-        let range = IovaRange::new(first, len).unwrap_or_default();
-        let slot = self.0.records.begin_direct(range, prot, site);
-        Ok(Loan { device: self.clone(), segments, range, slot, site, kind: Kind::Plain, copied: None })
+        let special = match segments {
+            Segments::One(_) => None,
+            Segments::Many(_) => Some(Special::new(segments)?),
+        };
+        let loan = self.one(Segment { iova: first, len }, prot, site);
+        Ok(Loan { special, ..loan })
     }
 }
 
@@ -848,16 +863,36 @@ impl fmt::Debug for Device {
     }
 }
 
-/// The address side of a mapping: what the device was told. Ends by [`Loan::settle`] only; forgetting it leaks.
+/// The address side of a mapping: what the device was told. Small, because it moves with the memory. Ends by [`Loan::settle`] only;
+/// forgetting it leaks.
 pub struct Loan {
     pub(crate) device: Device,
-    pub(crate) segments: Segments,
-    pub(crate) range: IovaRange,
-    slot: Slot,
+    /// All of it, as one; [`Special`] has the rest to say, where there is more.
+    whole: Segment,
     pub(crate) site: Site,
+    slot: Slot,
     kind: Kind,
+    special: Option<Box<[Special; 1]>>,
+}
+
+const _: () = assert!(size_of::<Loan>() == 48);
+
+/// What most loans do not have.
+struct Special {
+    /// What the driver is told.
+    segments: Segments,
     /// What the device has in place of the memory.
-    copied: Option<Copied>,
+    copied: Option<Bounced>,
+}
+
+impl Special {
+    fn new(segments: Segments) -> Result<Box<[Self; 1]>, Error> {
+        let mut one = Vec::new();
+        one.try_reserve_exact(1)?;
+        one.push(Self { segments, copied: None });
+        // It has the one element.
+        one.into_boxed_slice().try_into().map_err(|_| Error::OutOfMemory)
+    }
 }
 
 /// How an address range was had.
@@ -869,75 +904,135 @@ enum Kind {
     Fixed,
     /// Somebody else reserved it.
     Reserved,
+    /// It is where the memory is: nothing translates.
+    Direct,
+}
+
+/// The addresses of a segment that a device was told.
+#[inline(always)]
+fn as_range(segment: Segment) -> IovaRange {
+    // It was made from a range, or from a bus window, whose end is an address too.
+    IovaRange::new(segment.iova, segment.len).unwrap_or_default()
 }
 
 impl Loan {
-    /// What the device has in place of the memory.
-    #[inline]
-    pub(crate) fn copy(&self) -> Option<&Bounced> {
-        self.copied.as_ref().and_then(Copied::get)
+    /// The address range.
+    #[inline(always)]
+    pub(crate) fn range(&self) -> IovaRange {
+        as_range(self.whole)
     }
 
-    /// Takes in the copy that was lent.
-    pub(crate) fn stand_in(&mut self, copied: Copied) {
-        self.copied = Some(copied);
+    /// Where the address range begins.
+    #[inline(always)]
+    pub(crate) fn start(&self) -> Iova {
+        self.whole.iova
+    }
+
+    /// What the driver is told.
+    #[inline(always)]
+    pub(crate) fn segments(&self) -> &[Segment] {
+        match &self.special {
+            None => core::slice::from_ref(&self.whole),
+            Some(special) => special[0].segments.as_slice(),
+        }
+    }
+
+    /// What the device has in place of the memory.
+    #[inline(always)]
+    pub(crate) fn copy(&self) -> Option<&Bounced> {
+        self.special.as_ref().and_then(|special| special[0].copied.as_ref())
+    }
+
+    /// Takes the copy that was lent out.
+    #[inline(always)]
+    pub(crate) fn take_copy(&mut self) -> Option<Bounced> {
+        self.special.as_mut().and_then(|special| special[0].copied.take())
     }
 
     /// Takes nothing over of what the device writes into a copy.
     pub(crate) fn discard_copy(&mut self) {
-        if let Some(copied) = &mut self.copied {
+        if let Some(copied) = self.special.as_mut().and_then(|special| special[0].copied.as_mut()) {
             copied.discard();
         }
     }
 
-    /// Names to the driver only the `len` bytes at `skip` of what was lent.
-    pub(crate) fn narrow(&mut self, skip: u64, len: u64) {
-        self.segments.narrow(skip, len);
+    /// Room for what makes a loan special.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn room() -> Result<Room, Error> {
+        Special::new(Segments::default()).map(Room)
+    }
+
+    /// Names to the driver only the `len` bytes at `skip` of what was lent, and takes in the copy that was lent if it was one.
+    pub(crate) fn narrow(&mut self, room: Room, skip: u64, len: u64, copied: Option<Bounced>) {
+        let mut special = match self.special.take() {
+            Some(special) => special,
+            None => {
+                let mut special = room.0;
+                special[0].segments = Segments::One(self.whole);
+                special
+            }
+        };
+        special[0].segments.narrow(skip, len);
+        special[0].copied = copied;
+        self.special = Some(special);
     }
 
     /// The address space that it was made in; `None` where nothing translates.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn space(&self) -> Option<&dyn AddressSpace> {
-        match self.device.way() {
-            Way::Translated(translated) => Some(translated.space()),
-            Way::Direct(_) => None,
+        match self.kind {
+            Kind::Direct => None,
+            _ => self.device.translated_way().map(Translated::space),
         }
     }
 
     /// Revokes this loan alone.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn revoke(&self) -> Result<(), RevokeError> {
-        self.space().map_or(Ok(()), |space| space.revoke(&[self.range]))
+        self.space().map_or(Ok(()), |space| space.revoke(&[self.range()]))
     }
 
-    /// Gives the address range back after a revocation of it that ended with `outcome`, and the copy that was lent if it was one.
+    /// Gives the address range back after a revocation of it that ended with `outcome`. Called once; after `Ok` the loan is dropped.
     ///
     /// # Errors
     ///
     /// That of the revocation: the device may reach the memory for ever. The address range is never used again, and the
     /// address space stays. Whoever lent a copy forgets the loan.
-    #[inline]
-    pub(crate) fn settle(
-        self,
-        outcome: Result<(), RevokeError>,
-        site: Site,
-    ) -> Result<Option<Copied>, (RevokeError, Self)> {
-        let inner = &self.device.0;
+    #[inline(always)]
+    pub(crate) fn settle(&mut self, outcome: Result<(), RevokeError>, site: Site) -> Result<(), RevokeError> {
         if let Err(cause) = outcome {
-            inner.records.quarantined.fetch_add(self.range.len() / PAGE_SIZE, Ordering::Relaxed);
-            core::mem::forget(self.device.clone());
-            return Err((cause, self));
+            self.lose();
+            return Err(cause);
         }
-        if let Way::Translated(translated) = self.device.way() {
-            inner.records.end(self.slot, self.range, self.site, site);
+        self.finish(site);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn finish(&self, site: Site) {
+        let inner = &*self.device.0;
+        if self.kind == Kind::Direct {
+            inner.records.end_direct(self.slot, self.range(), self.site, site);
+        } else if let Some(translated) = self.device.translated_way() {
+            let range = self.range();
+            inner.records.end(self.slot, range, self.site, site);
             match self.kind {
-                Kind::Plain => translated.release(self.range),
-                Kind::Fixed => translated.release_fixed(self.range),
-                Kind::Reserved => (),
+                Kind::Plain => translated.release(range),
+                Kind::Fixed => translated.release_fixed(range),
+                Kind::Reserved | Kind::Direct => (),
             }
-        } else {
-            inner.records.end_direct(self.slot, self.range, self.site, site);
         }
-        Ok(self.copied)
+    }
+
+    #[cold]
+    fn lose(&self) {
+        self.device.0.records.quarantined.fetch_add(self.whole.len / PAGE_SIZE, Ordering::Relaxed);
+        core::mem::forget(self.device.clone());
     }
 }
+
+/// See [`Loan::room`].
+pub(crate) struct Room(Box<[Special; 1]>);

@@ -241,7 +241,7 @@ fn end_all<const N: usize, E: Ends>(places: &mut [E], site: Site) {
         let mut ranges = Ranges::<N>::new();
         let mut covered = rest.len();
         for (index, loan) in rest.iter().enumerate().filter_map(|(index, place)| Some((index, place.loan()?))) {
-            if same(loan.space(), space) && !ranges.push(loan.range) {
+            if same(loan.space(), space) && !ranges.push(loan.range()) {
                 covered = index;
                 break;
             }

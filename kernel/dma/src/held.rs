@@ -14,7 +14,7 @@ use crate::quarantine::{self, Quarantined};
 use crate::site::Site;
 use crate::{Device, Direction, Error};
 use core::marker::PhantomData;
-use core::mem::{self, ManuallyDrop};
+use core::mem::ManuallyDrop;
 use iommu::{Iova, Prot, RevokeError};
 
 /// Memory `M` that a device has, in direction `D`. Dropping it revokes.
@@ -26,19 +26,19 @@ pub struct Held<D: Direction, M: Spans> {
 
 impl<D: Direction, M: Spans> Held<D, M> {
     /// Lends `memory`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn lend(device: &Device, memory: M, site: Site) -> Result<Self, (M, Error)> {
         Self::lend_at(device, None, memory, site)
     }
 
     /// Lends `memory`, at a fixed address if there is one.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn lend_at(device: &Device, at: Option<Iova>, memory: M, site: Site) -> Result<Self, (M, Error)> {
         Self::lend_as(device, at, memory, Prot::empty(), site)
     }
 
     /// Lends `memory` with more attributes than its direction's.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn lend_as(
         device: &Device,
         at: Option<Iova>,
@@ -96,7 +96,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
     }
 
     /// What a loan was made of, or of a copy of which.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn of(loan: Loan, memory: M) -> Self {
         Self { loan: ManuallyDrop::new(loan), memory: ManuallyDrop::new(memory), direction: PhantomData }
     }
@@ -127,7 +127,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
     }
 
     /// Revokes, and gives the memory back.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take_back(self, site: Site) -> Result<M, Quarantined> {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `this` is not dropped and not used afterwards.
@@ -176,7 +176,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
     /// # Safety
     ///
     /// Called once; the object is not used afterwards, and not dropped.
-    #[inline]
+    #[inline(always)]
     unsafe fn end(&mut self, site: Site) -> Result<M, Quarantined> {
         let outcome = self.loan.revoke();
         // SAFETY: the caller's promise; the outcome is that of revoking this loan.
@@ -186,41 +186,48 @@ impl<D: Direction, M: Spans> Held<D, M> {
     /// # Safety
     ///
     /// Both as for [`Held::end`] and as for [`Held::settle`].
-    #[inline]
+    #[inline(always)]
     unsafe fn conclude(&mut self, outcome: Result<(), RevokeError>, site: Site) -> Result<M, Quarantined> {
-        // SAFETY: the caller's promise: taken once.
-        let loan = unsafe { ManuallyDrop::take(&mut self.loan) };
-        // SAFETY: as above.
-        let memory = unsafe { ManuallyDrop::take(&mut self.memory) };
-        let coherent = loan.device.is_coherent();
-        match loan.settle(outcome, site) {
-            Ok(Some(copied)) => {
-                bounce::take_over::<D, M>(copied, &memory, coherent);
-                Ok(memory)
-            }
-            Ok(None) => {
-                let len = memory.spans_len();
+        if let Err(cause) = self.loan.settle(outcome, site) {
+            // SAFETY: the caller's promise: not used afterwards.
+            return Err(unsafe { self.lose(cause) });
+        }
+        let coherent = self.loan.device.is_coherent();
+        let copied = self.loan.take_copy();
+        // SAFETY: the caller's promise: taken once, and the loan has been settled. It goes before the memory moves, so that what it
+        // is made of need not be kept meanwhile.
+        unsafe { ManuallyDrop::drop(&mut self.loan) };
+        if let Some(copied) = copied {
+            bounce::take_over::<D, M>(copied, &self.memory, coherent);
+        } else {
+            if !coherent {
                 // The whole of the memory is always in range.
-                let _ = if coherent { Ok(()) } else { fetch::<D, M>(&memory, 0, len) };
-                if D::DEVICE_WRITES {
-                    base::barrier::device_read();
-                }
-                Ok(memory)
+                let _ = fetch::<D, M>(&self.memory, 0, self.memory.spans_len());
             }
-            Err((cause, loan)) => {
-                if loan.copy().is_some() {
-                    // The device has the copy, and keeps it.
-                    drop(memory);
-                } else {
-                    mem::forget(memory);
-                }
-                let device = loan.device.shared_name().clone();
-                let lost = Quarantined { device, range: loan.range, cause, mapped_at: loan.site };
-                mem::forget(loan);
-                quarantine::add(&lost);
-                Err(lost)
+            if D::DEVICE_WRITES {
+                base::barrier::device_read();
             }
         }
+        // SAFETY: as above.
+        Ok(unsafe { ManuallyDrop::take(&mut self.memory) })
+    }
+
+    /// What remains of a loan whose revocation has failed.
+    ///
+    /// # Safety
+    ///
+    /// Called once; the object is not used afterwards, and not dropped.
+    #[cold]
+    unsafe fn lose(&mut self, cause: RevokeError) -> Quarantined {
+        if self.loan.copy().is_some() {
+            // The device has the copy, and keeps it: the loan, which has it, is never dropped. The memory was not lent.
+            // SAFETY: the caller's promise.
+            unsafe { ManuallyDrop::drop(&mut self.memory) };
+        }
+        let device = self.loan.device.shared_name().clone();
+        let lost = Quarantined { device, range: self.loan.range(), cause, mapped_at: self.loan.site };
+        quarantine::add(&lost);
+        lost
     }
 
     /// Lets the CPU see what the device has written so far to the `len` bytes at `offset`.

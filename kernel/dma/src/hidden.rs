@@ -26,7 +26,7 @@ impl HiddenPages {
 
     /// The device's address of the first byte.
     pub fn iova(&self) -> Iova {
-        self.held.loan().range.start()
+        self.held.loan().start()
     }
 
     /// Revokes the device's access and frees the memory, as a drop does, but says if that failed.
@@ -50,7 +50,7 @@ impl Lent for HiddenPages {
         self.held.memory().run().len()
     }
     fn segments(&self) -> &[Segment] {
-        self.held.loan().segments.as_slice()
+        self.held.loan().segments()
     }
     fn device_reads(&self) -> bool {
         true
@@ -62,6 +62,6 @@ impl Lent for HiddenPages {
 
 impl fmt::Debug for HiddenPages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HiddenPages({} at {})", self.device().name(), self.held.loan().range)
+        write!(f, "HiddenPages({} at {})", self.device().name(), self.held.loan().range())
     }
 }

@@ -1,9 +1,9 @@
 //! Ending mappings lazily: cheap, and as exact as ending them strictly.
 //!
-//! [`Mapped::unmap_lazy`] hands the loan to the device's *lapses* and returns a token, [`Lapsing`]. The device may reach the memory
+//! [`Mapped::unmap_lazy`](crate::Mapped::unmap_lazy) hands the loan to the device's *lapses* and returns a token, [`Lapsing`]. The device may reach the memory
 //! until a *flush* has revoked all that lapsed before it, with one completion; only then does the token yield the memory, and only
 //! then is the address range given out again. There is no way to the memory in between: laziness is a type, not a mode in which
-//! [`Mapped::unmap`] means less.
+//! [`Mapped::unmap`](crate::Mapped::unmap) means less.
 //!
 //! Flushes happen by amount ([`COUNT`] mappings or [`BYTES`]), by time ([`PERIOD`] after the first, where the kernel has a clock for it), and on request
 //! ([`Device::flush`], [`Lapsing::take`]). A token that is dropped leaves its memory to the flush.
@@ -16,8 +16,8 @@
 //!
 //! # Invariants
 //!
-//! A loan that lapsed in generation `g` is over when [`Lapses::flushed`] has reached `g`: its revocation has returned `Ok` if
-//! `g` is below [`Lapses::failed`], otherwise its memory is in quarantine. Generations are flushed one after another.
+//! A loan that lapsed in generation `g` is over when `Lapses::flushed` has reached `g`: its revocation has returned `Ok` if
+//! `g` is below `Lapses::failed`, otherwise its memory is in quarantine. Generations are flushed one after another.
 //!
 //! # After a failure
 //!
@@ -116,10 +116,10 @@ impl Lazy {
 
     /// The lapses, made on first use.
     #[inline]
-    fn lapses(&self) -> Result<&Arc<Lapses>, Error> {
+    fn lapses(&self, device: &Device) -> Result<&Arc<Lapses>, Error> {
         match self.lapses.get() {
             Some(lapses) => Ok(lapses),
-            None => self.lapses.try_call_once(Lapses::new),
+            None => self.lapses.try_call_once(|| Lapses::new(device.shared_name().clone())),
         }
     }
 }
@@ -179,6 +179,8 @@ pub fn flush_all() {
 
 /// The lapses of one device.
 pub(crate) struct Lapses {
+    /// The device's name, for reports.
+    name: Arc<str>,
     state: IrqMutex<State>,
     /// The newest generation that is over.
     flushed: AtomicU64,
@@ -210,7 +212,7 @@ fn with_room<T>() -> Result<Vec<T>, Error> {
 
 impl Lapses {
     #[cold]
-    fn new() -> Result<Arc<Self>, Error> {
+    fn new(name: Arc<str>) -> Result<Arc<Self>, Error> {
         let state = State {
             generation: 1,
             loans: with_room()?,
@@ -222,7 +224,7 @@ impl Lapses {
             cause: RevokeError::Dead,
         };
         let (state, flushed, failed) = (IrqMutex::new(state), AtomicU64::new(0), AtomicU64::new(u64::MAX));
-        let lapses = fallible::arc(Self { state, flushed, failed }).map_err(|_| Error::OutOfMemory)?;
+        let lapses = fallible::arc(Self { name, state, flushed, failed }).map_err(|_| Error::OutOfMemory)?;
         let mut all = ALL.lock();
         all.retain(|lapses| lapses.strong_count() != 0);
         all.try_reserve(1)?;
@@ -233,7 +235,7 @@ impl Lapses {
     /// Takes a loan. Gives it back where there is no room, or after a failure.
     #[inline]
     fn push(&self, loan: Loan) -> Result<Place, Loan> {
-        let len = loan.range.len();
+        let len = loan.range().len();
         let mut state = self.state.lock();
         if state.loans.len() >= COUNT || self.failed.load(Ordering::Relaxed) != u64::MAX {
             return Err(loan);
@@ -311,11 +313,11 @@ impl Lapses {
             state.cause = cause;
             self.failed.fetch_min(generation, Ordering::AcqRel);
         }
-        for loan in loans.drain(..) {
+        for mut loan in loans.drain(..) {
             let site = loan.site;
-            if let Err((cause, loan)) = loan.settle(outcome, site) {
+            if let Err(cause) = loan.settle(outcome, site) {
                 let device = loan.device.shared_name().clone();
-                quarantine::add(&Quarantined { device, range: loan.range, cause, mapped_at: loan.site });
+                quarantine::add(&Quarantined { device, range: loan.range(), cause, mapped_at: loan.site });
             }
         }
 
@@ -366,7 +368,7 @@ fn revoke(loans: &[Loan]) -> Result<(), RevokeError> {
     let mut ranges = [IovaRange::default(); COUNT];
     let ranges = ranges.get_mut(..loans.len()).unwrap_or_default();
     for (range, loan) in ranges.iter_mut().zip(loans) {
-        *range = loan.range;
+        *range = loan.range();
     }
     space.revoke(merge(ranges))
 }
@@ -444,7 +446,6 @@ struct Waits<B> {
     memory: ManuallyDrop<B>,
     coherent: bool,
     /// For the report.
-    device: Device,
     range: IovaRange,
     mapped_at: Site,
 }
@@ -495,16 +496,16 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
         if held.loan().space().is_none() || held.loan().copy().is_some() || (device.strictness() as u8) < least as u8 {
             return Err(held);
         }
-        let Ok(lapses) = device.lazy().lapses().cloned() else { return Err(held) };
-        let (device, coherent) = (device.clone(), device.is_coherent());
-        let (range, mapped_at) = (held.loan().range, held.loan().site);
+        let Ok(lapses) = device.lazy().lapses(device).cloned() else { return Err(held) };
+        let coherent = device.is_coherent();
+        let (range, mapped_at) = (held.loan().range(), held.loan().site);
         // SAFETY: the memory is kept by hand (`ManuallyDrop`) until the loan's revocation has succeeded, or put together with
         // the loan again.
         let (loan, memory) = unsafe { held.into_parts() };
         match lapses.push(loan) {
             Ok(place) => {
                 let memory = ManuallyDrop::new(memory);
-                Ok(Waits { lapses, place, memory, coherent, device, range, mapped_at })
+                Ok(Waits { lapses, place, memory, coherent, range, mapped_at })
             }
             // SAFETY: the two that were taken apart.
             Err(loan) => Err(unsafe { Held::from_parts(loan, memory) }),
@@ -553,7 +554,7 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
 impl<B: Buffer> Waits<B> {
     /// What becomes of the memory now that it is over.
     fn finish<D: Direction>(self) -> Result<B, Quarantined> {
-        let Self { lapses, place, memory, coherent, device, range, mapped_at } = self;
+        let Self { lapses, place, memory, coherent, range, mapped_at } = self;
         match lapses.outcome(place) {
             Ok(()) => {
                 let memory = ManuallyDrop::into_inner(memory);
@@ -566,7 +567,7 @@ impl<B: Buffer> Waits<B> {
                 Ok(memory)
             }
             // The memory is never dropped.
-            Err(cause) => Err(Quarantined { device: device.shared_name().clone(), range, cause, mapped_at }),
+            Err(cause) => Err(Quarantined { device: lapses.name.clone(), range, cause, mapped_at }),
         }
     }
 }
@@ -593,7 +594,7 @@ impl<D: Direction, B: Buffer> Drop for Lapsing<D, B> {
 impl<D: Direction, B: Buffer> fmt::Debug for Lapsing<D, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.state {
-            Some(Progress::Waits(waits)) => write!(f, "Lapsing({} at {})", waits.device.name(), waits.range),
+            Some(Progress::Waits(waits)) => write!(f, "Lapsing({} at {})", waits.lapses.name, waits.range),
             _ => f.write_str("Lapsing(ended)"),
         }
     }

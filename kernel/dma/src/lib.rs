@@ -31,6 +31,9 @@
 //! - The permission of the device follows from the type of the direction (R5), and so does what the CPU may copy.
 //! - A DMA address belongs to one device: drivers check a loan with [`Device::check_loan`].
 //!
+//! Loans that are over together end together ([`Gather`]), those whose memory is not needed soon end lazily ([`Mapped::unmap_lazy`]).
+//! Many buffers, or parts of them, are one [`ScatterList`]; addresses that are wanted before the memory are a [`Reservation`].
+//!
 //! A driver that wants an address space for itself has an [`OwnedDomain`] (the IOMMU-API): it says what lies where, and swaps
 //! whole address spaces under a running device.
 //!

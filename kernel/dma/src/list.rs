@@ -330,7 +330,7 @@ impl<D: Direction, B: Buffer> MappedList<D, B> {
                 return Err(Rejected { buffer: list, error });
             }
         };
-        match place(&held.memory().extents, held.loan().segments.as_slice(), &mut segments) {
+        match place(&held.memory().extents, held.loan().segments(), &mut segments) {
             Ok(()) => Ok(Self { held, segments }),
             Err(error) => Err(give_up(held, segments, error, site)),
         }
@@ -523,7 +523,7 @@ impl<D: Direction, B: Buffer> Lent for MappedList<D, B> {
 impl<D: Direction, B: Buffer> fmt::Debug for MappedList<D, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let loan = self.held.loan();
-        write!(f, "MappedList({} at {}, {:?})", loan.device.name(), loan.range, D::PROT)
+        write!(f, "MappedList({} at {}, {:?})", loan.device.name(), loan.range(), D::PROT)
     }
 }
 

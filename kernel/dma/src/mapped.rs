@@ -18,12 +18,12 @@ pub struct Mapped<D: Direction, B: Buffer> {
 }
 
 impl<D: Direction, B: Buffer> Mapped<D, B> {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn new(device: &Device, buffer: B, site: Site) -> Result<Self, Rejected<B>> {
         Self::new_at(device, None, buffer, site)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn new_at(device: &Device, at: Option<Iova>, buffer: B, site: Site) -> Result<Self, Rejected<B>> {
         match Held::lend_at(device, at, buffer, site) {
             Ok(held) => Ok(Self { held }),
@@ -35,7 +35,7 @@ impl<D: Direction, B: Buffer> Mapped<D, B> {
     /// behind an IOMMU.
     #[inline]
     pub fn iova(&self) -> Iova {
-        self.held.loan().range.start()
+        self.held.loan().start()
     }
 
     /// The size in bytes.
@@ -52,7 +52,7 @@ impl<D: Direction, B: Buffer> Mapped<D, B> {
     /// See [`Lent::segments`].
     #[inline]
     pub fn segments(&self) -> &[Segment] {
-        self.held.loan().segments.as_slice()
+        self.held.loan().segments()
     }
 
     /// Looks at the memory while the device has it. On a device that does not snoop the caches, call
@@ -146,6 +146,6 @@ impl<D: Direction, B: Buffer> Lent for Mapped<D, B> {
 impl<D: Direction, B: Buffer> fmt::Debug for Mapped<D, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let loan = self.held.loan();
-        write!(f, "Mapped({} at {}, {:?})", loan.device.name(), loan.range, D::PROT)
+        write!(f, "Mapped({} at {}, {:?})", loan.device.name(), loan.range(), D::PROT)
     }
 }

@@ -19,7 +19,6 @@ use iommu::{OutOfMemory, PAGE_SIZE, PhysRange};
 /// Physically contiguous memory. A plain slice while, and only while, no device has it.
 pub struct Pages {
     chunk: Chunk,
-    run: [PhysRange; 1],
 }
 
 impl Pages {
@@ -38,8 +37,7 @@ impl Pages {
     ///
     /// [`Error::OutOfMemory`]; [`Error::BadSize`] where the request breaks the rules of [`PageRequest`].
     pub fn allocate(memory: &'static dyn DmaMemory, request: PageRequest) -> Result<Self, Error> {
-        let chunk = Chunk::contiguous(memory, request)?;
-        Ok(Self { run: [chunk.run], chunk })
+        Ok(Self { chunk: Chunk::contiguous(memory, request)? })
     }
 
     /// The size in bytes, a multiple of the page size.
@@ -64,7 +62,7 @@ impl Pages {
 
     /// The one physical run.
     pub fn phys_runs(&self) -> &[PhysRange] {
-        &self.run
+        slice::from_ref(&self.chunk.run)
     }
 
     pub(crate) fn into_chunk(self) -> Chunk {
@@ -85,7 +83,7 @@ impl fmt::Debug for Pages {
 unsafe impl Spans for Pages {
     #[inline]
     fn spans_runs(&self) -> &[PhysRange] {
-        &self.run
+        slice::from_ref(&self.chunk.run)
     }
     #[inline]
     fn spans_len(&self) -> u64 {

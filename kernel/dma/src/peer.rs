@@ -102,7 +102,7 @@ impl<D: Direction> MappedPeer<D> {
 
     /// The device's address of the first byte; all others follow it behind an IOMMU.
     pub fn iova(&self) -> Iova {
-        self.held.loan().range.start()
+        self.held.loan().start()
     }
 
     /// The size in bytes.
@@ -136,7 +136,7 @@ impl<D: Direction> Lent for MappedPeer<D> {
         Self::len(self)
     }
     fn segments(&self) -> &[Segment] {
-        self.held.loan().segments.as_slice()
+        self.held.loan().segments()
     }
     fn device_reads(&self) -> bool {
         D::DEVICE_READS
@@ -149,6 +149,6 @@ impl<D: Direction> Lent for MappedPeer<D> {
 impl<D: Direction> fmt::Debug for MappedPeer<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let loan = self.held.loan();
-        write!(f, "MappedPeer({:?} to {} at {}, {:?})", self.held.memory(), loan.device.name(), loan.range, D::PROT)
+        write!(f, "MappedPeer({:?} to {} at {}, {:?})", self.held.memory(), loan.device.name(), loan.range(), D::PROT)
     }
 }

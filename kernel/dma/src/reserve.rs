@@ -232,7 +232,7 @@ pub struct Linked<D: Direction, B: Buffer> {
 impl<D: Direction, B: Buffer> Linked<D, B> {
     /// The device's address of the first byte.
     pub fn iova(&self) -> Iova {
-        self.held.loan().range.start()
+        self.held.loan().start()
     }
 
     /// Where in the reservation it is, in bytes.
@@ -304,7 +304,7 @@ impl<D: Direction, B: Buffer> Lent for Linked<D, B> {
         self.held.memory().spans_len()
     }
     fn segments(&self) -> &[Segment] {
-        self.held.loan().segments.as_slice()
+        self.held.loan().segments()
     }
     fn device_reads(&self) -> bool {
         D::DEVICE_READS
@@ -317,7 +317,7 @@ impl<D: Direction, B: Buffer> Lent for Linked<D, B> {
 impl<D: Direction, B: Buffer> fmt::Debug for Linked<D, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let loan = self.held.loan();
-        write!(f, "Linked({} at {}, {:?})", loan.device.name(), loan.range, D::PROT)
+        write!(f, "Linked({} at {}, {:?})", loan.device.name(), loan.range(), D::PROT)
     }
 }
 
@@ -341,7 +341,7 @@ impl<D: Direction, B: Buffer> Assembled<D, B> {
         let (device, start) = (first.device().clone(), first.iova());
         let mut end = start;
         for link in &links {
-            let range = link.held.loan().range;
+            let range = link.held.loan().range();
             if range.start() != end || *link.device() != device {
                 return Err(links);
             }

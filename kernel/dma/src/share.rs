@@ -260,7 +260,7 @@ pub struct Attachment<D: Direction> {
 impl<D: Direction> Attachment<D> {
     /// The device's address of the first byte. All others follow it where [`Lent::segments`] is one segment.
     pub fn iova(&self) -> Iova {
-        self.held.loan().range.start()
+        self.held.loan().start()
     }
 
     /// The buffer.
@@ -321,7 +321,7 @@ impl<D: Direction> Lent for Attachment<D> {
         self.held.memory().spans_len()
     }
     fn segments(&self) -> &[Segment] {
-        self.held.loan().segments.as_slice()
+        self.held.loan().segments()
     }
     fn device_reads(&self) -> bool {
         D::DEVICE_READS
@@ -334,7 +334,7 @@ impl<D: Direction> Lent for Attachment<D> {
 impl<D: Direction> fmt::Debug for Attachment<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (loan, buffer) = (self.held.loan(), &self.held.memory().buffer);
-        write!(f, "Attachment({} to {} at {}, {:?})", buffer.name, loan.device.name(), loan.range, D::PROT)
+        write!(f, "Attachment({} to {} at {}, {:?})", buffer.name, loan.device.name(), loan.range(), D::PROT)
     }
 }
 

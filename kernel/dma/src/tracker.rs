@@ -10,7 +10,7 @@
 //!
 //! # Locking
 //!
-//! [`Exact`] is under the lock of its device's records. A report is made without any other lock than those, one at a time.
+//! `Exact` is under the lock of its device's records. A report is made without any other lock than those, one at a time.
 
 use crate::record::{EndedMapping, LiveMapping, Records};
 use crate::site::Site;

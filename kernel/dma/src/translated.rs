@@ -78,7 +78,7 @@ impl Translated {
     /// # Safety
     ///
     /// As [`AddressSpace::map`].
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn map(
         &self,
         runs: &[PhysRange],
@@ -168,35 +168,43 @@ impl Translated {
         Ok(self.domain.iova().reserve(range)?)
     }
 
-    #[inline]
+    #[inline(always)]
     fn check_attached(&self, device: &Arc<str>) -> Result<(), Error> {
+        if self.group.is_in_default() && !self.has_left() { Ok(()) } else { Err(self.why_not_attached(device)) }
+    }
+
+    #[cold]
+    fn why_not_attached(&self, device: &Arc<str>) -> Error {
         match self.group.current() {
-            AttachmentState::Default if !self.has_left() => Ok(()),
-            AttachmentState::Default => Err(not_attached(AttachmentState::Blocked, device)),
-            state => Err(not_attached(state, device)),
+            // It has left, or the group has just come back.
+            AttachmentState::Default => not_attached(AttachmentState::Blocked, device),
+            state => not_attached(state, device),
         }
     }
 
     /// The alignment of a DMA address for `runs`: what the device demands, and what lets leaves be large.
-    #[inline]
+    #[inline(always)]
     fn align(&self, runs: &[PhysRange], len: u64, limits: &Limits) -> u64 {
-        let mut align = self.page_size.max(limits.min_align);
-        if len > self.page_size {
-            let longest = runs.iter().map(|run| run.len()).max().unwrap_or(0).max(1);
-            align = align.max((1 << longest.ilog2()).min(self.largest_leaf));
-            if let Some(boundary) = limits.boundary {
-                // What is not longer than the boundary does not cross it.
-                align = align.max(len.checked_next_power_of_two().unwrap_or(boundary).min(boundary));
-            }
+        let align = self.page_size.max(limits.min_align);
+        if len > self.page_size { self.align_large(align, runs, len, limits) } else { align }
+    }
+
+    #[inline(never)]
+    fn align_large(&self, least: u64, runs: &[PhysRange], len: u64, limits: &Limits) -> u64 {
+        let longest = runs.iter().map(|run| run.len()).max().unwrap_or(0).max(1);
+        let align = least.max((1 << longest.ilog2()).min(self.largest_leaf));
+        match limits.boundary {
+            // What is not longer than the boundary does not cross it.
+            Some(boundary) => align.max(len.checked_next_power_of_two().unwrap_or(boundary).min(boundary)),
+            None => align,
         }
-        align
     }
 
     /// Gives an address range back, after its revocation.
     #[inline]
     pub(crate) fn release(&self, range: IovaRange) {
         if let Err(error) = self.domain.iova().free(range) {
-            log::error!("dma: address range {range} is lost: {error}");
+            lost(range, &error);
         }
     }
 
@@ -204,7 +212,7 @@ impl Translated {
     #[cold]
     pub(crate) fn release_fixed(&self, range: IovaRange) {
         if let Err(error) = self.domain.iova().release(range) {
-            log::error!("dma: address range {range} is lost: {error}");
+            lost(range, &error);
         }
     }
 }
@@ -215,6 +223,11 @@ impl Drop for Translated {
             log::error!("dma: a group could not be blocked when its last device was given up: {error}");
         }
     }
+}
+
+#[cold]
+fn lost(range: IovaRange, error: &IovaError) {
+    log::error!("dma: address range {range} is lost: {error}");
 }
 
 fn not_attached(state: AttachmentState, name: &Arc<str>) -> Error {

@@ -375,7 +375,10 @@ fn lazy_ends_survive_every_failure() {
         });
         assert!(count > 10, "only {count} allocations");
         survives("flush", &system, &host, || {
-            let lapse = || Ok(drop(host.device.map::<FromDevice, _>(host.device.pages(4096)?)?.unmap_lazy()));
+            let lapse = || {
+                drop(host.device.map::<FromDevice, _>(host.device.pages(4096)?)?.unmap_lazy());
+                Ok(())
+            };
             let result = (0..4).try_for_each(|_| lapse());
             assert!(host.device.flush(soon()).is_ok());
             result

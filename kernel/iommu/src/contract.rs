@@ -49,6 +49,12 @@ pub unsafe trait TableMemory: Send + Sync {
     /// and in every case orders them before later stores and register writes ([`base::barrier::publish`]).
     fn publish(&self, words: &[AtomicU64]);
 
+    /// Whether [`TableMemory::publish`] is [`base::barrier::publish`] and nothing else, now and for good, so that the barrier may
+    /// stand in its place: memory that the hardware snoops.
+    fn publishes_by_barrier(&self) -> bool {
+        false
+    }
+
     /// Makes what the hardware has written to `words` visible to later loads. Memory that the CPU caches and the hardware writes
     /// without snooping must drop its cached copy here (the CPU never stores to such words); for all other memory the barrier is
     /// enough, as it stands.
@@ -63,6 +69,8 @@ pub struct TableBlock {
     phys: PhysAddr,
     words: &'static [AtomicU64],
     memory: &'static dyn TableMemory,
+    /// See [`TableMemory::publishes_by_barrier`].
+    by_barrier: bool,
 }
 
 impl TableBlock {
@@ -73,7 +81,7 @@ impl TableBlock {
     /// `words` are at `phys`, come from `memory`, and are not used by anybody else until they come back through
     /// [`TableMemory::free`] of `memory`, which may then treat them as free.
     pub unsafe fn new(phys: PhysAddr, words: &'static [AtomicU64], memory: &'static dyn TableMemory) -> Self {
-        Self { phys, words, memory }
+        Self { phys, words, memory, by_barrier: memory.publishes_by_barrier() }
     }
 
     /// Where the hardware finds it.
@@ -84,8 +92,17 @@ impl TableBlock {
 
     /// Makes earlier stores to the words `from..to` visible to the hardware (see [`TableMemory::publish`]). A range that is
     /// not inside the block publishes all of it.
-    #[inline]
+    #[inline(always)]
     pub fn publish(&self, from: usize, to: usize) {
+        if self.by_barrier {
+            base::barrier::publish();
+        } else {
+            self.publish_words(from, to);
+        }
+    }
+
+    #[inline(never)] // Costs more than the call.
+    fn publish_words(&self, from: usize, to: usize) {
         self.memory.publish(self.words.get(from..to).unwrap_or(self.words));
     }
 

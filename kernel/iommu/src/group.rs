@@ -138,6 +138,12 @@ impl Group {
         AttachmentState::ALL.get(usize::from(current)).copied().unwrap_or(AttachmentState::Changing)
     }
 
+    /// Whether the streams are in the default domain at present: [`Group::current`] in one comparison.
+    #[inline(always)]
+    pub fn is_in_default(&self) -> bool {
+        self.current.load(Ordering::Acquire) == AttachmentState::Default as u8
+    }
+
     /// Notes what [`Group::current`] says from now on.
     fn show(&self, state: &State) {
         let current = match state.place {

@@ -129,26 +129,36 @@ pub(super) fn gic(tree: &Tree<'_>) -> Result<Option<Gic>, Error> {
 pub(super) fn its(tree: &Tree<'_>) -> Result<Vec<Its>, Error> {
     let mut found = Vec::new();
     for node in tree.kind(|kinds| &kinds.its) {
-        let registers = first_reg(node, 0x2_0000)?;
-        push(&mut found, Its { registers, phandle: node.u32("phandle")?, path: node.try_path()? })?;
+        push(&mut found, its_of(node)?)?;
     }
     Ok(found)
+}
+
+/// Reads one interrupt translation service.
+pub(super) fn its_of(node: Node<'_, '_>) -> Result<Its, Error> {
+    let registers = first_reg(node, 0x2_0000)?;
+    Ok(Its { registers, phandle: node.u32("phandle")?, path: node.try_path()? })
 }
 
 /// Reads all GICv2m frames.
 pub(super) fn v2m(tree: &Tree<'_>) -> Result<Vec<V2m>, Error> {
     let mut found = Vec::new();
     for node in tree.kind(|kinds| &kinds.v2m) {
-        let (first_spi, spis) = (node.u32("arm,msi-base-spi")?, node.u32("arm,msi-num-spis")?);
-        for (property, value) in [("arm,msi-base-spi", first_spi), ("arm,msi-num-spis", spis)] {
-            if let Some(value) = value.filter(|&value| value > 988) {
-                return Err(node.fault(property, PropertyFault::Value(value.into())));
-            }
-        }
-        let registers = first_reg(node, 0x1000)?;
-        push(&mut found, V2m { registers, phandle: node.u32("phandle")?, first_spi, spis, path: node.try_path()? })?;
+        push(&mut found, v2m_of(node)?)?;
     }
     Ok(found)
+}
+
+/// Reads one GICv2m frame.
+pub(super) fn v2m_of(node: Node<'_, '_>) -> Result<V2m, Error> {
+    let (first_spi, spis) = (node.u32("arm,msi-base-spi")?, node.u32("arm,msi-num-spis")?);
+    for (property, value) in [("arm,msi-base-spi", first_spi), ("arm,msi-num-spis", spis)] {
+        if let Some(value) = value.filter(|&value| value > 988) {
+            return Err(node.fault(property, PropertyFault::Value(value.into())));
+        }
+    }
+    let registers = first_reg(node, 0x1000)?;
+    Ok(V2m { registers, phandle: node.u32("phandle")?, first_spi, spis, path: node.try_path()? })
 }
 
 /// Finds the MSI controller that `phandle`, found in `node`'s `property`, stands for; `None` if it is disabled.

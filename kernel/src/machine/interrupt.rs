@@ -65,16 +65,19 @@ pub(super) fn interrupts(node: Node<'_, '_>) -> Result<Vec<Interrupt>, Error> {
     Ok(found)
 }
 
-/// Finds the interrupt parent: the nearest `interrupt-parent` at or above the node.
+/// Finds the interrupt parent: what the nearest `interrupt-parent` names, or the nearest node above that has interrupts of its
+/// own (a nexus between the device and its controller is not named by its devices).
 fn parent<'t, 'a>(node: Node<'t, 'a>) -> Result<Node<'t, 'a>, Error> {
-    let mut next = Some(node);
-    while let Some(at) = next {
+    let mut at = node;
+    loop {
         if let Some(phandle) = at.u32("interrupt-parent")? {
             return at.resolve("interrupt-parent", phandle);
         }
-        next = at.parent();
+        at = at.parent().ok_or_else(|| node.fault("interrupt-parent", PropertyFault::Missing))?;
+        if at.has("#interrupt-cells") {
+            return Ok(at);
+        }
     }
-    Err(node.fault("interrupt-parent", PropertyFault::Missing))
 }
 
 /// Gives how many cells an interrupt of this controller has, at least 1.

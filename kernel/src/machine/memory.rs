@@ -108,7 +108,8 @@ pub(super) fn reserved(tree: &Tree<'_>) -> Result<Vec<ReservedMemory>, Error> {
     Ok(found)
 }
 
-fn region(parent: Node<'_, '_>, node: Node<'_, '_>) -> Result<ReservedMemory, Error> {
+/// Reads one child of `/reserved-memory`.
+pub(super) fn region(parent: Node<'_, '_>, node: Node<'_, '_>) -> Result<ReservedMemory, Error> {
     let cells = BusCells::plain(parent)?;
     let iommu_addresses = iommu_addresses(node)?;
     let (mut ranges, mut dynamic) = (Vec::new(), None);

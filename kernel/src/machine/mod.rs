@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod carried;
 mod chosen;
 mod cpu;
 mod error;
@@ -29,6 +30,7 @@ mod memory;
 mod pci;
 mod pools;
 mod range;
+pub mod survey;
 mod tree;
 mod validate;
 

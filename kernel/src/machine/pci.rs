@@ -193,7 +193,8 @@ fn host(node: Node<'_, '_>, index: u32) -> Result<PcieHost, Error> {
     })
 }
 
-fn buses(node: Node<'_, '_>) -> Result<(u8, u8), Error> {
+/// Reads the first and the last bus number.
+pub(super) fn buses(node: Node<'_, '_>) -> Result<(u8, u8), Error> {
     let Some(mut range) = node.cells("bus-range")? else { return Ok((0, 255)) };
     let length = node.fault("bus-range", PropertyFault::Length(range.len()));
     let (Some(first), Some(last), true) = (range.cell(), range.cell(), range.is_empty()) else { return Err(length) };

@@ -67,6 +67,23 @@ impl Kinds {
         let (smmus, virtio_iommus, pcie) = (all(SMMU_V3)?, all(VIRTIO_IOMMU)?, all(ECAM)?);
         Ok(Self { smmus, virtio_iommus, pcie, its: all(ITS)?, v2m: all(V2M)?, regions })
     }
+
+    /// Does the same, and passes over nodes that cannot be read.
+    fn lenient(tree: &Tree<'_>) -> Result<Self, Error> {
+        let all = |names: &[&str]| -> Result<Vec<usize>, Error> {
+            let mut list = Vec::new();
+            for node in tree.iter().filter(|node| node.is_compatible(names).unwrap_or(false) && node.usable()) {
+                push(&mut list, node.index)?;
+            }
+            Ok(list)
+        };
+        let mut regions = Vec::new();
+        for node in tree.find("/reserved-memory").into_iter().flat_map(Node::children).filter(|node| node.usable()) {
+            push(&mut regions, node.index)?;
+        }
+        let (smmus, virtio_iommus, pcie) = (all(SMMU_V3)?, all(VIRTIO_IOMMU)?, all(ECAM)?);
+        Ok(Self { smmus, virtio_iommus, pcie, its: all(ITS)?, v2m: all(V2M)?, regions })
+    }
 }
 
 struct NodeData<'a> {
@@ -103,6 +120,33 @@ pub(super) fn owned(text: &str) -> Result<String, Error> {
 impl<'a> Tree<'a> {
     /// Reads all of the tree in `bytes`.
     pub fn read(bytes: &'a [u8]) -> Result<Self, Error> {
+        let mut tree = Self::nodes(bytes)?;
+        tree.check_siblings()?;
+        tree.collect_phandles()?;
+        tree.kinds = Kinds::of(&tree)?;
+        Ok(tree)
+    }
+
+    /// Reads all of the tree in `bytes`, and takes what [`read`](Self::read) refuses where only single nodes are wrong: two
+    /// nodes of one name, phandles that are not what they should be (the first of two counts), properties that cannot be
+    /// read. The old name `linux,phandle` is known.
+    pub fn lenient(bytes: &'a [u8]) -> Result<Self, Error> {
+        let mut tree = Self::nodes(bytes)?;
+        let mut phandles = Vec::new();
+        for node in tree.iter() {
+            let phandle = ["phandle", "linux,phandle"].into_iter().find_map(|name| node.u32(name).ok().flatten());
+            if let Some(phandle) = phandle.filter(|&phandle| phandle != 0 && phandle != u32::MAX) {
+                push(&mut phandles, (phandle, node.index))?;
+            }
+        }
+        phandles.sort_unstable();
+        phandles.dedup_by_key(|&mut (phandle, _)| phandle);
+        tree.phandles = phandles;
+        tree.kinds = Kinds::lenient(&tree)?;
+        Ok(tree)
+    }
+
+    fn nodes(bytes: &'a [u8]) -> Result<Self, Error> {
         let checked = validate(bytes)?;
         let disagreement = || Error::Structure { node: String::from("/"), fault: StructureFault::Disagreement };
         let fdt = Fdt::new_unaligned_fallible(checked.bytes).map_err(|_| Error::Header(HeaderFault::NoRoot))?;
@@ -120,9 +164,6 @@ impl<'a> Tree<'a> {
         if (tree.nodes.len(), properties) != (checked.nodes, checked.properties) {
             return Err(disagreement());
         }
-        tree.check_siblings()?;
-        tree.collect_phandles()?;
-        tree.kinds = Kinds::of(&tree)?;
         Ok(tree)
     }
 
@@ -275,6 +316,11 @@ impl<'t, 'a> Node<'t, 'a> {
         self.try_path().unwrap_or_default()
     }
 
+    /// Says whether this is a child of the root in which a compiler leaves notes (`__symbols__`, `__local_fixups__`, ...).
+    pub fn is_note(self) -> bool {
+        self.data.parent == Some(0) && self.data.name.starts_with("__")
+    }
+
     /// Gives this node's index among the nodes of `kind`, if it is one of them and not disabled.
     pub fn index_in(self, kind: fn(&Kinds) -> &Vec<usize>) -> Option<usize> {
         kind(&self.tree.kinds).binary_search(&self.index).ok()
@@ -381,6 +427,19 @@ impl<'t, 'a> Node<'t, 'a> {
             next = node.parent();
         }
         Ok(true)
+    }
+
+    /// Says the same, and takes a `status` that cannot be read for disabled.
+    pub fn usable(self) -> bool {
+        let mut next = Some(self);
+        while let Some(node) = next {
+            let first = node.property("status").map(|status| status.split(|&byte| byte == 0).next());
+            if !matches!(first, None | Some(Some(b"okay" | b"ok"))) {
+                return false;
+            }
+            next = node.parent();
+        }
+        true
     }
 
     /// Says whether DMA of this device is coherent with the processors' caches: the nearest node at or above it that says so.

@@ -6,7 +6,8 @@
 //!
 //! # Invariants
 //!
-//! A [`Mmio`] covers `len` bytes that stay mapped for the rest of the kernel's life. No `&` reference to them exists.
+//! A [`Mmio`] covers `len` bytes that stay mapped for the rest of the kernel's life. No `&` reference to them exists. They do not
+//! pass the end of the address space (no object does), so the sum of `base` and an offset inside does not overflow.
 
 use core::fmt;
 use core::ptr::NonNull;
@@ -133,11 +134,13 @@ impl Mmio {
         Some(unsafe { Self::new(base, len) })
     }
 
-    #[inline]
+    #[inline(always)]
     #[track_caller]
     fn at(&self, offset: usize, size: usize) -> NonNull<u8> {
-        let inside = offset.checked_add(size).is_some_and(|end| end <= self.len);
-        assert!(inside && (self.base.addr().get() + offset).is_multiple_of(size), "register offset outside the window");
+        // Sizes are powers of two, far below any length of a window.
+        let inside = size <= self.len && offset <= self.len - size;
+        let aligned = self.base.addr().get().wrapping_add(offset) & (size - 1) == 0;
+        assert!(inside && aligned, "register offset outside the window");
         // SAFETY: `offset` is below `self.len`, so the sum stays in the window.
         unsafe { self.base.add(offset) }
     }

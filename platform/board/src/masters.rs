@@ -25,7 +25,7 @@ use iommu::contract::Iommu;
 use iommu::domain::{Domain, DomainKind, ReservedKind};
 use iommu::group::{AttachmentState, Group};
 use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, StreamId};
-use kernel::machine::{DmaRange, FirmwareRegion, IommuRef, Machine, PcieHost, WindowKind};
+use kernel::machine::{FirmwareRegion, IommuRef, Machine, PcieHost, WindowKind};
 use pci::{Attached, Bdf, Function, RequesterId};
 
 /// How a device is treated: what the command line and the device tree say of it.
@@ -344,9 +344,9 @@ impl Context<'_> {
         let space = |error| Error::Space { name: String::from(name), error };
         let hardware = iommu.create().map_err(|error| Error::Attach { name: String::from(name), error })?;
         let aperture = hardware.aperture();
-        let window = hull(self.host.dma_ranges.as_deref()).unwrap_or(aperture.range);
+        let window = self.host.carried().unwrap_or(aperture.range);
         let domain = Domain::new(DomainKind::Dma, hardware, window).map_err(space)?;
-        for hole in holes(self.host.dma_ranges.as_deref().unwrap_or(&[])) {
+        for hole in self.host.not_carried().map_err(|_| Error::OutOfMemory)? {
             domain.reserve(hole, ReservedKind::Hole).map_err(space)?;
         }
         for window in &self.host.windows {
@@ -442,30 +442,4 @@ fn way(function: &Function) -> Vec<(u8, u8)> {
     }
     way.reverse();
     way
-}
-
-/// From the lowest to the highest address that the bus carries.
-fn hull(ranges: Option<&[DmaRange]>) -> Option<IovaRange> {
-    let ranges = ranges?;
-    let start = ranges.iter().map(|range| range.dma).min()?;
-    let end = ranges.iter().filter_map(|range| range.dma.checked_add(range.cpu.len())).max()?;
-    IovaRange::between(start, end)
-}
-
-/// What the bus does not carry, between the addresses that it does.
-fn holes(ranges: &[DmaRange]) -> Vec<IovaRange> {
-    let mut sorted: Vec<(Iova, Iova)> =
-        ranges.iter().filter_map(|range| Some((range.dma, range.dma.checked_add(range.cpu.len())?))).collect();
-    sorted.sort_unstable();
-    let mut holes = Vec::new();
-    let mut reached: Option<Iova> = None;
-    for (start, end) in sorted {
-        if let Some(hole) = reached.and_then(|reached| IovaRange::between(reached, start))
-            && !hole.is_empty()
-        {
-            holes.push(hole);
-        }
-        reached = reached.max(Some(end));
-    }
-    holes
 }

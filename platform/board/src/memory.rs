@@ -384,6 +384,10 @@ unsafe impl TableMemory for KernelMemory {
         base::barrier::publish();
     }
 
+    fn publishes_by_barrier(&self) -> bool {
+        self.coherent
+    }
+
     fn observe(&self, words: &[AtomicU64]) {
         if !self.coherent {
             // The CPU never stores to words that hardware writes, so that cleaning writes nothing back over them.

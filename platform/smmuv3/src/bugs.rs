@@ -63,6 +63,8 @@ bugs! {
     IpsUnclamped,
     /// STE.S2SL0 is one level off.
     S2StartWrong,
+    /// A CD of a nested space is written into a table whose STE has no stage 2 yet.
+    CdWithoutStage2,
     /// CDs are not published.
     CdNotPublished,
     /// The first word of an STE is not published.

@@ -93,6 +93,8 @@ pub(crate) struct CommandQueue {
     completion: Completion,
     /// One word for each slot, for [`Completion::Message`].
     messages: Option<TableBlock>,
+    /// The CMD_SYNC of all positions, if not [`Completion::Message`].
+    sync: Words,
     ring: Ring<AtomicU64>,
     /// How many commands were refused ever.
     refusals: AtomicU64,
@@ -123,6 +125,7 @@ impl CommandQueue {
             timeout,
             completion,
             messages,
+            sync: if completion == Completion::Event { Command::SyncEvent } else { Command::Sync }.encode(),
             ring: Ring::new(size)?,
             refusals: AtomicU64::new(0),
             failed: AtomicBool::new(false),
@@ -241,26 +244,34 @@ impl CommandQueue {
 
     #[inline]
     fn ring_bell(&self, registers: &impl Registers) {
+        self.ring.ring(|index| self.tell(registers, index));
+    }
+
+    /// Tells the SMMU of everything before `index`.
+    #[inline(always)]
+    fn tell(&self, registers: &impl Registers, index: u32) {
         let wrap = if seeded(Bug::WrapDropped) { self.size.entries() } else { 0 };
-        self.ring.ring(|index| registers.write32(reg::CMDQ_PROD, index & !wrap));
+        registers.write32(reg::CMDQ_PROD, index & !wrap);
     }
 
     /// The CMD_SYNC for a position.
     #[inline]
     fn sync_at(&self, position: u64) -> Words {
-        match (self.completion, &self.messages) {
-            (Completion::Message, Some(messages)) => {
-                let slot = self.ring.slot(position);
-                if let Some(word) = messages.get(slot) {
-                    // Whatever is left there of earlier rounds is not this position's.
-                    word.store(u64::from(!tag(position)), Relaxed);
-                }
-                let address = messages.phys().get() + (slot * size_of::<u64>()) as u64;
-                Command::SyncMessage { address, data: tag(position) }.encode()
-            }
-            (Completion::Event, _) => const { Command::SyncEvent.encode() },
-            _ => const { Command::Sync.encode() },
+        match &self.messages {
+            Some(messages) => self.sync_with_message(messages, position),
+            None => self.sync,
         }
+    }
+
+    #[inline(never)] // Keeps the other way short.
+    fn sync_with_message(&self, messages: &TableBlock, position: u64) -> Words {
+        let slot = self.ring.slot(position);
+        if let Some(word) = messages.get(slot) {
+            // Whatever is left there of earlier rounds is not this position's.
+            word.store(u64::from(!tag(position)), Relaxed);
+        }
+        let address = messages.phys().get() + (slot * size_of::<u64>()) as u64;
+        Command::SyncMessage { address, data: tag(position) }.encode()
     }
 
     #[inline]

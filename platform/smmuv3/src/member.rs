@@ -27,7 +27,7 @@ use crate::entry::{Entry, WORDS};
 use crate::registers::Registers;
 use crate::smmu::Shared;
 use crate::spec::cd;
-use crate::spec::command::{Command, SCALE, TlbiRange, tlbi_nh_va};
+use crate::spec::command::{Command, TlbiRange, tlbi_nh_va};
 use crate::tlbi::Split;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -109,7 +109,7 @@ pub(crate) struct Member<R: Registers> {
     tag: Tag,
     /// See [`Self::is_plain`].
     plain: bool,
-    /// What all invalidations of a power of two of pages have in common, in a plain space.
+    /// What all invalidations of one page have in common, in a plain space.
     page_words: Words,
     walked: Arc<Walked>,
     /// A nested space was ever put on top of this stage 2.
@@ -257,15 +257,13 @@ impl<R: Registers> Member<R> {
     /// Adds the invalidations for one unmapped range to `batch`. `Ok(false)` if they are more than `budget`, of which is taken
     /// what they cost; then everything must be invalidated instead.
     pub fn invalidate(&self, batch: &mut Batch<'_, R>, unmapped: &Unmapped, budget: &mut u64) -> Result<bool, Error> {
-        // Where something was missing, an earlier revocation may have failed: the hints speak of what was found only.
-        let hints = unmapped.missing.is_none() || seeded(Bug::HintsAlways);
         let granule = self.walked.table.geometry().granule();
         let range = bugs::covered(unmapped.range, granule.size());
         if seeded(Bug::NoTlbi) {
             return Ok(true);
         }
         if self.shared.features.range_invalidation {
-            let ttl = if hints { unmapped.level.unwrap_or(0) } else { 0 };
+            let ttl = Self::level_hint(unmapped);
             for (addr, range) in Split::new(range, granule.shift(), ttl) {
                 if *budget == 0 {
                     return Ok(false);
@@ -274,7 +272,8 @@ impl<R: Registers> Member<R> {
                 batch.push(self.tag.invalidate(addr, range))?;
             }
         } else {
-            // Without ranges, one command for each leaf: any address in a block takes all of it out.
+            // Without ranges, one command for each leaf: any address in a block takes all of it out. As for hints.
+            let hints = unmapped.missing.is_none() || seeded(Bug::HintsAlways);
             let step = if hints { unmapped.leaf_size } else { None }.unwrap_or(granule.size());
             let count = range.len().div_ceil(step);
             if count > *budget {
@@ -294,12 +293,33 @@ impl<R: Registers> Member<R> {
         self.plain
     }
 
-    /// The command that invalidates `pages` pages (a power of two) from `start` of a plain space, of which nothing but pages was
-    /// unmapped.
+    /// The command that invalidates the page at `start` of a plain space.
     #[inline]
-    pub fn page_command(&self, start: Iova, pages: u64) -> Words {
+    pub fn page_command(&self, start: Iova) -> Words {
         let [word0, word1] = self.page_words;
-        [word0 | SCALE.put(u64::from(pages.trailing_zeros())), word1 | start.get()]
+        [word0, word1 | start.get()]
+    }
+
+    /// The command that invalidates one unmapped range of a plain space, if one does.
+    #[inline]
+    pub fn command(&self, unmapped: &Unmapped) -> Option<Words> {
+        if seeded(Bug::NoTlbi) {
+            return None;
+        }
+        let Tag::Asid { vmid, asid } = self.tag else { return None };
+        let granule = self.walked.table.geometry().granule();
+        let range = bugs::covered(unmapped.range, granule.size());
+        let (addr, range) = Split::whole(range, granule.shift(), Self::level_hint(unmapped))?;
+        let asid = asid ^ u16::from(seeded(Bug::WrongAsid));
+        Some(tlbi_nh_va(vmid, asid, addr, bugs::hinted(range), true))
+    }
+
+    /// The level of all leaves of a range, or 0. Where something was missing, an earlier revocation may have failed: what is known
+    /// of the leaves speaks of what was found only.
+    #[inline]
+    fn level_hint(unmapped: &Unmapped) -> u8 {
+        let known = unmapped.missing.is_none() || seeded(Bug::HintsAlways);
+        if known { unmapped.level.unwrap_or(0) } else { 0 }
     }
 
     /// Executes one command, and completes it.
@@ -314,27 +334,8 @@ impl<R: Registers> Member<R> {
 
     /// Invalidates one unmapped range of a plain space and awaits that. `None` where it takes more than [`QUICK`] commands:
     /// nothing has been issued then.
-    #[inline]
-    pub fn invalidate_quickly(&self, unmapped: &Unmapped) -> Option<Result<(), Error>> {
-        // As in `invalidate`.
-        let hints = unmapped.missing.is_none() || seeded(Bug::HintsAlways);
-        let ttl = if hints { unmapped.level.unwrap_or(0) } else { 0 };
-        let granule = self.walked.table.geometry().granule();
-        let range = bugs::covered(unmapped.range, granule.size());
-        let Some((addr, range)) = Split::whole(range, granule.shift(), ttl) else {
-            return self.invalidate_in_pieces(unmapped.range, ttl);
-        };
-        if seeded(Bug::NoTlbi) {
-            return None;
-        }
-        let Tag::Asid { vmid, asid } = self.tag else { return None };
-        let asid = asid ^ u16::from(seeded(Bug::WrongAsid));
-        Some(self.execute(tlbi_nh_va(vmid, asid, addr, bugs::hinted(range), true)))
-    }
-
-    #[cold]
     #[inline(never)]
-    fn invalidate_in_pieces(&self, range: IovaRange, ttl: u8) -> Option<Result<(), Error>> {
+    pub fn invalidate_quickly(&self, unmapped: &Unmapped) -> Option<Result<(), Error>> {
         let Tag::Asid { vmid, asid } = self.tag else { return None };
         if seeded(Bug::NoTlbi) {
             return None;
@@ -343,7 +344,8 @@ impl<R: Registers> Member<R> {
         let granule = self.walked.table.geometry().granule();
         let mut words = [[0; 2]; QUICK];
         let mut count = 0;
-        for (addr, range) in Split::new(bugs::covered(range, granule.size()), granule.shift(), ttl) {
+        let range = bugs::covered(unmapped.range, granule.size());
+        for (addr, range) in Split::new(range, granule.shift(), Self::level_hint(unmapped)) {
             *words.get_mut(count)? = tlbi_nh_va(vmid, asid, addr, bugs::hinted(range), true);
             count += 1;
         }

@@ -24,11 +24,11 @@ pub trait Registers: Send + Sync + 'static {
 }
 
 impl Registers for Mmio {
-    #[inline]
+    #[inline(always)]
     fn read32(&self, offset: usize) -> u32 {
         Self::read32(self, offset)
     }
-    #[inline]
+    #[inline(always)]
     fn write32(&self, offset: usize, value: u32) {
         Self::write32(self, offset, value);
     }

@@ -161,18 +161,29 @@ impl<W: Word> Ring<W> {
         }
     }
 
-    /// Claims `wanted` positions, or none: `None` where there is no room for all, and where the queue is closed or another core
-    /// claims at this moment.
+    /// The position that would be claimed next; if the queue is closed, none that can be.
     #[inline]
-    pub fn claim_all(&self, wanted: u64) -> Option<Range<u64>> {
-        let claimed = self.claimed.load(Relaxed);
-        // As in `claim`. Closed, the claim word is beyond everything that is free.
-        let free = self.consumed.load(Acquire).wrapping_add(u64::from(self.size.entries()));
-        let end = claimed.wrapping_add(wanted);
-        if end > free {
+    pub fn next(&self) -> u64 {
+        self.claimed.load(Relaxed)
+    }
+
+    /// Claims the `wanted` positions from `next` on ([`Self::next`]), or none: `None` where there is no room for all, and where the
+    /// queue is closed or another core claims at this moment.
+    #[inline]
+    pub fn claim_from(&self, next: u64, wanted: u64) -> Option<Range<u64>> {
+        let end = next.wrapping_add(wanted);
+        // As in `claim`. Closed, the claim word is beyond everything that is free; and what others have consumed since `next` was
+        // looked at makes the difference large, but then the exchange would fail too.
+        if end.wrapping_sub(self.consumed.load(Acquire)) > self.places.wrapping_add(1) {
             return None;
         }
-        self.claimed.compare_exchange(claimed, end, Relaxed, Relaxed).ok().map(|_| claimed..end)
+        self.claimed.compare_exchange(next, end, Relaxed, Relaxed).ok().map(|_| next..end)
+    }
+
+    /// [`Self::claim_from`] the next position.
+    #[inline]
+    pub fn claim_all(&self, wanted: u64) -> Option<Range<u64>> {
+        self.claim_from(self.next(), wanted)
     }
 
     /// Marks a claimed run as written.
@@ -210,6 +221,37 @@ impl<W: Word> Ring<W> {
                 return;
             }
         }
+    }
+
+    /// [`Self::finish`] and [`Self::ring`] of one run, with less to do where everything before it has been told and nobody is at
+    /// it. Called with interrupts masked.
+    ///
+    /// Then the run needs no mark: marks are for others, who begin to look where the hardware has been told up to, which is
+    /// behind it as soon as they can.
+    #[inline(always)] // Into the one place that calls it.
+    pub fn finish_and_ring(&self, run: Range<u64>, tell: impl Fn(u32)) {
+        if self.ringing.compare_exchange(0, 1, Acquire, Relaxed).is_ok() {
+            let next = self.published.load(Relaxed) == run.start;
+            if next {
+                // As in `ring`.
+                self.published.store(run.end, Relaxed);
+                tell(self.index(run.end));
+            }
+            self.ringing.store(0, Release);
+            W::fence();
+            if next && self.walk(run.end) == run.end {
+                return;
+            }
+        }
+        self.finish_and_ring_in_turn(run, tell);
+    }
+
+    /// What [`Self::finish_and_ring`] does where others are at it, or their entries lie before or behind.
+    #[cold]
+    #[inline(never)]
+    fn finish_and_ring_in_turn(&self, run: Range<u64>, tell: impl Fn(u32)) {
+        self.finish(run);
+        self.ring(tell);
     }
 
     /// The end of what is written without a gap from `position` on.

@@ -24,7 +24,7 @@
 
 use crate::Error;
 use crate::bugs::{Bug, seeded};
-use crate::cmdq::Batch;
+use crate::cmdq::{Batch, Words};
 use crate::member::{Member, Tag};
 use crate::registers::Registers;
 use crate::request::{Request, Translation};
@@ -33,6 +33,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
 use core::fmt;
+use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicU64, Ordering};
 use iommu::contract::{AddressSpace, Aperture};
 use iommu::pgtable::{PageTable, Unmapped};
@@ -169,19 +170,29 @@ impl<R: Registers> Space<R> {
         member.complete(batch, ranges, broad)
     }
 
-    /// Revokes one range of a plain space that has no failure behind it: the same steps, for which nothing is gathered.
+    /// Revokes one range of a plain space that has no failure behind it: the same steps, for which nothing is gathered. Returns
+    /// the command that is left to execute, or what came of it where there is none.
     #[inline(never)] // Keeps the way of one page short.
-    fn revoke_one(&self, member: &Member<R>, range: IovaRange) -> Result<(), RevokeError> {
-        let unmapped = self.table.unmap(range)?;
+    fn begin_revoking(&self, member: &Member<R>, range: IovaRange) -> ControlFlow<Result<(), RevokeError>, Words> {
+        let unmapped = match self.table.unmap(range) {
+            Ok(unmapped) => unmapped,
+            Err(error) => return ControlFlow::Break(Err(error)),
+        };
+        let command = member.command(&unmapped);
+        if unmapped.missing.is_none()
+            && let Some(command) = command
+        {
+            return ControlFlow::Continue(command);
+        }
         let result = match member.invalidate_quickly(&unmapped) {
             Some(result) => result,
             None => Self::invalidate_in_batches(member, unmapped),
         };
-        match (result, unmapped.missing) {
+        ControlFlow::Break(match (result, unmapped.missing) {
             (Ok(()), None) => Ok(()),
             (Ok(()), Some(missing)) => Err(RevokeError::NotMapped(missing)),
             (Err(error), _) => self.failed(error),
-        }
+        })
     }
 
     #[cold]
@@ -288,10 +299,18 @@ unsafe impl<R: Registers> AddressSpace for Space<R> {
                 || seeded(Bug::WrongAsid)
                 || seeded(Bug::WrongTtl)
                 || seeded(Bug::RangeOnePageShort);
-            if !tested && self.table.unmap_page(*range) {
-                return member.execute(member.page_command(range.start(), 1)).or_else(|error| self.failed(error));
-            }
-            return self.revoke_one(member, *range);
+            let command = if !tested && self.table.unmap_page(*range) {
+                member.page_command(range.start())
+            } else {
+                match self.begin_revoking(member, *range) {
+                    ControlFlow::Continue(command) => command,
+                    ControlFlow::Break(result) => return result,
+                }
+            };
+            return match member.execute(command) {
+                Ok(()) => Ok(()),
+                Err(error) => self.failed(error),
+            };
         }
         self.revoke_all(ranges)
     }

@@ -5,7 +5,8 @@
 //! It is planned first, with everything allocated that it needs; until then nothing has changed. Then a CD is written where one
 //! in the stream's table changes, the STE is, and the ATC is emptied of what it holds of the spaces that were taken away.
 //! Replacing what a live substream has would take two words of its CD, with a moment of neither in between: instead the table
-//! is copied and the STE's pointer to it switched, one word.
+//! is copied and the STE's pointer to it switched, one word. So it is where the STE gets a stage 2 with its first CD: nothing
+//! may be found through a CD before the stage 2 is there that limits it.
 //!
 //! # Locking
 //!
@@ -277,7 +278,11 @@ impl<R: Registers> Shared<R> {
             next.numbered.push((ssid, Arc::clone(space)));
         }
         let mut context = None;
-        if taken && !same {
+        // The STE of a table that nobody is in has no stage 2. A CD of a nested space must not be found through that: it would be
+        // walked as a stage 1 alone, to what are intermediate addresses, and be tagged with no VMID. A new table comes with its STE.
+        let below = self.ours(space)?.parent().is_some() && !seeded(Bug::CdWithoutStage2);
+        let uncovered = below && contexts.all().next().is_none();
+        if taken && !same || uncovered {
             next.table = shared(ContextTable::new(&self.features, self.config.substream_bits, self.memory)?)?;
             self.fill(&next)?;
         } else {

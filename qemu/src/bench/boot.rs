@@ -17,6 +17,9 @@ use std::time::Duration;
 /// The benchmark that is timed from outside, and has a boot of its own.
 pub const FIRST_READ: &str = "first_read";
 
+/// In place of a name: the image is to say which benchmarks there are.
+pub const LIST: &str = "?";
+
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Clock {
@@ -69,6 +72,8 @@ pub struct Figure {
 /// What a boot came to.
 #[derive(Debug, Default)]
 pub struct Told {
+    /// The benchmarks that there are, if that was asked.
+    pub names: Vec<String>,
     /// What was measured.
     pub figures: Vec<Figure>,
     /// What failed, with what was said.
@@ -99,7 +104,6 @@ pub struct Boot<'a> {
 impl Boot<'_> {
     /// The machine: as Linux had it, with two edus and a disk whose data comes from nowhere.
     pub fn machine(&self) -> Machine {
-        let iommu = if self.mode == Mode::Direct { Iommu::None } else { Iommu::SmmuV3 };
         let mut command_line = vec![format!("bench.mode={}", self.mode), format!("bench.clock={}", self.clock.word())];
         if !self.names.is_empty() {
             command_line.push(format!("bench={}", self.names.join(",")));
@@ -119,7 +123,7 @@ impl Boot<'_> {
             smp: if self.clock == Clock::Wall { 2 } else { 1 },
             memory: "4G".into(),
             cpu: "cortex-a57".into(),
-            iommu,
+            iommu: Iommu::SmmuV3,
             gpu: false,
             trace: self.trace.iter().cloned().collect(),
             command_line,
@@ -133,7 +137,7 @@ impl Boot<'_> {
         let mut session = Session::start(self.emulator, &self.machine(), &self.firmware.image, self.patience, false)?;
         let (mut told, mut running, mut said) = (Told::default(), None::<String>, Vec::new());
         let (mut symbols, mut backtrace) = (None, Backtrace::default());
-        let (mut plan, mut begun, mut out_of_time) = (None, 0_usize, false);
+        let (mut plan, mut out_of_time) = (None, false);
         loop {
             let line = match session.next_event() {
                 Event::Line(line) => line,
@@ -146,12 +150,11 @@ impl Boot<'_> {
             };
             match console::parse(&line) {
                 Some(Message::Bench(message)) => match message {
+                    BenchMessage::Has(name) => told.names.push(name),
                     BenchMessage::Plan(count) => plan = Some(count),
                     BenchMessage::Start(name) => {
-                        begun += 1;
                         session.set_timeout(Some(self.patience));
-                        let of = plan.unwrap_or(begun);
-                        progress.step(&format!("{}, {}: {name} ({begun} of {of})", self.mode, self.clock));
+                        progress.step(&format!("{}, {}: {name}", self.mode, self.clock));
                         running = Some(name);
                     }
                     BenchMessage::Commands(count) => told.commands = count,

@@ -56,6 +56,20 @@ impl Figures {
         serde_json::from_str(&text).with_context(|| format!("{} makes no sense", file.display()))
     }
 
+    fn find(&self, name: &str, mode: Mode) -> Option<&Figure> {
+        self.figures.iter().find(|one| one.name == name && one.mode == mode)
+    }
+
+    /// Instructions for one operation.
+    pub fn instructions(&self, name: &str, mode: Mode) -> Option<f64> {
+        Some(self.find(name, mode)?.instructions)
+    }
+
+    /// Commands to the SMMU for one operation.
+    pub fn commands(&self, name: &str, mode: Mode) -> Option<f64> {
+        Some(self.find(name, mode)?.commands)
+    }
+
     /// Takes over what was measured now; what was not is kept.
     pub fn update(&mut self, results: &Results, emulator: &Emulator) {
         self.qemu = emulator.version.to_string();

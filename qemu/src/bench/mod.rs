@@ -2,12 +2,13 @@
 //!
 //! Instructions are exact: the machine counts them instead of time, so that two runs of one image say the same. Wall time is of
 //! this machine, and only its ratios travel. What is measured stands in the image (`tests/bench`); here it is booted ([`boot`]),
-//! compared with Linux ([`linux`]) and with what was measured before ([`figures`]), and told ([`report`], [`chart`]).
+//! compared with Linux ([`linux`]) and with what was measured before ([`figures`]), and told ([`report`], [`chart`], [`readme`]).
 
 pub mod boot;
 pub mod chart;
 pub mod figures;
 pub mod linux;
+pub mod readme;
 pub mod report;
 
 use crate::cli::BenchOptions;
@@ -17,7 +18,7 @@ use crate::firmware::{self, Firmware};
 use crate::progress::Progress;
 use crate::setup;
 use anyhow::{Context, Result};
-use boot::{Boot, Clock, FIRST_READ};
+use boot::{Boot, Clock, FIRST_READ, LIST};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
@@ -25,8 +26,8 @@ use std::time::Duration;
 /// The package with the benchmarks, and its binary.
 pub const IMAGE: (&str, &str) = ("bench-image", "bench-image");
 
-/// Boots of which the first read in the middle counts.
-const FIRST_READS: usize = 5;
+/// Boots of which the fastest counts, where time is measured.
+pub const WALL_BOOTS: usize = 5;
 
 /// How the memory of devices is protected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -37,7 +38,7 @@ pub enum Mode {
     Strict,
     /// By the IOMMU, and what is taken back is handed out when a batch of it is out of reach
     Lazy,
-    /// Not at all: no IOMMU
+    /// Not at all: the IOMMU lets the devices through
     Direct,
 }
 
@@ -76,7 +77,7 @@ pub struct Measured {
     pub min: Option<f64>,
     /// Instructions in the dearest batch.
     pub max: Option<f64>,
-    /// Nanoseconds of this machine's time, the median of the batches.
+    /// Nanoseconds of this machine's time, the median of the batches, in the fastest of [`WALL_BOOTS`] boots.
     pub wall_ns: Option<f64>,
 }
 
@@ -87,6 +88,8 @@ pub struct Results {
     pub measured: Vec<Measured>,
     /// Benchmarks that failed, with what they said.
     pub failed: Vec<String>,
+    /// Where time was measured: the load of this machine before and after.
+    pub load: Option<(f64, f64)>,
 }
 
 impl Results {
@@ -101,7 +104,8 @@ impl Results {
         });
         let one = &mut self.measured[index];
         if clock == Clock::Wall {
-            one.wall_ns = Some(result.median);
+            // Whatever else this machine does makes it slower: the fastest boot has least of that.
+            one.wall_ns = Some(one.wall_ns.map_or(result.median, |best| best.min(result.median)));
             one.commands = one.commands.or(Some(result.commands));
         } else {
             one.instructions = Some(result.median);
@@ -123,35 +127,44 @@ pub struct Plan {
     pub patience: Duration,
 }
 
-/// Measures what `plan` says. Fails if the image cannot be booted; a benchmark that fails is told in the results.
+/// Measures what `plan` says, each benchmark in a machine of its own: what it costs does not depend on what ran before. Fails if
+/// the image cannot be booted; a benchmark that fails is told in the results.
 pub fn measure(emulator: &Emulator, firmware: &Firmware, plan: &Plan, progress: &mut Progress) -> Result<Results> {
-    let mut results = Results::default();
-    let named = |name: &str| plan.names.is_empty() || plan.names.iter().any(|one| one == name);
+    let mut results = Results { load: plan.wall.then(load), ..Results::default() };
     for &mode in &plan.modes {
         let clocks = [Clock::Instructions, Clock::Work, Clock::Wall];
         for clock in clocks.into_iter().filter(|clock| plan.wall || *clock != Clock::Wall) {
-            let names: Vec<String> = plan.names.iter().filter(|name| *name != FIRST_READ).cloned().collect();
-            if names.is_empty() && !plan.names.is_empty() {
-                continue;
+            let run = |names: &[String], progress: &mut Progress| {
+                let boot = Boot { emulator, firmware, mode, clock, names, patience: plan.patience, trace: None };
+                boot.run(progress).with_context(|| format!("{mode}, {clock}: {}", names.join(", ")))
+            };
+            let mut names = run(&[LIST.to_string()], progress)?.names;
+            if clock == Clock::Wall {
+                names.push(FIRST_READ.to_string());
             }
-            let patience = plan.patience;
-            let boot = Boot { emulator, firmware, mode, clock, names: &names, patience, trace: None };
-            let told = boot.run(progress).with_context(|| format!("{mode}, {clock}"))?;
-            told.figures.into_iter().for_each(|figure| results.add(mode, clock, figure));
-            results.failed.extend(told.failed.into_iter().map(|what| format!("{mode}, {clock}: {what}")));
-        }
-        if plan.wall && named(FIRST_READ) {
-            let (clock, names, patience) = (Clock::Wall, [FIRST_READ.to_string()], plan.patience);
-            let boot = Boot { emulator, firmware, mode, clock, names: &names, patience, trace: None };
-            let mut figures = Vec::new();
-            for _ in 0..FIRST_READS {
-                figures.extend(boot.run(progress).with_context(|| format!("{mode}, first read"))?.figures);
+            if !plan.names.is_empty() {
+                names.retain(|name| plan.names.contains(name));
             }
-            figures.sort_by(|one, other| one.median.total_cmp(&other.median));
-            figures.into_iter().nth(FIRST_READS / 2).into_iter().for_each(|figure| results.add(mode, clock, figure));
+            for name in names {
+                for _ in 0..if clock == Clock::Wall { WALL_BOOTS } else { 1 } {
+                    let told = run(std::slice::from_ref(&name), progress)?;
+                    told.figures.into_iter().for_each(|figure| results.add(mode, clock, figure));
+                    results.failed.extend(told.failed.into_iter().map(|what| format!("{mode}, {clock}: {what}")));
+                }
+            }
         }
     }
+    if let Some((_, after)) = &mut results.load {
+        *after = load().0;
+    }
     Ok(results)
+}
+
+/// Processes of this machine that run or would like to, over a minute: twice, for before and after.
+fn load() -> (f64, f64) {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(f64::NAN);
+    (load, load)
 }
 
 /// Runs the command. An error means that the command line or the environment is at fault.
@@ -179,7 +192,8 @@ pub fn run(options: &BenchOptions) -> Result<Verdict> {
         let mut kept = figures::Figures::read().unwrap_or_default();
         kept.update(&results, &emulator);
         kept.write()?;
-        eprintln!("{} is up to date", figures::path().display());
+        readme::update(&kept, &linux)?;
+        eprintln!("{} and the table of README.md are up to date", figures::path().display());
     }
     for failure in &results.failed {
         eprintln!("failed: {failure}");

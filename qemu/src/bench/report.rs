@@ -1,7 +1,7 @@
 //! The results as a table.
 
 use super::linux::{KERNELS, Row, Table};
-use super::{Measured, Mode, Results};
+use super::{Measured, Results, WALL_BOOTS};
 use crate::emulator::Emulator;
 use std::fmt::Write;
 
@@ -17,6 +17,14 @@ pub fn text(results: &Results, linux: &Table, emulator: &Emulator) -> String {
     let mut text = String::new();
     instructions(&mut text, results, linux);
     wall(&mut text, results, linux);
+    if let Some((before, after)) = results.load {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let _ = writeln!(
+            text,
+            "\nWall time: medians of the fastest of {WALL_BOOTS} boots; this machine has {cores} cores, and its load was {before:.1} \
+             before and {after:.1} after."
+        );
+    }
     let _ = writeln!(text, "\nSluice: QEMU {} (TCG), cortex-a57, medians.\nLinux: {}", emulator.version, linux.how);
     text
 }
@@ -119,14 +127,22 @@ fn figure(value: Option<f64>) -> String {
     }
 }
 
+/// A whole number, with `space` between its thousands.
+pub(super) fn grouped(value: f64, space: &str) -> String {
+    let digits = format!("{value:.0}");
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push_str(space);
+        }
+        text.push(digit);
+    }
+    text
+}
+
 fn ratio(linux: Option<f64>, ours: Option<f64>) -> String {
     match (linux, ours) {
         (Some(linux), Some(ours)) if ours > 0.0 => format!("x{:.1}", linux / ours),
         _ => String::new(),
     }
-}
-
-/// Names a mode for the chart.
-pub(super) fn label(one: &Measured) -> String {
-    if one.mode == Mode::Strict { one.name.clone() } else { format!("{} {}", one.name, one.mode) }
 }

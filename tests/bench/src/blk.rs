@@ -3,7 +3,7 @@
 
 use crate::memory::{adjacent, scattered};
 use crate::run::About::Device;
-use crate::run::Benchmark;
+use crate::run::{AT_ONCE, Benchmark};
 use crate::stand::{Mode, Stand};
 use alloc::vec::Vec;
 use base::Deadline;
@@ -17,6 +17,7 @@ pub const ALL: &[Benchmark] = &[
     Benchmark {
         name: "blk_4k_randread_qd32",
         about: Device,
+        modes: AT_ONCE,
         run: |stand| {
             let make = |device: &dma::Device| adjacent(device, PAGE_SIZE);
             reads(stand, "blk_4k_randread_qd32", PAGE_SIZE, 64, make, |device, pages| {
@@ -27,6 +28,7 @@ pub const ALL: &[Benchmark] = &[
     Benchmark {
         name: "blk_1m_contiguous",
         about: Device,
+        modes: AT_ONCE,
         run: |stand| {
             let make = |device: &dma::Device| adjacent(device, MIB);
             reads(stand, "blk_1m_contiguous", MIB, 4, make, |device, pages| Ok(device.map::<FromDevice, _>(pages)?))
@@ -35,6 +37,7 @@ pub const ALL: &[Benchmark] = &[
     Benchmark {
         name: "blk_1m_scattered",
         about: Device,
+        modes: AT_ONCE,
         run: |stand| {
             // Where nothing translates, each page is a segment of its own.
             let pages = MIB / PAGE_SIZE;
@@ -72,7 +75,6 @@ fn reads<B, L: Lent + Endable<Back = B>>(
     make: impl Fn(&dma::Device) -> Result<B, Outcome>,
     map: impl Fn(&dma::Device, B) -> Result<L, Outcome>,
 ) -> TestResult {
-    stand.not_lazy()?;
     let disk = stand.disk()?;
     let device = disk.master().device();
     let mut lane = disk.block().lane::<L>()?;

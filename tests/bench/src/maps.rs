@@ -2,7 +2,7 @@
 
 use crate::memory::{adjacent, neighbours, scattered};
 use crate::run::About::Memory;
-use crate::run::Benchmark;
+use crate::run::{AT_ONCE, Benchmark};
 use crate::stand::{Mode, Stand};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -15,32 +15,52 @@ use ktest::TestResult;
 
 /// The benchmarks of this module.
 pub const ALL: &[Benchmark] = &[
-    Benchmark { name: "map4k", about: Memory, run: |stand| streaming(stand, "map4k", PAGE_SIZE, 1024) },
-    Benchmark { name: "map64k", about: Memory, run: |stand| streaming(stand, "map64k", 64 << 10, 1024) },
-    Benchmark { name: "map1m", about: Memory, run: |stand| streaming(stand, "map1m", 1 << 20, 256) },
-    Benchmark { name: "map2m", about: Memory, run: |stand| streaming(stand, "map2m", 2 << 20, 1024) },
-    Benchmark { name: "ring256_4k", about: Memory, run: ring },
+    Benchmark { name: "map4k", about: Memory, modes: ALL_MODES, run: |stand| pages(stand, "map4k", PAGE_SIZE, 1024) },
+    Benchmark { name: "map64k", about: Memory, modes: ALL_MODES, run: |stand| pages(stand, "map64k", 64 << 10, 1024) },
+    Benchmark { name: "map1m", about: Memory, modes: ALL_MODES, run: |stand| pages(stand, "map1m", 1 << 20, 256) },
+    Benchmark { name: "map2m", about: Memory, modes: ALL_MODES, run: |stand| pages(stand, "map2m", 2 << 20, 1024) },
+    Benchmark { name: "ring256_4k", about: Memory, modes: ALL_MODES, run: ring },
     Benchmark {
         name: "sg16x4k",
         about: Memory,
+        modes: AT_ONCE,
         run: |stand| list(stand, "sg16x4k", 256, scattered(stand.device(), 16)?),
     },
     Benchmark {
         name: "sg256x4k",
         about: Memory,
+        modes: AT_ONCE,
         run: |stand| list(stand, "sg256x4k", 64, scattered(stand.device(), 256)?),
     },
     Benchmark {
         name: "sgc256x4k",
         about: Memory,
+        modes: AT_ONCE,
         run: |stand| list(stand, "sgc256x4k", 64, neighbours(stand.device(), 256)?),
     },
-    Benchmark { name: "coherent4k", about: Memory, run: |stand| coherent(stand, "coherent4k", 4 << 10, 256) },
-    Benchmark { name: "coherent64k", about: Memory, run: |stand| coherent(stand, "coherent64k", 64 << 10, 64) },
-    Benchmark { name: "coherent1m", about: Memory, run: |stand| coherent(stand, "coherent1m", 1 << 20, 16) },
-    Benchmark { name: "share", about: Memory, run: share },
-    Benchmark { name: "map4k_million", about: Memory, run: million },
+    Benchmark {
+        name: "coherent4k",
+        about: Memory,
+        modes: AT_ONCE,
+        run: |stand| coherent(stand, "coherent4k", 4 << 10, 256),
+    },
+    Benchmark {
+        name: "coherent64k",
+        about: Memory,
+        modes: AT_ONCE,
+        run: |stand| coherent(stand, "coherent64k", 64 << 10, 64),
+    },
+    Benchmark {
+        name: "coherent1m",
+        about: Memory,
+        modes: AT_ONCE,
+        run: |stand| coherent(stand, "coherent1m", 1 << 20, 16),
+    },
+    Benchmark { name: "share", about: Memory, modes: &[Mode::Strict], run: share },
+    Benchmark { name: "map4k_million", about: Memory, modes: &[Mode::Strict], run: million },
 ];
+
+const ALL_MODES: &[Mode] = &[Mode::Strict, Mode::Lazy, Mode::Direct];
 
 /// Buffers that are in turn where they end lazily: more than lapse before a flush.
 const IN_TURN: u64 = 160;
@@ -52,7 +72,7 @@ fn soon() -> Deadline {
 }
 
 /// One buffer, mapped and unmapped. Where it ends lazily there are several: each is had again when a flush has covered it.
-fn streaming(stand: &Stand, name: &str, bytes: u64, batch: u32) -> TestResult {
+fn pages(stand: &Stand, name: &str, bytes: u64, batch: u32) -> TestResult {
     let device = stand.device();
     if stand.mode != Mode::Lazy {
         let mut place = Some(adjacent(device, bytes)?);
@@ -79,7 +99,6 @@ fn streaming(stand: &Stand, name: &str, bytes: u64, batch: u32) -> TestResult {
 
 /// A scatter list, mapped as one.
 fn list(stand: &Stand, name: &str, batch: u32, list: ScatterList<Pages>) -> TestResult {
-    stand.not_lazy()?;
     let device = stand.device();
     let mut place = Some(list);
     stand.measure(name, batch, || {
@@ -93,23 +112,36 @@ fn list(stand: &Stand, name: &str, batch: u32, list: ScatterList<Pages>) -> Test
 
 /// 256 mappings outstanding; the oldest ends and is made again.
 fn ring(stand: &Stand) -> TestResult {
-    stand.not_lazy()?;
     let device = stand.device();
     let mut flying = VecDeque::with_capacity(257);
+    let map = |buffer| device.map::<Bidirectional, _>(buffer);
     for _ in 0..256 {
-        flying.push_back(device.map::<Bidirectional, _>(adjacent(device, PAGE_SIZE)?)?);
+        flying.push_back(map(adjacent(device, PAGE_SIZE)?)?);
+    }
+    if stand.mode != Mode::Lazy {
+        return stand.measure("ring256_4k", 1024, || {
+            let Some(oldest) = flying.pop_front() else { ktest::skip!("the ring is empty") };
+            let buffer = black_box(oldest.unmap()?);
+            flying.push_back(map(black_box(buffer))?);
+            Ok(())
+        });
+    }
+    let mut lapsing = VecDeque::new();
+    for _ in 0..IN_TURN {
+        lapsing.push_back(map(adjacent(device, PAGE_SIZE)?)?.unmap_lazy());
     }
     stand.measure("ring256_4k", 1024, || {
-        let Some(oldest) = flying.pop_front() else { ktest::skip!("the ring is empty") };
-        let buffer = black_box(oldest.unmap()?);
-        flying.push_back(device.map::<Bidirectional, _>(black_box(buffer))?);
+        let (Some(oldest), Some(lapsed)) = (flying.pop_front(), lapsing.pop_front()) else {
+            ktest::skip!("the ring is empty")
+        };
+        lapsing.push_back(oldest.unmap_lazy());
+        flying.push_back(map(black_box(lapsed.take(soon())?))?);
         Ok(())
     })
 }
 
 /// Zeroed memory that device and CPU share, allocated and released.
 fn coherent(stand: &Stand, name: &str, bytes: usize, batch: u32) -> TestResult {
-    stand.not_lazy()?;
     let device = stand.device();
     stand.measure(name, batch, || {
         let memory = device.coherent_slice::<AtomicU64>(black_box(bytes) / size_of::<AtomicU64>())?;
@@ -120,7 +152,6 @@ fn coherent(stand: &Stand, name: &str, bytes: usize, batch: u32) -> TestResult {
 
 /// A buffer of 1 MiB that one device has is lent to a second one.
 fn share(stand: &Stand) -> TestResult {
-    stand.only_strict()?;
     let second = stand.second()?;
     let pages = PageSet::zeroed(stand.device().memory(), 1 << 20, Ladder::DEFAULT)?;
     let buffer = SharedBuffer::new("bench", pages);
@@ -141,7 +172,6 @@ const LIVE: usize = 1_000_000;
 
 /// As `map4k`, while the device has a million other mappings.
 fn million(stand: &Stand) -> TestResult {
-    stand.only_strict()?;
     let device = stand.device();
     // One page, lent a million times: each is a mapping of its own, at an address of its own.
     let page = SharedBuffer::new("bench", PageSet::from(adjacent(device, PAGE_SIZE)?));
@@ -150,5 +180,5 @@ fn million(stand: &Stand) -> TestResult {
     for _ in 0..LIVE {
         live.push(page.attach::<ToDevice>(device)?);
     }
-    streaming(stand, "map4k_million", PAGE_SIZE, 1024)
+    pages(stand, "map4k_million", PAGE_SIZE, 1024)
 }

@@ -12,6 +12,8 @@ pub struct Benchmark {
     pub name: &'static str,
     /// What it is about.
     pub about: About,
+    /// The modes in which it means something.
+    pub modes: &'static [Mode],
     /// Measures, and reports by [`Stand::measure`].
     pub run: fn(&Stand) -> TestResult,
 }
@@ -38,8 +40,14 @@ impl About {
     }
 }
 
-/// The benchmark that has a boot of its own.
+/// Modes of benchmarks that end nothing lazily.
+pub const AT_ONCE: &[Mode] = &[Mode::Strict, Mode::Direct];
+
+/// The benchmark that has to be named: a first read is the first of a machine that does nothing else.
 pub const FIRST_READ: &str = "first_read";
+
+/// In place of names: say which there are.
+const LIST: &str = "?";
 
 /// Every benchmark.
 const ALL: &[&[Benchmark]] = &[maps::ALL, owned::ALL, blk::ALL, time::ALL];
@@ -53,10 +61,9 @@ fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
 pub fn main(boot: &'static Boot) -> u32 {
     let line = &boot.machine.chosen.bootargs;
     let names = value(line, "bench");
-    // A first read is the first of a machine that does nothing else: it has to be named.
     let selected = |name: &str| match names {
-        Some(names) => names.split(',').any(|one| one == name),
-        None => name != FIRST_READ,
+        Some(names) if names != LIST => names.split(',').any(|one| one == name),
+        _ => name != FIRST_READ,
     };
     let clock = value(line, "bench.clock").unwrap_or("wall");
     let mode = match value(line, "bench.mode").unwrap_or("strict") {
@@ -68,16 +75,22 @@ pub fn main(boot: &'static Boot) -> u32 {
             return 1;
         }
     };
+    let chosen = || {
+        let all = ALL.iter().copied().flatten();
+        let suits = |one: &&Benchmark| one.modes.contains(&mode) && one.about.suits(clock);
+        all.filter(move |one| suits(one) && selected(one.name))
+    };
+    if names == Some(LIST) {
+        println!("##bench plan 0");
+        chosen().for_each(|benchmark| println!("##bench has {}", benchmark.name));
+        return 0;
+    }
     let stand = match Stand::bring_up(boot, mode) {
         Ok(stand) => stand,
         Err(error) => {
             println!("error: {error}");
             return 1;
         }
-    };
-    let chosen = || {
-        let all = ALL.iter().copied().flatten();
-        all.filter(|benchmark| selected(benchmark.name) && benchmark.about.suits(clock))
     };
     println!("##bench plan {}", chosen().count());
     let mut passed = true;

@@ -1,9 +1,8 @@
 //! What every benchmark is handed: the machine at work, and its devices.
 
 use alloc::sync::Arc;
-use board::{BlockDisk, EduStray, Error, Hardware, Master};
+use board::{BlockDisk, EduStray, Error, Hardware, Master, Treatment};
 use dma::{Device, Limits};
-use ktest::TestResult;
 use pci::Function;
 use virt::{Boot, cores};
 
@@ -14,7 +13,7 @@ pub enum Mode {
     Strict,
     /// By an IOMMU, and what is taken back is handed out when a batch of it is out of reach.
     Lazy,
-    /// Not at all.
+    /// Not at all: the IOMMU lets the device through.
     Direct,
 }
 
@@ -64,22 +63,6 @@ impl Stand {
     pub fn disk(&self) -> Result<BlockDisk, Error> {
         BlockDisk::start(master(&self.hardware, self.mode, "virtio-blk", (0x1af4, 0x1042), 0)?)
     }
-
-    /// Ends a benchmark that unmaps nothing lazily where that is asked for.
-    pub fn not_lazy(&self) -> TestResult {
-        if self.mode != Mode::Lazy {
-            return Ok(());
-        }
-        ktest::skip!("nothing is unmapped lazily here");
-    }
-
-    /// Ends a benchmark that makes no sense in this mode.
-    pub fn only_strict(&self) -> TestResult {
-        if self.mode == Mode::Strict {
-            return Ok(());
-        }
-        ktest::skip!("measured strict only");
-    }
 }
 
 /// The `nth` function with these IDs, attached.
@@ -87,5 +70,7 @@ fn master(hardware: &Hardware, mode: Mode, kind: &str, ids: (u16, u16), nth: usi
     let matches = |function: &Arc<Function>| (function.ids().vendor, function.ids().device) == ids;
     let mut found = hardware.functions().filter(|(_, function)| matches(function));
     let (host, function) = found.nth(nth).ok_or(Error::Missing("device of the benchmark"))?;
-    hardware.attach(host, &function.clone(), kind, Limits::NONE, mode == Mode::Direct)
+    // In the same machine, with the same IOMMU: told to let this device through.
+    let treatment = Treatment { passthrough: mode == Mode::Direct, ..Treatment::default() };
+    hardware.attach_as(host, &function.clone(), kind, Limits::NONE, &treatment)
 }

@@ -2,7 +2,7 @@
 
 use crate::memory::adjacent;
 use crate::run::About::Time;
-use crate::run::{Benchmark, FIRST_READ};
+use crate::run::{AT_ONCE, Benchmark, FIRST_READ};
 use crate::stand::Stand;
 use base::{Deadline, IrqMutex, wait_until};
 use core::hint::black_box;
@@ -15,8 +15,8 @@ use virt::cores;
 
 /// The benchmarks of this module.
 pub const ALL: &[Benchmark] = &[
-    Benchmark { name: "map4k_two_cores", about: Time, run: two_cores },
-    Benchmark { name: FIRST_READ, about: Time, run: first_read },
+    Benchmark { name: "map4k_two_cores", about: Time, modes: AT_ONCE, run: two_cores },
+    Benchmark { name: FIRST_READ, about: Time, modes: AT_ONCE, run: first_read },
 ];
 
 /// The device of both cores.
@@ -38,7 +38,6 @@ fn map_and_unmap() -> TestResult {
 
 /// One page each, mapped and unmapped by two cores for one device.
 fn two_cores(stand: &Stand) -> TestResult {
-    stand.not_lazy()?;
     if stand.cores < 2 {
         ktest::skip!("one core");
     }

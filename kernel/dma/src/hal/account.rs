@@ -99,9 +99,9 @@ impl<M: Spans> Loan<M> {
 
     pub(super) fn range(&self) -> IovaRange {
         match self {
-            Self::ToDevice(held) => held.loan().range,
-            Self::FromDevice(held) => held.loan().range,
-            Self::Both(held) => held.loan().range,
+            Self::ToDevice(held) => held.loan().range(),
+            Self::FromDevice(held) => held.loan().range(),
+            Self::Both(held) => held.loan().range(),
         }
     }
 

@@ -321,7 +321,7 @@ fn drive(of: &FakeDevice, steps: &[Step]) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
-    /// Caught: as above, and revoking after `flushed` has been stored.
+    /// Caught: `is_over` one generation early, memory that is dropped with its token, a flush that does not revoke.
     #[test]
     fn no_token_yields_what_its_device_still_reaches(scripts in proptest::array::uniform3(proptest::collection::vec(step(), 1..200))) {
         let system = FakeSystem::new();

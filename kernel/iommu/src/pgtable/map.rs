@@ -158,7 +158,7 @@ impl PageTable {
                     Err(_) => return Err(stopped(MapError::AlreadyMapped(Iova::new(part.iova)))),
                 }
             }
-            node.link(&self.geometry, level, index, self.memory).map_err(|error| {
+            self.link(node, level, index, part.iova).map_err(|error| {
                 stopped(match error {
                     LinkError::Taken => MapError::AlreadyMapped(Iova::new(part.iova)),
                     LinkError::OutOfMemory => MapError::OutOfMemory,

@@ -47,7 +47,8 @@ use crate::{Iova, OutOfMemory, PhysAddr, Prot};
 use core::fmt;
 use core::sync::atomic::Ordering;
 use descriptor::Templates;
-use node::Node;
+use geometry::LAST;
+use node::{Children, Node, places};
 
 /// One set of translation tables.
 pub struct PageTable {
@@ -55,7 +56,13 @@ pub struct PageTable {
     templates: Templates,
     memory: &'static dyn TableMemory,
     root: Node,
+    /// The places of the last-level tables of the lowest addresses, which are the ones in use: found without a walk. The places
+    /// above them in the tree are for tables of higher addresses.
+    low: Children,
 }
+
+/// Places in [`PageTable::low`]: for 1 GiB of pages of 4 KiB.
+const LOW: usize = 512;
 
 impl PageTable {
     /// Makes tables in which nothing is mapped.
@@ -64,8 +71,10 @@ impl PageTable {
     ///
     /// [`OutOfMemory`] when the root cannot be allocated.
     pub fn new(geometry: Geometry, memory: &'static dyn TableMemory) -> Result<Self, OutOfMemory> {
-        let root = Node::new(&geometry, geometry.start(), memory)?;
-        Ok(Self { geometry, templates: Templates::new(geometry.stage()), memory, root })
+        let root = Node::new(&geometry, geometry.start(), true, memory)?;
+        let entries = geometry.level(LAST - 1).mask + 1;
+        let low = places(if geometry.start() < LAST { entries.min(LOW) } else { 0 })?;
+        Ok(Self { geometry, templates: Templates::new(geometry.stage()), memory, root, low })
     }
 
     /// Where the first table is, for TTB0 or S2TTB.

@@ -14,12 +14,28 @@ use spin::Once;
 /// # Invariants
 ///
 /// - `table` has at least as many words, and `children` (above the last level) exactly as many places, as the level's mask
-///   says, so [`Geometry::index`] is in bounds.
+///   says, so [`Geometry::index`] is in bounds; or none, where the tables below have their places elsewhere
+///   ([`PageTable::home`](super::PageTable::home)).
 /// - A child that is there is linked from the entry of the same index, that link is visible to the hardware walker, and
 ///   neither ever goes away before the node does.
 pub(super) struct Node {
     table: TableBlock,
-    children: Box<[Once<Node>]>,
+    children: Children,
+}
+
+/// Places for tables below.
+pub(super) type Children = Box<[Once<Node>]>;
+
+/// Makes `count` places.
+///
+/// # Errors
+///
+/// [`OutOfMemory`].
+pub(super) fn places(count: usize) -> Result<Children, OutOfMemory> {
+    let mut children = Vec::new();
+    children.try_reserve_exact(count).map_err(|_| OutOfMemory)?;
+    children.resize_with(count, Once::new);
+    Ok(children.into_boxed_slice())
 }
 
 /// Why a child table could not be linked.
@@ -30,20 +46,21 @@ pub(super) enum LinkError {
 }
 
 impl Node {
-    /// Allocates an empty table of `level`.
-    pub fn new(geometry: &Geometry, level: usize, memory: &'static dyn TableMemory) -> Result<Self, OutOfMemory> {
+    /// Allocates an empty table of `level`, `with_places` for those below it or without.
+    pub fn new(
+        geometry: &Geometry,
+        level: usize,
+        with_places: bool,
+        memory: &'static dyn TableMemory,
+    ) -> Result<Self, OutOfMemory> {
         let entries = geometry.level(level).mask + 1;
         let bytes = if level == geometry.start() { geometry.root_bytes() } else { entries * 8 };
-        let mut children = Vec::new();
-        if level != LAST {
-            children.try_reserve_exact(entries).map_err(|_| OutOfMemory)?;
-            children.resize_with(entries, Once::new);
-        }
+        let children = places(if level == LAST || !with_places { 0 } else { entries })?;
         let table = memory.allocate(bytes)?;
         if table.len() < entries {
             return Err(OutOfMemory);
         }
-        Ok(Self { table, children: children.into_boxed_slice() })
+        Ok(Self { table, children })
     }
 
     /// The table.
@@ -58,32 +75,34 @@ impl Node {
         &self.table[index]
     }
 
-    /// The table linked at `index`.
+    /// The place of the table linked at `index`.
     #[inline]
-    pub fn child(&self, index: usize) -> Option<&Node> {
-        self.children[index].get()
+    pub fn place(&self, index: usize) -> &Once<Node> {
+        &self.children[index]
     }
 
-    /// The table linked at `index` of this node of `level`; allocates and links it if there is none.
+    /// The table linked at `index` of this node of `level`, whose place is `home`; allocates and links it if there is none.
     ///
     /// The new table is empty, and `TableMemory::allocate` has shown its zeroes to the walker before the link is stored; the
     /// link is shown to the walker before any core can find the child, so whoever fills it need publish nothing but leaves.
     #[cold]
-    pub fn link(
+    pub fn link<'a>(
         &self,
         geometry: &Geometry,
         level: usize,
         index: usize,
+        home: &'a Once<Node>,
+        with_places: bool,
         memory: &'static dyn TableMemory,
-    ) -> Result<&Node, LinkError> {
-        if let Some(child) = self.child(index) {
+    ) -> Result<&'a Node, LinkError> {
+        if let Some(child) = home.get() {
             return Ok(child);
         }
-        let fresh = Node::new(geometry, level + 1, memory).map_err(|_| LinkError::OutOfMemory)?;
+        let fresh = Node::new(geometry, level + 1, with_places, memory).map_err(|_| LinkError::OutOfMemory)?;
         // Interrupts are masked so that a handler of this core never spins on a link that its own core has begun. A core
         // that comes second waits for a store and a barrier, and frees its own table.
         base::cpu::without_interrupts(|| {
-            self.children[index].try_call_once(|| {
+            home.try_call_once(|| {
                 let link = table(fresh.table.phys());
                 match self.table[index].compare_exchange(EMPTY, link, Ordering::Release, Ordering::Relaxed) {
                     Ok(_) => {

@@ -2,8 +2,9 @@
 
 use super::PageTable;
 use super::geometry::LAST;
-use super::node::Node;
+use super::node::{LinkError, Node};
 use crate::contract::TableBlock;
+use spin::Once;
 
 /// The entry that decides about an address: a leaf, or nothing.
 pub(super) struct Place<'a> {
@@ -16,17 +17,58 @@ impl PageTable {
     /// The last-level table that holds the page of `iova`, if it is linked.
     #[inline(always)] // A call costs the paths of one page more than the walk.
     pub(super) fn leaf_table(&self, iova: u64) -> Option<&Node> {
+        match self.low.get(self.last_table(iova)) {
+            Some(place) => place.get(),
+            None => self.leaf_table_above(iova),
+        }
+    }
+
+    /// Counts last-level tables from address 0 to that of `iova`.
+    #[inline(always)]
+    fn last_table(&self, iova: u64) -> usize {
+        (iova >> (self.geometry.level(LAST - 1).shift & 63)) as usize
+    }
+
+    /// The place of the table below `node`, of `level`, on the way to `iova`.
+    fn home<'a>(&'a self, node: &'a Node, level: usize, iova: u64) -> &'a Once<Node> {
+        if level == LAST - 1
+            && let Some(place) = self.low.get(self.last_table(iova))
+        {
+            return place;
+        }
+        node.place(self.geometry.index(level, iova))
+    }
+
+    /// The table linked at `index` of `node`, of `level`, on the way to `iova`; allocates and links it if there is none.
+    #[cold]
+    pub(super) fn link<'a>(
+        &'a self,
+        node: &'a Node,
+        level: usize,
+        index: usize,
+        iova: u64,
+    ) -> Result<&'a Node, LinkError> {
+        // The places below the lowest table of the level above the last are in `low`, if that has all of them.
+        let below = level + 2 == LAST
+            && self.last_table(iova) <= self.geometry.level(LAST - 1).mask
+            && self.low.len() > self.geometry.level(LAST - 1).mask;
+        node.link(&self.geometry, level, index, self.home(node, level, iova), !below, self.memory)
+    }
+
+    #[inline(never)]
+    fn leaf_table_above(&self, iova: u64) -> Option<&Node> {
         let mut node = &self.root;
         let start = self.geometry.start();
         // Unrolled: no table has more than four levels.
         if start == 0 {
-            node = node.child(self.geometry.index(0, iova))?;
+            node = node.place(self.geometry.index(0, iova)).get()?;
         }
         if start <= 1 {
-            node = node.child(self.geometry.index(1, iova))?;
+            node = node.place(self.geometry.index(1, iova)).get()?;
         }
         if start <= 2 {
-            node = node.child(self.geometry.index(2, iova))?;
+            // (Lower ones are found before.)
+            node = node.place(self.geometry.index(2, iova)).get()?;
         }
         Some(node)
     }
@@ -37,7 +79,7 @@ impl PageTable {
         let mut level = self.geometry.start();
         loop {
             let index = self.geometry.index(level, iova);
-            match if level < LAST { node.child(index) } else { None } {
+            match if level < LAST { self.home(node, level, iova).get() } else { None } {
                 Some(child) => node = child,
                 None => return Place { node, level, index },
             }

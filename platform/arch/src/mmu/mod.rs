@@ -4,8 +4,8 @@
 //! them by the final ones: the image by section (code, constants, variables; guard pages below the stacks), all RAM in the linear
 //! map, never executable, and nothing in the lower half. Device windows and stacks are added later, on demand.
 //!
-//! Memory that is not to be cached, or not to be reached at all, leaves the linear map ([`leave_linear`]) in whole blocks of 2 MiB
-//! that nobody uses, and its pages are mapped one by one elsewhere ([`map_alias`]). So there are never two aliases that differ, and
+//! Memory that is not to be cached, or not to be reached at all, leaves the linear map (`leave_linear`) in whole blocks of 2 MiB
+//! that nobody uses, and its pages are mapped one by one elsewhere (`map_alias`). So there are never two aliases that differ, and
 //! never a block that is split while cores run.
 //!
 //! # Locking

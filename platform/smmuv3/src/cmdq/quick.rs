@@ -9,10 +9,11 @@ use crate::Error;
 use crate::bugs::{Bug, seeded};
 use crate::counters::Counters;
 use crate::registers::Registers;
+use crate::spec::command;
 use crate::spec::registers as reg;
 use base::{barrier, cpu};
 use core::ops::Range;
-use core::sync::atomic::Ordering::Acquire;
+use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 /// A command that is not known to have been completed.
 #[derive(Clone, Copy)]
@@ -106,13 +107,19 @@ impl CommandQueue {
             return None;
         }
         cpu::without_interrupts(|| {
-            let run = self.ring.claim_all(2)?;
-            self.store(run.start, command);
-            let last = run.start.wrapping_add(1);
-            self.store(last, self.sync_at(last));
-            self.publish(run.clone());
-            self.ring.finish(run.clone());
-            self.ring_bell(registers);
+            let next = self.ring.next();
+            let at = self.ring.slot(next).wrapping_mul(command::WORDS);
+            // Where the two do not lie side by side (at the end of the queue), the other way is as good.
+            let [command0, command1, sync0, sync1] = self.block.get(at..)?.first_chunk()?;
+            let run = self.ring.claim_from(next, 2)?;
+            let sync = self.sync_at(run.start.wrapping_add(1));
+            for (cell, word) in [(command0, command[0]), (command1, command[1]), (sync0, sync[0]), (sync1, sync[1])] {
+                cell.store(word, Relaxed);
+            }
+            if !seeded(Bug::CommandNotPublished) {
+                self.block.publish(at, at.wrapping_add(2 * command::WORDS));
+            }
+            self.ring.finish_and_ring(run.clone(), |index| self.tell(registers, index));
             Some(run.end)
         })
     }

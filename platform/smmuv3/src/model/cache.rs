@@ -46,6 +46,8 @@ pub struct TlbEntry {
     pub read: bool,
     /// Whether the device may write.
     pub write: bool,
+    /// Whether only privileged transactions may do either (stage 1, AP\[1\] clear).
+    pub privileged: bool,
     /// The level of the leaf (of stage 1 if there is one).
     pub level: u8,
     /// log2 of the granule.

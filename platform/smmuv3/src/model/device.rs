@@ -37,6 +37,26 @@ pub struct Access {
     pub len: u64,
     /// A write.
     pub write: bool,
+    /// A privileged transaction. Those of PCIe without a PASID are not.
+    pub privileged: bool,
+}
+
+/// What a transaction does, as far as permissions go.
+#[derive(Clone, Copy)]
+struct Manner {
+    write: bool,
+    privileged: bool,
+}
+
+impl Manner {
+    fn may(self, entry: &TlbEntry) -> bool {
+        (if self.write { entry.write } else { entry.read }) && (self.privileged || !entry.privileged)
+    }
+
+    /// What a record says of it in word 1.
+    fn word(self) -> u64 {
+        (if self.write { 0 } else { event::RNW.mask() }) | (if self.privileged { event::PNU.mask() } else { 0 })
+    }
 }
 
 impl Model {
@@ -46,7 +66,7 @@ impl Model {
     ///
     /// [`Stopped`], at the first byte that cannot be read.
     pub fn device_read(&self, stream: StreamId, iova: Iova, len: u64) -> Result<Vec<PhysRange>, Stopped> {
-        self.access(&Access { stream, substream: None, iova, len, write: false })
+        self.access(&Access { stream, substream: None, iova, len, write: false, privileged: false })
     }
 
     /// Writes `len` bytes at `iova` as the device `stream` does: says which memory that is.
@@ -55,7 +75,7 @@ impl Model {
     ///
     /// [`Stopped`], at the first byte that cannot be written.
     pub fn device_write(&self, stream: StreamId, iova: Iova, len: u64) -> Result<Vec<PhysRange>, Stopped> {
-        self.access(&Access { stream, substream: None, iova, len, write: true })
+        self.access(&Access { stream, substream: None, iova, len, write: true, privileged: false })
     }
 
     /// Makes any access: says which memory that is.
@@ -67,12 +87,13 @@ impl Model {
         let mut state = self.state.lock();
         self.speculate(&mut state);
         let source = Source { sid: access.stream.get(), ssid: access.substream };
+        let manner = Manner { write: access.write, privileged: access.privileged };
         let mut runs: Vec<PhysRange> = Vec::new();
         let mut at = access.iova.get();
         let end = at.saturating_add(access.len);
         while at < end {
             let step = (4096 - at % 4096).min(end - at);
-            let phys = match self.translate(&mut state, source, at, access.write) {
+            let phys = match self.translate(&mut state, source, at, manner) {
                 Ok(entry) => entry.map_or(at, |entry| entry.phys + (at - entry.base)),
                 Err(None) => return Err(Stopped::Silently),
                 Err(Some(record)) => {
@@ -98,7 +119,8 @@ impl Model {
     pub fn memory_type(&self, stream: StreamId, iova: Iova) -> Option<u8> {
         let mut state = self.state.lock();
         let source = Source { sid: stream.get(), ssid: None };
-        self.translate(&mut state, source, iova.get(), false).ok().flatten().map(|entry| entry.attributes)
+        let manner = Manner { write: false, privileged: true };
+        self.translate(&mut state, source, iova.get(), manner).ok().flatten().map(|entry| entry.attributes)
     }
 
     /// Asks for a translation as a device with ATS does, for keeping: from now on the device finds `iova` by itself, until a
@@ -106,7 +128,8 @@ impl Model {
     pub fn ats_request(&self, stream: StreamId, substream: Option<u32>, iova: Iova) -> bool {
         let mut state = self.state.lock();
         let source = Source { sid: stream.get(), ssid: substream };
-        let granted = self.translate_by_smmu(&mut state, source, iova.get(), false);
+        let manner = Manner { write: false, privileged: false };
+        let granted = self.translate_by_smmu(&mut state, source, iova.get(), manner);
         let Ok(Some(entry)) = granted else { return false };
         let held = state.caches.ste.get(&source.sid).copied();
         if held.is_none_or(|held| ste::EATS.get(held.entry[1]) == 0) {
@@ -122,25 +145,29 @@ impl Model {
         state: &mut State,
         source: Source,
         addr: u64,
-        write: bool,
+        manner: Manner,
     ) -> Result<Option<TlbEntry>, Option<Record>> {
         let own = state.caches.atc.iter().find(|own| {
             own.sid == source.sid && own.ssid == source.ssid && addr.wrapping_sub(own.entry.base) < own.entry.size
         });
         if let Some(own) = own
-            && (if write { own.entry.write } else { own.entry.read })
+            && manner.may(&own.entry)
         {
             let entry = own.entry;
             // A translated transaction: only the STE is looked at, for its EATS.
             self.route(state, source)?;
             let held = state.caches.ste.get(&source.sid).copied();
             if held.is_some_and(|held| ste::EATS.get(held.entry[1]) == 0) && state.regs.on(Cr0::ATSCHK) {
-                let word = if write { 0 } else { event::RNW.mask() };
-                return Err(Some([source.head(number::F_TRANSL_FORBIDDEN), word, addr, 0]));
+                return Err(Some([
+                    source.head(number::F_TRANSL_FORBIDDEN),
+                    manner.word() & event::RNW.mask(),
+                    addr,
+                    0,
+                ]));
             }
             return Ok(Some(entry));
         }
-        self.translate_by_smmu(state, source, addr, write)
+        self.translate_by_smmu(state, source, addr, manner)
     }
 
     fn translate_by_smmu(
@@ -148,7 +175,7 @@ impl Model {
         state: &mut State,
         source: Source,
         addr: u64,
-        write: bool,
+        manner: Manner,
     ) -> Result<Option<TlbEntry>, Option<Record>> {
         let stages = match self.route(state, source)? {
             Route::Bypass => return Ok(None),
@@ -156,11 +183,15 @@ impl Model {
         };
         let entry = match state.walker(self.memory, |walker| walker.translate(&stages, addr)) {
             Ok(entry) => entry,
-            Err(fault) => return Err(Some(describe(state, source, &stages, addr, write, fault))),
+            Err(fault) => return Err(Some(describe(state, source, &stages, addr, manner, fault))),
         };
-        if write && !entry.write || !write && !entry.read {
+        // The STE may say that the stream's transactions are all of one kind.
+        let overriding = state.caches.ste.get(&source.sid).map_or(0, |held| ste::PRIVCFG.get(held.entry[1]));
+        let privileged = if overriding & 0b10 == 0 { manner.privileged } else { overriding == 0b11 };
+        let manner = Manner { privileged, ..manner };
+        if !manner.may(&entry) {
             let fault = Fault { failure: Failure::Permission, ipa: stages.first.s2.then_some(addr), table: false };
-            return Err(Some(describe(state, source, &stages, addr, write, fault)));
+            return Err(Some(describe(state, source, &stages, addr, manner, fault)));
         }
         if !check::memory_type(&entry) {
             state.violation(format!("a memory type that does not exist: {:#x} at {addr:#x}", entry.attributes));
@@ -274,8 +305,8 @@ impl Model {
 }
 
 /// The record of a fault.
-fn describe(state: &mut State, source: Source, stages: &Stages, addr: u64, write: bool, fault: Fault) -> Record {
-    let rnw = if write { 0 } else { event::RNW.mask() };
+fn describe(state: &mut State, source: Source, stages: &Stages, addr: u64, manner: Manner, fault: Fault) -> Record {
+    let how = manner.word();
     let s2 = fault.ipa.or(stages.first.s2.then_some(addr));
     // Of stage 2 for a table of stage 1; while a table was read; for the transaction's own address.
     let class = |class| event::CLASS.put(class);
@@ -287,10 +318,10 @@ fn describe(state: &mut State, source: Source, stages: &Stages, addr: u64, write
         Failure::Abort(at, bad) => {
             state.violation(format!("a walk for {addr:#x} reads {at:#x}: {bad:?}"));
             let stage = if s2.is_some() { event::S2.mask() } else { 0 };
-            return [source.head(number::F_WALK_EABT), rnw | stage | class(1), addr, event::FETCH_ADDR.address(at)];
+            return [source.head(number::F_WALK_EABT), how | stage | class(1), addr, event::FETCH_ADDR.address(at)];
         }
     };
     let stage = if s2.is_some() { event::S2.mask() } else { 0 };
-    let word = rnw | stage | class(if fault.table { 1 } else { 2 });
+    let word = how | stage | class(if fault.table { 1 } else { 2 });
     [source.head(number), word, addr, s2.map_or(0, |ipa| event::IPA.address(ipa))]
 }

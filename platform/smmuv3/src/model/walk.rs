@@ -172,6 +172,7 @@ impl Regime {
             phys,
             read,
             write,
+            privileged: !self.s2 && entry >> 6 & 1 == 0,
             level,
             granule: self.granule,
             leaf: (base, size),

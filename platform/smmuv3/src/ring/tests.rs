@@ -34,20 +34,31 @@ impl Queue {
     }
 
     fn bell(&self) {
-        self.ring.ring(|index| {
-            let before = self.prod.swap(index, AcqRel);
-            let size = self.ring.size;
-            assert!(size.distance(before, index) <= size.entries(), "the index went back: {before} to {index}");
-        });
+        self.ring.ring(|index| self.tell(index));
+    }
+
+    fn tell(&self, index: u32) {
+        let before = self.prod.swap(index, AcqRel);
+        let size = self.ring.size;
+        assert!(size.distance(before, index) <= size.entries(), "the index went back: {before} to {index}");
     }
 
     fn put(&self, count: u64, value: u64) -> Range<u64> {
+        self.put_by(count, value, false)
+    }
+
+    /// [`Self::put`], with the last two steps in one if `quick`.
+    fn put_by(&self, count: u64, value: u64, quick: bool) -> Range<u64> {
         // Both ways to claim, as the queue uses them.
         let run = self.ring.claim_all(count).unwrap_or_else(|| self.ring.claim(count).unwrap());
         for position in run.clone() {
             // SAFETY: loom checks that nobody else is at it.
             #[allow(unsafe_code)]
             self.slots[self.ring.slot(position)].with_mut(|slot| unsafe { *slot = value });
+        }
+        if quick && !run.is_empty() {
+            self.ring.finish_and_ring(run.clone(), |index| self.tell(index));
+            return run;
         }
         if !run.is_empty() {
             self.ring.finish(run.clone());
@@ -76,6 +87,9 @@ impl Queue {
     }
 }
 
+/// Which of two producers take both last steps at once.
+const QUICK: [[bool; 2]; 3] = [[false, false], [true, false], [true, true]];
+
 fn explore(preemptions: usize, f: impl Fn() + Sync + Send + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(preemptions);
@@ -84,17 +98,19 @@ fn explore(preemptions: usize, f: impl Fn() + Sync + Send + 'static) {
 
 #[test]
 fn whatever_the_interleaving_every_run_reaches_the_hardware_whole_and_once() {
-    explore(3, || {
-        let queue = Queue::new(2);
-        let other = Arc::clone(&queue);
-        let producer = thread::spawn(move || other.put(2, 7));
-        let mine = queue.put(2, 9);
-        let theirs = producer.join().unwrap();
-        assert_eq!(queue.ring.published(), 4);
-        let seen = queue.consume();
-        let expected = if mine.start < theirs.start { vec![9, 9, 7, 7] } else { vec![7, 7, 9, 9] };
-        assert_eq!(seen, expected);
-    });
+    for quick in QUICK {
+        explore(3, move || {
+            let queue = Queue::new(2);
+            let other = Arc::clone(&queue);
+            let producer = thread::spawn(move || other.put_by(2, 7, quick[0]));
+            let mine = queue.put_by(2, 9, quick[1]);
+            let theirs = producer.join().unwrap();
+            assert_eq!(queue.ring.published(), 4);
+            let seen = queue.consume();
+            let expected = if mine.start < theirs.start { vec![9, 9, 7, 7] } else { vec![7, 7, 9, 9] };
+            assert_eq!(seen, expected);
+        });
+    }
 }
 
 #[test]
@@ -123,38 +139,42 @@ fn a_full_queue_is_never_overwritten_while_the_hardware_reads() {
 
 #[test]
 fn nothing_stays_behind_when_all_have_rung() {
-    explore(2, || {
-        let queue = Queue::new(2);
-        let threads = [5, 6].map(|value| {
-            let queue = Arc::clone(&queue);
-            thread::spawn(move || queue.put(1, value))
+    for quick in QUICK {
+        explore(2, move || {
+            let queue = Queue::new(2);
+            let threads = [(5, quick[0]), (6, quick[1])].map(|(value, quick)| {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || queue.put_by(1, value, quick))
+            });
+            queue.put_by(1, 7, quick[0]);
+            for thread in threads {
+                thread.join().unwrap();
+            }
+            assert_eq!(queue.ring.published(), 3);
+            assert_eq!(queue.consume().len(), 3);
+            assert_eq!(queue.follow(), Ok(3));
         });
-        queue.put(1, 7);
-        for thread in threads {
-            thread.join().unwrap();
-        }
-        assert_eq!(queue.ring.published(), 3);
-        assert_eq!(queue.consume().len(), 3);
-        assert_eq!(queue.follow(), Ok(3));
-    });
+    }
 }
 
 #[test]
 fn what_the_hardware_is_told_of_has_been_written() {
-    explore(3, || {
-        let queue = Queue::new(2);
-        let threads = [5, 6].map(|value| {
-            let queue = Arc::clone(&queue);
-            thread::spawn(move || queue.put(1, value))
+    for quick in QUICK {
+        explore(3, move || {
+            let queue = Queue::new(2);
+            let threads = [(5, quick[0]), (6, quick[1])].map(|(value, quick)| {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || queue.put_by(1, value, quick))
+            });
+            // While they are at it: nothing but the bell's own register comes between a producer and the hardware.
+            let early = queue.consume();
+            assert!(early.iter().all(|value| [5, 6].contains(value)), "{early:?}");
+            for thread in threads {
+                thread.join().unwrap();
+            }
+            assert_eq!(early.len() + queue.consume().len(), 2);
         });
-        // While they are at it: nothing but the bell's own register comes between a producer and the hardware.
-        let early = queue.consume();
-        assert!(early.iter().all(|value| [5, 6].contains(value)), "{early:?}");
-        for thread in threads {
-            thread.join().unwrap();
-        }
-        assert_eq!(early.len() + queue.consume().len(), 2);
-    });
+    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Transfers in numbers, all about one type of loan: nothing is allocated for one, loans go in and come back by value, the
 //! doorbell is rung once for many, and what the disk has returned is taken many at a time.
 
+use super::Block;
 use super::transfer::judge;
-use super::{Block, header};
 use crate::Error;
 use crate::queue::{self, Access, Item};
 use crate::spec::blk::{SECTOR_SIZE, request};
@@ -82,9 +82,10 @@ impl<L: Lent> Lane<'_, L> {
         if let Err(error) = block.check_place(sector, &range) {
             return Err(Refused { loan, error });
         }
-        let header = header(kind, sector);
+        // Type and reserved word, sector [5.2.6].
+        let header = [u64::from(kind).to_le(), sector.to_le()];
         let limits = (block.geometry.max_segment, block.max_segments);
-        let item = Item { header: &header, range, access, response: 1, limits };
+        let item = Item { header, range, access, limits };
         self.lane.add(&item, loan).map_err(|(loan, error)| Refused { loan, error })
     }
 

@@ -8,7 +8,8 @@
 
 use super::{Access, Chain, Interrupt, Part, Parts, Queue, WAKE_BATCH, check_loan, wake};
 use crate::Error;
-use crate::queue::slots::Returned;
+use crate::queue::ring::Ring;
+use crate::queue::slots::{Returned, Shape, Slots};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -19,6 +20,9 @@ use dma::Lent;
 
 /// How many returned requests are taken from the queue at a time.
 const TAKE_BATCH: usize = 16;
+
+/// Bytes of the answer of a lane's request.
+const ANSWER: usize = 1;
 
 /// What the device says of a request that it returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,16 +35,14 @@ pub struct Reply {
     pub status: u8,
 }
 
-/// A request of a lane, but for its loan.
-pub(crate) struct Item<'a> {
-    /// What the device reads first.
-    pub header: &'a [u8],
+/// A request of a lane, but for its loan. Its answer has one byte.
+pub(crate) struct Item<const N: usize> {
+    /// What the device reads first, in words as they lie in memory.
+    pub header: [u64; N],
     /// Which bytes of the loan.
     pub range: Range<u64>,
     /// What the device does with them.
     pub access: Access,
-    /// Bytes of the answer.
-    pub response: usize,
     /// The most bytes in a piece, and the most pieces.
     pub limits: (u32, usize),
 }
@@ -93,25 +95,20 @@ impl<L: Lent> Lane<L> {
     ///
     /// As [`Queue::add`] and [`check_loan`].
     #[inline]
-    pub(crate) fn add(&mut self, item: &Item<'_>, loan: L) -> Result<(), (L, Error)> {
+    pub(crate) fn add<const N: usize>(&mut self, item: &Item<N>, loan: L) -> Result<(), (L, Error)> {
         let (count, data) = match pieces(&self.queue, item, &loan) {
             Ok(found) => found,
             Err(error) => return Err((loan, error)),
         };
         let bytes = item.range.end - item.range.start;
-        let (header, response) = (item.header, item.response);
         // Used lengths have 32 bits, and a chain is not longer than that [2.7.4.2].
-        let total = bytes + header.len() as u64 + response as u64;
-        if header.is_empty() || header.len() > self.queue.header || response > self.queue.response {
-            return Err((loan, Error::TooLong));
-        }
-        if total > u64::from(u32::MAX) {
+        let longest = u64::from(u32::MAX) - 8 * N as u64 - ANSWER as u64;
+        if N == 0 || 8 * N > self.queue.header || self.queue.response < ANSWER || bytes > longest {
             return Err((loan, Error::TooLong));
         }
         let write = item.access == Access::Write;
-        let writable = if write { bytes } else { 0 } + response as u64;
-        let entries = 1 + count + usize::from(response != 0);
-        let table = self.queue.indirect && entries > 1;
+        let writable = if write { bytes } else { 0 } + ANSWER as u64;
+        let table = self.queue.indirect;
 
         let mut guard = self.queue.state.lock();
         let state = &mut *guard;
@@ -123,13 +120,27 @@ impl<L: Lent> Lane<L> {
             drop(guard);
             return Err((loan, Error::ShutDown));
         };
-        // `entries` is at most the queue's size, see `Queue::new`.
+        // Header, pieces and answer are at most as many as the queue's size, see `Queue::new`; and so few words.
+        let entries = count + 2;
         let chain = if table { 1 } else { entries as u16 };
-        let Some(head) = state.slots.begin_in_lane(self.id, chain, writable as u32) else {
+        let shape = if table { Shape { header: N as u16, pieces: count as u16 } } else { Shape::NONE };
+        let Some((head, shaped)) = state.slots.begin_in_lane(self.id, chain, writable as u32, shape) else {
             drop(guard);
             return Err((loan, Error::QueueFull));
         };
-        Chain { head, header, data, write, response, entries, table }.write(ring, &state.slots);
+        if table {
+            if !shaped {
+                ring.shape(head, N, count);
+            }
+            ring.fill(head, item.header, data, write);
+        } else {
+            direct(
+                Chain { head, header: &[], data, write, response: ANSWER, entries, table },
+                item.header,
+                ring,
+                &state.slots,
+            );
+        }
         // Heads are below the queue's size, and so long is the store. Free slots have no loan: nothing is dropped here.
         if let Some(place) = self.loans.as_mut().and_then(|loans| loans.0.get_mut(usize::from(head))) {
             *place = Some(loan);
@@ -219,12 +230,19 @@ impl<L: Lent> Drop for Lane<L> {
     }
 }
 
+/// Writes a request where there are no indirect descriptors.
+#[cold]
+fn direct<const N: usize>(chain: Chain<'_, Data<'_>>, header: [u64; N], ring: &Ring, slots: &Slots) {
+    let bytes = header.map(u64::to_ne_bytes);
+    Chain { header: bytes.as_flattened(), ..chain }.write(ring, slots);
+}
+
 /// Whether `item` may have these bytes of `loan`, and in which pieces, how many.
 #[inline]
-fn pieces<'a, L: Lent>(queue: &Queue, item: &Item<'_>, loan: &'a L) -> Result<(usize, Data<'a>), Error> {
+fn pieces<'a, const N: usize, L: Lent>(queue: &Queue, item: &Item<N>, loan: &'a L) -> Result<(usize, Data<'a>), Error> {
     check_loan(loan, &queue.device, item.access, &item.range)?;
     let (max_piece, max_pieces) = (item.limits.0, item.limits.1.min(queue.max_data));
-    if let Some(part) = Parts::single(loan, &item.range, max_piece) {
+    if let (Some(part), 1..) = (Parts::single(loan, &item.range, max_piece), max_pieces) {
         return Ok((1, Data::One(Some(part))));
     }
     let parts = Parts::new(loan, &item.range, max_piece)?;

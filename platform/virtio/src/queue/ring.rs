@@ -6,7 +6,11 @@
 //! # Slots' memory
 //!
 //! Request headers, small answers and indirect tables must be somewhere that the device can reach. Each descriptor, as the head
-//! of a request, has room of its own for them, so that no request allocates or maps anything.
+//! of a request, has room of its own for them, so that no request allocates or maps anything: header, answer, table, in this order.
+//!
+//! Requests of one shape after the other in a slot, as those of a [`Lane`](super::Lane) are, need no new descriptors for header,
+//! answer and table: [`Ring::shape`] writes these, and [`Ring::fill`] what is different each time. A device that scribbles on them
+//! misleads nobody but itself: it reaches what it was lent, wherever its descriptors point.
 
 use super::parts::Part;
 use crate::spec::queue::{self as spec, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, USED_F_NO_NOTIFY};
@@ -38,15 +42,23 @@ pub(super) struct Ring {
     descriptors: Coherent<[AtomicU64]>,
     available: Coherent<[AtomicU16]>,
     used: Coherent<[AtomicU32]>,
-    /// Per slot: header, then response, in words.
-    scratch: Coherent<[AtomicU64]>,
+    /// The slots' memory, in words.
+    slots: Coherent<[AtomicU64]>,
+    /// Words of a slot.
+    slot_words: usize,
     header_words: usize,
     response_words: usize,
-    /// Per slot: an indirect table.
-    tables: Option<Coherent<[AtomicU64]>>,
-    /// 64-bit words of such a table.
+    /// Words of a slot's indirect table.
     table_words: usize,
 }
+
+/// Words of a descriptor.
+const ENTRY: usize = spec::DESC_SIZE / 8;
+
+/// Where a shaped table has what: the header comes first, as a table begins with its first entry, and the answer has a place that
+/// does not depend on the number of pieces.
+const SHAPED_ANSWER: usize = 1;
+const SHAPED_DATA: usize = 2;
 
 impl Ring {
     /// Allocates and zeroes the memory of a queue of `size` entries, a power of two.
@@ -55,21 +67,18 @@ impl Ring {
         // The device finds each part naturally aligned; the two parts of a slot do not share a cache line.
         let header_words = memory.header.next_multiple_of(64) / 8;
         let response_words = memory.response.next_multiple_of(64) / 8;
-        let count = usize::from(size);
-        let tables = match memory.indirect {
-            0 => None,
-            entries => Some(device.coherent_slice(count * entries * 2)?),
-        };
+        let table_words = memory.indirect * ENTRY;
+        let slot_words = (header_words + response_words + table_words).next_multiple_of(8);
         Ok(Self {
             size,
             descriptors: device.coherent_slice(spec::descriptor_words(size))?,
             available: device.coherent_slice(spec::available_halves(size))?,
             used: device.coherent_slice(spec::used_words(size))?,
-            scratch: device.coherent_slice(count * (header_words + response_words))?,
+            slots: device.coherent_slice(usize::from(size) * slot_words)?,
+            slot_words,
             header_words,
             response_words,
-            tables,
-            table_words: memory.indirect * 2,
+            table_words,
         })
     }
 
@@ -80,9 +89,8 @@ impl Ring {
 
     /// Copies a header into the memory of slot `head` and returns its descriptor.
     pub fn put_header(&self, head: u16, header: &[u8]) -> Descriptor {
-        let first = usize::from(head) * (self.header_words + self.response_words);
         let (whole, rest) = header.as_chunks::<8>();
-        let words = &self.scratch[first..first + self.header_words];
+        let words = &self.slot(head)[..self.header_words];
         for (word, bytes) in words.iter().zip(whole) {
             word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
         }
@@ -91,40 +99,85 @@ impl Ring {
             bytes[..rest.len()].copy_from_slice(rest);
             word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
         }
-        self.scratch_descriptor(first, header.len(), false)
+        self.descriptor(head, 0, header.len(), false)
     }
 
     /// Fills the first `len` bytes of slot `head`'s answer with ones, so that an answer that was never written is not mistaken
     /// for one, and returns its descriptor.
     pub fn prepare_response(&self, head: u16, len: usize) -> Descriptor {
-        let first = self.response_at(head);
-        for word in &self.scratch[first..first + len.div_ceil(8)] {
+        for word in &self.answer(head)[..len.div_ceil(8)] {
             word.store(u64::MAX, Ordering::Relaxed);
         }
-        self.scratch_descriptor(first, len, true)
+        self.descriptor(head, self.header_words, len, true)
     }
 
     /// Copies the beginning of slot `head`'s answer.
     pub fn response(&self, head: u16, out: &mut [u8]) {
-        let first = self.response_at(head);
-        for (word, bytes) in self.scratch[first..first + self.response_words].iter().zip(out.chunks_mut(8)) {
+        for (word, bytes) in self.answer(head).iter().zip(out.chunks_mut(8)) {
             bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes()[..bytes.len()]);
         }
     }
 
     /// The first byte of slot `head`'s answer.
+    #[inline]
     pub fn status(&self, head: u16) -> u8 {
-        self.scratch[self.response_at(head)].load(Ordering::Relaxed).to_ne_bytes()[0]
+        self.slot(head)[self.header_words].load(Ordering::Relaxed).to_ne_bytes()[0]
     }
 
-    fn response_at(&self, head: u16) -> usize {
-        usize::from(head) * (self.header_words + self.response_words) + self.header_words
+    #[inline]
+    fn slot(&self, head: u16) -> &[AtomicU64] {
+        &self.slots[usize::from(head) * self.slot_words..][..self.slot_words]
     }
 
-    fn scratch_descriptor(&self, word: usize, len: usize, write: bool) -> Descriptor {
-        // The slots' memory is mapped: none of its addresses overflows. Header and answer are far below 4 GiB.
-        let iova = Iova::new(self.scratch.iova().get() + 8 * word as u64);
-        Descriptor { part: Part { iova, len: len as u32 }, write }
+    fn answer(&self, head: u16) -> &[AtomicU64] {
+        &self.slot(head)[self.header_words..][..self.response_words]
+    }
+
+    /// Where word `word` of slot `head` is for the device.
+    fn iova(&self, head: u16, word: usize) -> Iova {
+        // The slots' memory is mapped: none of its addresses overflows.
+        Iova::new(self.slots.iova().get() + 8 * (usize::from(head) * self.slot_words + word) as u64)
+    }
+
+    fn descriptor(&self, head: u16, word: usize, len: usize, write: bool) -> Descriptor {
+        // Header and answer are far below 4 GiB.
+        Descriptor { part: Part { iova: self.iova(head, word), len: len as u32 }, write }
+    }
+
+    /// Prepares slot `head` for requests with a table, of `header` words, `pieces` pieces of data and one byte of answer.
+    #[cold]
+    pub fn shape(&self, head: u16, header: usize, pieces: usize) {
+        let table = self.table(head);
+        let next = if pieces == 0 { SHAPED_ANSWER } else { SHAPED_DATA };
+        put_raw(table, 0, self.descriptor(head, 0, 8 * header, false).part, DESC_F_NEXT, next as u16);
+        put_raw(table, SHAPED_ANSWER, self.descriptor(head, self.header_words, 1, true).part, DESC_F_WRITE, 0);
+        self.put_table(head, SHAPED_DATA + pieces);
+    }
+
+    /// Writes a request into slot `head`, which has been shaped for it: the header, a blank answer, and the pieces of data.
+    #[inline]
+    pub fn fill<const N: usize>(&self, head: u16, header: [u64; N], mut data: impl Iterator<Item = Part>, write: bool) {
+        let (words, table) = self.slot(head).split_at(self.header_words + self.response_words);
+        for (word, value) in words.iter().zip(header) {
+            word.store(value, Ordering::Relaxed);
+        }
+        if let Some(answer) = words.get(self.header_words) {
+            answer.store(u64::MAX, Ordering::Relaxed);
+        }
+        let flags = u64::from(if write { DESC_F_WRITE } else { 0 } | DESC_F_NEXT) << 32;
+        let Some(mut part) = data.next() else { return };
+        let (entries, _) = table.as_chunks::<ENTRY>();
+        // The next entry's number is where the last one is followed by the answer.
+        for (entry, next) in entries.iter().skip(SHAPED_DATA).zip(SHAPED_DATA as u64 + 1..) {
+            let following = data.next();
+            let next = if following.is_some() { next } else { SHAPED_ANSWER as u64 };
+            entry[0].store(part.iova.get().to_le(), Ordering::Relaxed);
+            entry[1].store((u64::from(part.len) | flags | next << 48).to_le(), Ordering::Relaxed);
+            match following {
+                Some(following) => part = following,
+                None => return,
+            }
+        }
     }
 
     /// Writes entry `index` of the descriptor area.
@@ -136,8 +189,7 @@ impl Ring {
     /// Slot `head`'s indirect table.
     #[inline]
     pub fn table(&self, head: u16) -> &[AtomicU64] {
-        let first = usize::from(head) * self.table_words;
-        self.tables.as_ref().map_or(&[], |tables| &tables[first..first + self.table_words])
+        &self.slot(head)[self.header_words + self.response_words..][..self.table_words]
     }
 
     /// Writes entry `index` of an indirect table.
@@ -151,12 +203,9 @@ impl Ring {
 
     /// Makes descriptor `head` refer to the first `entries` entries of its indirect table.
     pub fn put_table(&self, head: u16, entries: usize) {
-        if let Some(tables) = &self.tables {
-            let bytes = (usize::from(head) * self.table_words * 8) as u64;
-            let iova = Iova::new(tables.iova().get() + bytes);
-            let part = Part { iova, len: (entries * spec::DESC_SIZE) as u32 };
-            put_raw(&self.descriptors, usize::from(head), part, DESC_F_INDIRECT, 0);
-        }
+        let iova = self.iova(head, self.header_words + self.response_words);
+        let part = Part { iova, len: (entries * spec::DESC_SIZE) as u32 };
+        put_raw(&self.descriptors, usize::from(head), part, DESC_F_INDIRECT, 0);
     }
 
     /// Publishes `head` as entry number `index` (free-running) of the available ring.

@@ -41,6 +41,22 @@ struct Slot {
     lane: u16,
     /// The request of the same lane that was returned after this one, or [`NONE`].
     later: u16,
+    /// For what its memory has been shaped.
+    shape: Shape,
+}
+
+/// What a slot's memory may be shaped for (see [`super::ring`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// Words of the header.
+    pub header: u16,
+    /// Pieces of data.
+    pub pieces: u16,
+}
+
+impl Shape {
+    /// For nothing: no request is so long.
+    pub const NONE: Self = Self { header: u16::MAX, pieces: u16::MAX };
 }
 
 /// No slot, no lane. (There are at most 32768 of each.)
@@ -103,7 +119,8 @@ impl Slots {
         for index in 0..size {
             let phase = Phase::Free;
             let (loans, waker, abandoned) = (Loans::none(), None, false);
-            slots.push(Slot { phase, chain: 0, writable: 0, loans, waker, abandoned, lane: NONE, later: NONE });
+            let (lane, later, shape) = (NONE, NONE, Shape::NONE);
+            slots.push(Slot { phase, chain: 0, writable: 0, loans, waker, abandoned, lane, later, shape });
             next.push(index.wrapping_add(1));
         }
         let (slots, next) = (slots.into_boxed_slice(), next.into_boxed_slice());
@@ -123,6 +140,7 @@ impl Slots {
     }
 
     /// The descriptor after `index` in its chain.
+    #[inline]
     pub fn next(&self, index: u16) -> u16 {
         self.next[usize::from(index)]
     }
@@ -140,11 +158,13 @@ impl Slots {
         let head = self.take_chain(chain);
         let slot = &mut self.slots[usize::from(head)];
         let (phase, waker, abandoned) = (Phase::InFlight, None, false);
-        *slot = Slot { phase, chain, writable, loans, waker, abandoned, lane: NONE, later: NONE };
+        let (lane, later, shape) = (NONE, NONE, Shape::NONE);
+        *slot = Slot { phase, chain, writable, loans, waker, abandoned, lane, later, shape };
         Ok(head)
     }
 
     /// Takes `chain` descriptors, which are free.
+    #[inline]
     fn take_chain(&mut self, chain: u16) -> u16 {
         let head = self.free_head;
         let mut tail = head;
@@ -174,8 +194,10 @@ impl Slots {
         Ok((self.lanes.len() - 1) as u16)
     }
 
-    /// As [`Slots::begin`] for a request of a lane, whose loan the lane keeps. `None` if there are not enough descriptors.
-    pub fn begin_in_lane(&mut self, lane: u16, chain: u16, writable: u32) -> Option<u16> {
+    /// As [`Slots::begin`] for a request of a lane, whose loan the lane keeps. Gives the head, and whether the slot has been shaped
+    /// as `shape` says already; it is taken for shaped so from here on. `None` if there are not enough descriptors.
+    #[inline]
+    pub fn begin_in_lane(&mut self, lane: u16, chain: u16, writable: u32, shape: Shape) -> Option<(u16, bool)> {
         if chain > self.free {
             return None;
         }
@@ -184,9 +206,11 @@ impl Slots {
         // INVARIANT: free slots have neither loans nor waker.
         (slot.phase, slot.chain, slot.writable) = (Phase::InFlight, chain, writable);
         (slot.abandoned, slot.lane, slot.later) = (false, lane, NONE);
+        let shaped = slot.shape == shape;
+        slot.shape = shape;
         self.laned += 1;
         self.lanes[usize::from(lane)].in_flight += 1;
-        Some(head)
+        Some((head, shaped))
     }
 
     /// Puts a request of a lane that is over into the lane's list; nobody will ask for that of an abandoned lane.

@@ -119,7 +119,6 @@ ktest! {
             drop(device.map::<FromDevice, _>(set).map_err(|rejected| rejected.error)?.unmap_lazy());
         }
         device.flush(soon()).map_err(|_| board::Error::Missing("flush in time"))?;
-        // The MSI of edu needs no mapping of the DMA-API's.
         expect_eq!(device.stats().live_mappings, 0);
         expect_eq!(device.stats().quarantined_pages, 0);
         edu.stop()?;

@@ -3,6 +3,7 @@
 mod allocation;
 mod boot;
 mod bytes;
+mod carried;
 mod containment;
 mod disk;
 mod fence;

@@ -4,12 +4,14 @@ use super::pattern;
 use crate::bench::{Bench, soon};
 use board::EduStray;
 use dma::{Error, FromDevice, Placement, ToDevice};
-use iommu::{Access, FaultReason, Iova};
+use iommu::{Access, FaultReason, Iova, IovaError};
 use ktest::{Outcome, expect, expect_eq, ktest};
 use testdev::edu::Completion;
 
 /// The address that the tests insist on.
-const AT: Iova = Iova::new(0x1234_5000);
+const AT: Iova = Iova::new(0x9234_5000);
+/// An address that a host bridge of QEMU's `virt` keeps to itself.
+const WINDOW: Iova = Iova::new(0x1234_5000);
 
 fn at(offset: u64) -> Iova {
     Iova::new(AT.get() + offset)
@@ -31,6 +33,7 @@ ktest! {
         let device = edu.master().device();
         let reservation = device.reserve(8 * 4096, Placement::At(AT))?;
         expect_eq!(reservation.iova(), AT);
+        expect!(matches!(device.reserve(4096, Placement::At(WINDOW)), Err(Error::Iova(IovaError::InUse(_)))));
         strays(bench, &edu, AT)?;
         let bytes = pattern(41, 64);
         let mut source = device.pages(4096)?;

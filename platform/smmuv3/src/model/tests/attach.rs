@@ -4,12 +4,13 @@
 //! STE, L1STD, second level or CD not published; a wrong Span; the same ASID or VMID for two spaces; an ASID freed without an
 //! invalidation; a space freed although its last invalidation failed, or although the change away from it was refused; a foreign
 //! address space accepted; a change that failed leaving the stream attached, or taken for done when it is asked for again;
-//! StreamIDs beyond the table; two changes of one stream at a time.
+//! StreamIDs beyond the table; two changes of one stream at a time; a page for privileged transactions that is for all.
 
 use super::super::Consumption;
-use super::super::device::Stopped;
+use super::super::device::{Access, Stopped};
 use super::*;
 use crate::spec::command::opcode;
+use crate::spec::event::EventKind;
 use iommu::AttachError;
 use iommu::contract::TableMemory;
 
@@ -39,6 +40,50 @@ fn a_page_lent_for_reading_cannot_be_written() {
         map(&space, iova(0x1000, PAGE), ram(0, PAGE), Prot::READ).unwrap();
         assert!(rig.model.device_read(id(8), Iova::new(0x1000), PAGE).is_ok());
         assert!(rig.model.device_write(id(8), Iova::new(0x1000), 4).is_err());
+    }
+}
+
+#[test]
+fn a_page_lent_to_privileged_transactions_is_out_of_reach_of_all_others() {
+    for traits in [Traits::NESTED, Traits::MINIMAL, FULL] {
+        let rig = rig(traits);
+        let space = rig.attached(8);
+        map(&space, iova(0x1000, PAGE), ram(0, PAGE), RW | Prot::PRIVILEGED).unwrap();
+        map(&space, iova(0x2000, PAGE), ram(PAGE, PAGE), Prot::READ | Prot::PRIVILEGED).unwrap();
+        map(&space, iova(0x3000, PAGE), ram(2 * PAGE, PAGE), RW).unwrap();
+        let tries = |page: u64, write, privileged| {
+            let (stream, iova) = (id(8), Iova::new(page));
+            rig.model.access(&Access { stream, substream: None, iova, len: 4, write, privileged })
+        };
+        // Privileged ones first, so that everything is cached.
+        for privileged in [true, false] {
+            for (page, write, allowed) in [
+                (0x1000, false, privileged),
+                (0x1000, true, privileged),
+                (0x2000, false, privileged),
+                (0x2000, true, false),
+                (0x3000, false, true),
+                (0x3000, true, true),
+            ] {
+                match tries(page, write, privileged) {
+                    Ok(runs) => assert!(allowed && runs[0].start().get() == RAM + page - 0x1000, "{page:#x}"),
+                    Err(Stopped::Recorded(event)) => {
+                        assert!(!allowed, "{page:#x}: {event:?}");
+                        let EventKind::FPermission { transaction, .. } = event.kind else { panic!("{event:?}") };
+                        assert_eq!((transaction.privileged, transaction.read), (privileged, !write));
+                        assert_eq!(transaction.input_addr, page);
+                    }
+                    Err(Stopped::Silently) => panic!("no record"),
+                }
+            }
+        }
+        // Nor does a device get it for keeping.
+        if traits == FULL {
+            rig.smmu.enable_ats(id(8)).unwrap();
+            let granted = [0x1000, 0x2000, 0x3000].map(|page| rig.model.ats_request(id(8), None, Iova::new(page)));
+            assert_eq!(granted, [false, false, true]);
+        }
+        rig.model.assert_clean();
     }
 }
 

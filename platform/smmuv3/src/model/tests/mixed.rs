@@ -134,7 +134,7 @@ impl Mixed {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(300), ..ProptestConfig::default() })]
 
     #[test]
     fn every_stream_and_substream_reaches_what_its_space_has_at_that_moment(

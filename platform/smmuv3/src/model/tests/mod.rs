@@ -5,6 +5,7 @@
 mod ats;
 mod attach;
 mod events;
+mod fail_nth;
 mod fleet;
 mod floods;
 mod mixed;
@@ -29,6 +30,11 @@ use base::time::Duration;
 use iommu::contract::{AddressSpace, Iommu};
 use iommu::{Fault, FaultSink, Iova, IovaRange, MapError, PhysAddr, PhysRange, Prot, StreamId};
 use std::sync::Mutex;
+
+/// Cases of a property: what `PROPTEST_CASES` says, or `usual`.
+fn cases(usual: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(usual)
+}
 
 /// Memory to lend: far from where the tables are.
 const RAM: u64 = 0x20_0000_0000;
@@ -153,7 +159,7 @@ impl Rig {
     /// What a device reads, with a SubstreamID.
     fn reads_as(&self, stream: u32, substream: u32, iova: u64) -> Option<u64> {
         let (stream, substream, iova) = (id(stream), Some(substream), Iova::new(iova));
-        let access = super::device::Access { stream, substream, iova, len: 4, write: false };
+        let access = super::device::Access { stream, substream, iova, len: 4, write: false, privileged: false };
         self.model.access(&access).ok().map(|runs| runs[0].start().get())
     }
 

@@ -32,7 +32,7 @@ fn traits() -> impl Strategy<Value = Traits> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(96), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn streams_reach_what_they_were_lent_and_nothing_else(

@@ -249,7 +249,7 @@ fn substreams(seed: u64, config: Config) -> Outcome {
     Ok(())
 }
 
-/// A stage 2 with two stage 1s on top, of which it takes memory away.
+/// A stage 2 with two stage 1s on top, of which it takes memory away; and one whose CD comes late.
 fn nested(seed: u64, config: Config) -> Outcome {
     let rig = hunted(FULL, config, seed, &[8, 16])?;
     rig.model.behave(|b| b.acts = 16);
@@ -274,6 +274,16 @@ fn nested(seed: u64, config: Config) -> Outcome {
         no_way(&rig, ram(page * PAGE, PAGE))?;
         same((rig.reads(8, at), rig.reads(16, at)), (None, None), "what was revoked below")?;
     }
+    // A substream comes into a table that nobody is in.
+    let space = said(rig.smmu.create_with(&Request { translation, ..Request::default() }), "create")?;
+    let intermediate = said(PhysRange::new(PhysAddr::new(0x4000_0000), PAGE).ok_or("range"), "range")?;
+    said(map(&space, iova(0x1000, PAGE), intermediate, RW), "map")?;
+    said(rig.smmu.block(id(8)), "block")?;
+    for _ in 0..2 {
+        said(rig.smmu.attach_substream(id(8), 1, &space), "attach a substream")?;
+        said(rig.smmu.detach_substream(id(8), 1), "detach")?;
+    }
+    no_way(&rig, intermediate)?;
     clean(&rig.model)
 }
 

@@ -1,7 +1,8 @@
 //! Substreams: tables of context descriptors, attaching and detaching by SubstreamID.
 //!
 //! Seen red: no CFGI_CD; L1CD not published; a live CD overwritten in place instead of switched; the old table freed before
-//! CFGI_STE; a CD in another's place; S1DSS not following the default; SubstreamIDs beyond the table.
+//! CFGI_STE; a CD in another's place; S1DSS not following the default; SubstreamIDs beyond the table; a CD of a nested space
+//! in a table whose STE has no stage 2 yet.
 
 use super::*;
 use crate::spec::command::opcode;
@@ -212,26 +213,67 @@ fn a_change_of_a_cd_that_the_smmu_does_not_take_blocks_the_stream_and_frees_noth
     rig.model.assert_clean();
 }
 
+/// A stage 2 with the memory of the tables, and one page of RAM at [`BELOW`].
+fn parent(rig: &Rig) -> Arc<dyn AddressSpace> {
+    let tables = (0x1_0000_0000, 0x1000_0000);
+    let parent = rig.asked(&Request { translation: Translation::Stage2, input_bits: Some(40), ..Request::default() });
+    let run = PhysRange::new(PhysAddr::new(tables.0), tables.1).unwrap();
+    map(&parent, iova(tables.0, tables.1), run, Prot::READ).unwrap();
+    map(&parent, iova(BELOW, PAGE), ram(0, PAGE), RW).unwrap();
+    parent
+}
+
+/// A stage 1 on top, which leads to [`BELOW`].
+fn nested(rig: &Rig, parent: &Arc<dyn AddressSpace>) -> Arc<dyn AddressSpace> {
+    let space = rig.asked(&Request { translation: Translation::Nested(parent.clone()), ..Request::default() });
+    map(&space, iova(0x1000, PAGE), intermediate(), RW).unwrap();
+    space
+}
+
+/// An intermediate address. What is there physically is nobody's.
+const BELOW: u64 = 0x4000_0000;
+
+fn intermediate() -> PhysRange {
+    PhysRange::new(PhysAddr::new(BELOW), PAGE).unwrap()
+}
+
+#[test]
+fn the_first_space_in_an_empty_table_is_never_found_without_its_stage_2() {
+    for seed in 0..40 {
+        let rig = rig(FULL);
+        let (one, other) = (parent(&rig), parent(&rig));
+        let spaces = [nested(&rig, &one), nested(&rig, &other), mapped(&rig, 0)];
+        rig.model.adversary(seed, [8]);
+        rig.model.behave(|b| b.acts = 16);
+        for space in spaces.iter().chain(&spaces) {
+            // The table stays, with nobody in it.
+            rig.smmu.attach_substream(id(8), 1, space).unwrap();
+            assert_eq!(rig.reads_as(8, 1, 0x1000), Some(RAM));
+            rig.smmu.detach_substream(id(8), 1).unwrap();
+            assert_eq!(rig.reads_as(8, 1, 0x1000), None);
+            assert_eq!(rig.model.paths_to(intermediate(), &[id(8)]), [""; 0]);
+        }
+        // Nor is the first that is not numbered.
+        rig.smmu.attach(id(8), &spaces[0]).unwrap();
+        assert_eq!(rig.reads(8, 0x1000), Some(RAM));
+        assert_eq!(rig.model.paths_to(intermediate(), &[id(8)]), [""; 0]);
+        for space in &spaces {
+            space.revoke(&[iova(0x1000, PAGE)]).unwrap();
+        }
+        for below in [one, other] {
+            below.revoke(&[iova(BELOW, PAGE)]).unwrap();
+        }
+        assert_eq!(rig.model.paths_to(ram(0, PAGE), &[id(8)]), [""; 0]);
+        rig.smmu.block(id(8)).unwrap();
+        rig.model.assert_clean();
+    }
+}
+
 #[test]
 fn substreams_share_one_parent_and_have_a_stage_1() {
     let rig = rig(FULL);
     rig.model.eager([8]);
-    let tables = (0x1_0000_0000, 0x1000_0000);
-    let parent = || {
-        let parent =
-            rig.asked(&Request { translation: Translation::Stage2, input_bits: Some(40), ..Request::default() });
-        let run = PhysRange::new(PhysAddr::new(tables.0), tables.1).unwrap();
-        map(&parent, iova(tables.0, tables.1), run, Prot::READ).unwrap();
-        map(&parent, iova(0x4000_0000, PAGE), ram(0, PAGE), RW).unwrap();
-        parent
-    };
-    let nested = |parent: &Arc<dyn AddressSpace>| {
-        let translation = Translation::Nested(parent.clone());
-        let space = rig.asked(&Request { translation, ..Request::default() });
-        let run = PhysRange::new(PhysAddr::new(0x4000_0000), PAGE).unwrap();
-        map(&space, iova(0x1000, PAGE), run, RW).unwrap();
-        space
-    };
+    let (parent, nested) = (|| parent(&rig), |below: &Arc<dyn AddressSpace>| nested(&rig, below));
     let (one, other) = (parent(), parent());
     let (a, b) = (nested(&one), nested(&one));
     rig.smmu.attach(id(8), &a).unwrap();
@@ -243,7 +285,7 @@ fn substreams_share_one_parent_and_have_a_stage_1() {
     }
     let refused = rig.smmu.attach_substream(id(8), 4, &one);
     assert_eq!(refused, Err(AttachError::Unsupported("substreams of a stage 2 alone")));
-    one.revoke(&[iova(0x4000_0000, PAGE)]).unwrap();
+    one.revoke(&[iova(BELOW, PAGE)]).unwrap();
     assert_eq!((rig.reads(8, 0x1000), rig.reads_as(8, 3, 0x1000)), (None, None));
     assert!(rig.model.paths_to(ram(0, PAGE), &[]).is_empty());
     rig.model.assert_clean();

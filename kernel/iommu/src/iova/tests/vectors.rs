@@ -104,28 +104,3 @@ fn a_guard_stays_free_behind_every_allocation() {
         iova.free(guarded.part(0, guarded.len() - PAGE).unwrap()).unwrap();
     }
 }
-
-/// Devices gain by addresses below 4 GiB (one header word less, one cycle less on PCI): as long as there is room there, nobody gets
-/// others, however high the device reaches; and when there is room again, it is used first.
-#[test]
-fn addresses_below_4_gib_come_first_whatever_the_device_reaches() {
-    const FOUR_GIB: u64 = 1 << 32;
-    let iova = IovaAllocator::new(range(0, 1 << 48), PAGE).unwrap();
-    // The last page of the 4 GiB stays free, as page 0 is nobody's.
-    let large: Vec<_> = (0..3).map(|_| iova.allocate(1 << 30, 1 << 30, TOP).unwrap()).collect();
-    let mut small = Vec::new();
-    while small.len() < 511 {
-        small.push(iova.allocate(2 << 20, 2 << 20, TOP).unwrap());
-    }
-    let single = iova.allocate(PAGE, PAGE, TOP).unwrap();
-    for taken in large.iter().chain(&small).chain([&single]) {
-        assert!(taken.end().get() <= FOUR_GIB, "{taken}");
-    }
-    let beyond = iova.allocate(1 << 30, 1 << 30, TOP).unwrap();
-    assert!(beyond.start().get() >= FOUR_GIB);
-    // Narrow devices are not shut out by it, and wide ones come back.
-    iova.free(small[100]).unwrap();
-    assert_eq!(iova.allocate(2 << 20, 2 << 20, TOP), Ok(small[100]));
-    iova.free(large[1]).unwrap();
-    assert_eq!(iova.allocate(1 << 30, 1 << 30, TOP), Ok(large[1]));
-}

@@ -31,7 +31,7 @@ pub const PROFILES: &[(&str, &str)] = &[
     ),
     ("pools", "as default, with a carve-out of the edu's and an area for large allocations in the device tree"),
     ("carried", "as default without disk and display, and a PCIe bus that carries three pieces of the DMA addresses"),
-    ("bare", "no IOMMU, no disk, no display, no edu"),
+    ("bare", "no IOMMU, no disk, no display; two edus with few address lines"),
 ];
 
 /// Returns the machine of that name, with `disk` where it has one. The devices of a machine stand at fixed places: edu in
@@ -109,7 +109,11 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
             machine = Machine { disk: None, gpu: false, ..Machine::default() };
             carried::fit(&mut machine, emulator)?;
         }
-        "bare" => machine = Machine { iommu: Iommu::None, gpu: false, edu: false, ..Machine::default() },
+        "bare" => {
+            let memory = "4G".into();
+            machine = Machine { iommu: Iommu::None, gpu: false, edu: false, memory, ..Machine::default() };
+            machine.extra = words(["-device", "edu,addr=6", "-device", "edu,addr=7,dma_mask=0xffffffff"]);
+        }
         _ => {
             let known: Vec<&str> = PROFILES.iter().map(|(name, _)| *name).collect();
             bail!("there is no machine {name:?}; the machines are {}", known.join(", "));

@@ -20,7 +20,7 @@ use crate::memory::DmaMemory;
 use crate::pages::Chunk;
 use crate::quarantine::Quarantined;
 use crate::site::Site;
-use crate::{Device, Direction, Error, Pages, Rejected, View, bounce};
+use crate::{Device, DeviceReads, DeviceWrites, Direction, Error, Pages, Rejected, View, bounce};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::fallible;
@@ -160,24 +160,6 @@ impl<D: Direction> MappedBytes<D> {
         View::of(self.held.memory(), self.held.loan().copy())
     }
 
-    /// See [`Mapped::sync_for_cpu`](crate::Mapped::sync_for_cpu).
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`].
-    pub fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
-        self.held.sync_for_cpu(offset, len)
-    }
-
-    /// See [`Mapped::sync_for_device`](crate::Mapped::sync_for_device).
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`].
-    pub fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
-        self.held.sync_for_device(offset, len)
-    }
-
     /// Revokes the device's access and gives the bytes back, with what the device wrote.
     ///
     /// # Errors
@@ -186,6 +168,28 @@ impl<D: Direction> MappedBytes<D> {
     #[track_caller]
     pub fn unmap(self) -> Result<Bytes, Quarantined> {
         self.held.take_back(Location::caller())
+    }
+}
+
+impl<D: DeviceWrites> MappedBytes<D> {
+    /// See [`Mapped::sync_for_cpu`](crate::Mapped::sync_for_cpu).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`].
+    pub fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.held.sync_for_cpu(offset, len)
+    }
+}
+
+impl<D: DeviceReads> MappedBytes<D> {
+    /// See [`Mapped::sync_for_device`](crate::Mapped::sync_for_device).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`].
+    pub fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.held.sync_for_device(offset, len)
     }
 }
 

@@ -346,30 +346,6 @@ impl<D: Direction, B: Buffer> MappedList<D, B> {
         whole(self)
     }
 
-    /// Lets the CPU see what the device has written so far to the `len` bytes at `offset`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`].
-    pub fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
-        for (at, len) in self.held.memory().pieces(offset, len)? {
-            self.held.sync_for_cpu(at, len)?;
-        }
-        Ok(())
-    }
-
-    /// Lets the device see what the CPU has written so far to the `len` bytes at `offset`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`].
-    pub fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
-        for (at, len) in self.held.memory().pieces(offset, len)? {
-            self.held.sync_for_device(at, len)?;
-        }
-        Ok(())
-    }
-
     /// Revokes the device's access and gives the list back, with what the device wrote.
     ///
     /// # Errors
@@ -382,6 +358,34 @@ impl<D: Direction, B: Buffer> MappedList<D, B> {
         let mut list = held.take_back(Location::caller())?;
         list.segments = segments;
         Ok(list)
+    }
+}
+
+impl<D: DeviceWrites, B: Buffer> MappedList<D, B> {
+    /// Lets the CPU see what the device has written so far to the `len` bytes at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`].
+    pub fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
+        for (at, len) in self.held.memory().pieces(offset, len)? {
+            self.held.sync_for_cpu(at, len)?;
+        }
+        Ok(())
+    }
+}
+
+impl<D: DeviceReads, B: Buffer> MappedList<D, B> {
+    /// Lets the device see what the CPU has written so far to the `len` bytes at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`].
+    pub fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
+        for (at, len) in self.held.memory().pieces(offset, len)? {
+            self.held.sync_for_device(at, len)?;
+        }
+        Ok(())
     }
 }
 

@@ -29,7 +29,8 @@ pub enum Bounce {
     /// Always, but for coherent memory.
     Always(PoolSource),
     /// Always, and all other memory of the device comes from the pool too: it has no other. Buffers that are the pool's already
-    /// are lent as they are.
+    /// are lent as they are. The pool's memory is cached: a device that does not snoop has no coherent memory then, but
+    /// [`Error::Attributes`], and does with [`Device::non_coherent`].
     Restricted(&'static Pool),
 }
 

@@ -26,7 +26,7 @@ use crate::held::Held;
 use crate::lent::{Lent, Segment, sealed};
 use crate::memory::DmaMemory;
 use crate::quarantine::Quarantined;
-use crate::{Buffer, Device, Direction, Error, Rejected, View};
+use crate::{Buffer, Device, DeviceReads, DeviceWrites, Direction, Error, Rejected, View};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::{IrqMutex, fallible};
@@ -245,24 +245,6 @@ impl<D: Direction, B: Buffer> Linked<D, B> {
         View::new(self.held.memory())
     }
 
-    /// Lets the CPU see what the device has written so far to the `len` bytes at `offset`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`].
-    pub fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
-        self.held.sync_for_cpu(offset, len)
-    }
-
-    /// Lets the device see what the CPU has written so far to the `len` bytes at `offset`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`].
-    pub fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
-        self.held.sync_for_device(offset, len)
-    }
-
     /// Revokes the device's access and gives the buffer back, with what the device wrote. The addresses stay reserved. Many
     /// links end with one completion in a [`Gather`](crate::Gather).
     ///
@@ -272,6 +254,28 @@ impl<D: Direction, B: Buffer> Linked<D, B> {
     #[track_caller]
     pub fn unlink(self) -> Result<B, Quarantined> {
         self.held.take_back(Location::caller()).map(|link| link.buffer)
+    }
+}
+
+impl<D: DeviceWrites, B: Buffer> Linked<D, B> {
+    /// Lets the CPU see what the device has written so far to the `len` bytes at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`].
+    pub fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.held.sync_for_cpu(offset, len)
+    }
+}
+
+impl<D: DeviceReads, B: Buffer> Linked<D, B> {
+    /// Lets the device see what the CPU has written so far to the `len` bytes at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`].
+    pub fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.held.sync_for_device(offset, len)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::held::Held;
 use crate::lent::{Lent, Segment, sealed};
 use crate::memory::DmaMemory;
 use crate::quarantine::Quarantined;
-use crate::{Device, Direction, Error, PageSet, Rejected, view};
+use crate::{Device, DeviceReads, DeviceWrites, Direction, Error, PageSet, Rejected, view};
 use alloc::sync::Arc;
 use base::{IrqMutex, fallible};
 use core::fmt;
@@ -268,25 +268,6 @@ impl<D: Direction> Attachment<D> {
         SharedBuffer(self.held.memory().buffer.clone())
     }
 
-    /// Takes what this device has written so far to the `len` bytes at `offset` where everybody sees it. Between devices of
-    /// which not all snoop the caches, before the other one reads.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`].
-    pub fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
-        self.held.sync_for_cpu(offset, len)
-    }
-
-    /// Lets this device see what was written so far to the `len` bytes at `offset`, by a device that snoops.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`].
-    pub fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
-        self.held.sync_for_device(offset, len)
-    }
-
     /// Revokes the device's access.
     ///
     /// # Errors
@@ -296,6 +277,29 @@ impl<D: Direction> Attachment<D> {
     #[track_caller]
     pub fn detach(self) -> Result<(), Quarantined> {
         self.held.take_back(Location::caller()).map(drop)
+    }
+}
+
+impl<D: DeviceWrites> Attachment<D> {
+    /// Takes what this device has written so far to the `len` bytes at `offset` where everybody sees it. Between devices of
+    /// which not all snoop the caches, before the other one reads.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`].
+    pub fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.held.sync_for_cpu(offset, len)
+    }
+}
+
+impl<D: DeviceReads> Attachment<D> {
+    /// Lets this device see what was written so far to the `len` bytes at `offset`, by a device that snoops.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`].
+    pub fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.held.sync_for_device(offset, len)
     }
 }
 

@@ -1,9 +1,6 @@
 //! Every way through the DMA-API with the n-th allocation failing, for every n until none fails: an error each time, nothing
 //! leaked, nothing left mapped. Heap, DMA memory, tables and address spaces count as one, in the order in which they are asked
 //! for. An allocation that could not fail would end this process.
-//!
-//! Caught: `Device::new`, `OwnedDomain::new` and `SharedBuffer::try_new` with an `Arc::new`; `scoped::run` with one;
-//! `PageSet::of` with `vec!`; `Translated::map` that keeps its addresses when the tables do not fit.
 
 use base::Deadline;
 use core::ptr::NonNull;
@@ -289,7 +286,7 @@ fn another(system: &FakeSystem, host: &FakeDevice, bounce: Bounce) -> Result<Dev
     unsafe { Device::with_policy(config, Policy { bounce, trusted: false }) }
 }
 
-/// Caught: a list that keeps its entry of a part although there is no room for the part (`add` before `reserve`).
+/// Caught: `ScatterList::add` without its `reserve`.
 #[test]
 fn lists_survive_every_failure() {
     let _alone = alone();
@@ -350,7 +347,6 @@ fn lists_of_direct_devices_survive_every_failure() {
     assert_eq!(direct.stats().live_mappings, 0);
 }
 
-/// Caught: `Lapses::new` with an `Arc::new`.
 #[test]
 fn lazy_ends_survive_every_failure() {
     let _alone = alone();
@@ -387,7 +383,7 @@ fn lazy_ends_survive_every_failure() {
     }
 }
 
-/// Caught: `Device::reserve` with an `Arc::new`; a reservation without room that keeps its range.
+/// Caught: `Device::reserve` with an `Arc::new`.
 #[test]
 fn reservations_survive_every_failure() {
     let _alone = alone();
@@ -420,7 +416,7 @@ fn reservations_survive_every_failure() {
     }
 }
 
-/// Caught: `Pool::of` with an `Arc::from`, `Source::get` with an `Arc::new`, `Bounced::push` that keeps a run without room for it.
+/// Caught: `Source::get` with an `Arc::new`.
 #[test]
 fn copies_survive_every_failure() {
     let _alone = alone();
@@ -498,7 +494,7 @@ fn copies_survive_every_failure() {
     }
 }
 
-/// Memory of every kind. Caught: nothing that was tried; a failure that leaked would show.
+/// Memory of every kind.
 #[test]
 fn every_kind_of_memory_survives_every_failure() {
     let _alone = alone();

@@ -7,8 +7,8 @@ use iommu::Prot;
 /// Far more than the records that are always on have places for.
 const MANY: usize = 5000;
 
-/// One test, since the order matters: what is made before the switch is what it was. Caught: `Records::new` that makes a table
-/// although the tracker is on; `Exact::begin` that reuses a live entry; `Exact::end` that leaves the entry live.
+/// One test, since the order matters: what is made before the switch is what it was. Caught: `Exact::end` that
+/// leaves the entry live.
 #[test]
 fn every_mapping_is_listed_with_its_device_size_direction_age_and_site() {
     tracker::enable(false);
@@ -63,7 +63,7 @@ fn every_mapping_is_listed_with_its_device_size_direction_age_and_site() {
     history(&system);
 }
 
-/// What a report of a fault says of an address with the tracker off it says with the tracker on. Caught: `Records` without `remember`.
+/// What a report of a fault says of an address with the tracker off it says with the tracker on.
 fn history(system: &FakeSystem) {
     let net = system.device("net").unwrap();
     let far = iommu::Iova::new(0x7000_0012_3000);
@@ -76,7 +76,7 @@ fn history(system: &FakeSystem) {
     assert!(text.contains("was unmapped ") && text.contains(&format!(" us ago by net at tracker.rs:{line}")), "{text}");
 }
 
-/// Misuse 18. Caught: `Device::remove` that does not look.
+/// Misuse 18.
 fn removal(system: &FakeSystem) {
     let gpu = system.device("gpu").unwrap();
     let (kept, line) = (gpu.device.map::<ToDevice, _>(gpu.device.pages(8192).unwrap()).unwrap(), line!());

@@ -14,11 +14,13 @@ use crate::containment::{Containment, Registration};
 use crate::interrupts;
 use crate::messages::Messages;
 use crate::pools;
-use crate::{COHERENT, Error, PassthroughError};
+use crate::{Error, PassthroughError};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use dma::{Bounce, BusWindow, Device, DeviceConfig, DirectConfig, Limits, PeerRange, Policy, Pool, PoolSource};
+use dma::{
+    Bounce, BusWindow, Device, DeviceConfig, DirectConfig, DmaMemory, Limits, PeerRange, Policy, Pool, PoolSource,
+};
 use iommu::contract::Iommu;
 use iommu::domain::{Domain, DomainKind, ReservedKind};
 use iommu::group::{AttachmentState, Group};
@@ -209,7 +211,7 @@ impl Context<'_> {
             Some((which, streams)) if self.treatment.passthrough => {
                 let iommu = (self.iommu)(which).ok_or(Error::Missing("IOMMU"))?;
                 let group = self.passed_through(iommu, function, streams, name)?;
-                (self.unprotected(name, limits, Some(group.clone()), policy), Some(group))
+                (self.unprotected(name, limits, Some(group.clone()), policy, memory), Some(group))
             }
             Some((which, streams)) => {
                 let iommu = (self.iommu)(which).ok_or(Error::Missing("IOMMU"))?;
@@ -224,7 +226,7 @@ impl Context<'_> {
                 let device = unsafe { Device::with_policy(config, policy) };
                 (device, Some(group))
             }
-            None if self.treatment.allow_unprotected => (self.unprotected(name, limits, None, policy), None),
+            None if self.treatment.allow_unprotected => (self.unprotected(name, limits, None, policy, memory), None),
             None => return Err(Error::NotIsolated(String::from(name))),
         };
         let device = device.map_err(|error| Error::Dma { name: String::from(name), error })?;
@@ -268,9 +270,10 @@ impl Context<'_> {
         limits: Limits,
         group: Option<Arc<Group>>,
         policy: Policy,
+        memory: &'static dyn DmaMemory,
     ) -> Result<Device, dma::Error> {
         // SAFETY: whoever started the kernel has said that this device may run unprotected, and is answerable for it.
-        unsafe { direct(self.host, name, limits, group, policy) }
+        unsafe { direct(self.host, name, limits, group, policy, memory) }
     }
 
     /// The group of a function that is let through untranslated.
@@ -385,7 +388,7 @@ impl Context<'_> {
     }
 }
 
-/// A device of `host`'s that nothing translates for.
+/// A device of `host`'s that nothing translates for, with memory of its own or the kernel's.
 ///
 /// # Safety
 ///
@@ -396,13 +399,14 @@ pub(crate) unsafe fn direct(
     limits: Limits,
     group: Option<Arc<Group>>,
     policy: Policy,
+    memory: &'static dyn DmaMemory,
 ) -> Result<Device, dma::Error> {
     let mut windows = Vec::new();
     match &host.dma_ranges {
         None => windows.push(BusWindow::identity()),
         Some(ranges) => windows.extend(ranges.iter().map(|range| BusWindow { memory: range.cpu, bus: range.dma })),
     }
-    let config = DirectConfig { name, windows: &windows, limits, coherent: host.dma_coherent, memory: &COHERENT };
+    let config = DirectConfig { name, windows: &windows, limits, coherent: host.dma_coherent, memory };
     // SAFETY: the caller's promise; the windows and the coherence are the device tree's.
     unsafe { Device::direct_with_policy(config, group, policy) }
 }

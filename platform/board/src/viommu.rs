@@ -6,7 +6,7 @@
 use crate::bus::Bus;
 use crate::drivers::{LIFECYCLE_MILLIS, Wiring, virtio};
 use crate::masters::direct;
-use crate::{Error, Master, interrupts};
+use crate::{COHERENT, Error, Master, interrupts};
 use ::virtio::iommu::{Config, VirtioIommu};
 use ::virtio::transport::PciTransport;
 use alloc::string::{String, ToString};
@@ -66,7 +66,7 @@ pub(crate) fn start(
     let this = IommuRef::Virtio(VirtioIommuIndex(this));
 
     // SAFETY: it is the machine's IOMMU, which is trusted to translate for all others, and so to keep to its own queues.
-    let device = unsafe { direct(host, &name, Limits::NONE, None, Policy::default()) };
+    let device = unsafe { direct(host, &name, Limits::NONE, None, Policy::default(), &COHERENT) };
     let device = device.map_err(|error| Error::Dma { name: name.clone(), error })?;
     // SAFETY: as above.
     let master = unsafe { Master::of_iommu(function, device, &bus.messages) };

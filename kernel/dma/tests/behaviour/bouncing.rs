@@ -2,10 +2,10 @@
 
 use crate::backends::{direct, memory_at, restricted, window};
 use core::sync::atomic::AtomicU32;
-use dma::fakes::FakeSystem;
+use dma::fakes::{FakeMemoryConfig, FakeSystem};
 use dma::{
-    Bidirectional, Bounce, BusWindow, CpuReads, Error, FromDevice, Ladder, Lent, Limits, PageSet, Pages, Policy, Pool,
-    PoolSource, SharedBuffer, ToDevice, slice,
+    AttributeError, Bidirectional, Bounce, BusWindow, CpuReads, Error, FromDevice, Ladder, Lent, Limits, PageSet,
+    Pages, Policy, Pool, PoolSource, SharedBuffer, ToDevice, slice,
 };
 use iommu::PhysAddr;
 use std::sync::Arc;
@@ -163,6 +163,57 @@ fn a_restricted_device_reaches_its_pool_and_nothing_else() {
     assert_eq!(dev.device.pages(MIB).unwrap_err(), Error::OutOfMemory);
     drop((own, scattered, ring, foreign));
     assert_eq!((pool.used(), system.memory.live_allocations()), (0, 1));
+}
+
+/// Caught: `Copying::check` that looks at the first run alone; `Pool::covers` that looks at where a run begins.
+#[test]
+fn what_is_only_partly_of_the_pool_is_copied() {
+    let system = FakeSystem::with_memory(FakeMemoryConfig { gap: 0, ..FakeMemoryConfig::default() });
+    let pool = restricted(&system, MIB);
+    let policy = Policy { bounce: Bounce::Restricted(pool), trusted: false };
+    let dev = system.device_with_policy("dev", Limits::NONE, policy).unwrap();
+    let next = Pages::zeroed(system.memory, 4096).unwrap();
+    let end = next.phys_runs()[0].start();
+    let other = Pages::zeroed(system.memory, 4096).unwrap();
+    // The last page of the pool and what follows it: one run. A page of the pool and one from elsewhere: two.
+    let sets: Vec<_> = (0..4).map(|_| dev.device.pages(MIB / 4).unwrap()).collect();
+    let last = sets.into_iter().find(|set| set.phys_runs()[0].end() == end).unwrap();
+    let mut one = dev.device.scatter_list(2).unwrap();
+    one.push_part(last, MIB / 4 - 4096, 4096).unwrap();
+    one.push(next).unwrap();
+    let mut two = dev.device.scatter_list(2).unwrap();
+    two.push(dev.device.pages(4096).unwrap()).unwrap();
+    two.push(other).unwrap();
+    for (count, list) in (1..).zip([one, two]) {
+        let mapped = dev.device.map_list::<Bidirectional, _>(list).unwrap();
+        assert_eq!(dev.device.copies(), count);
+        for at in [0, 4096] {
+            let iova = slice(&mapped, at, 1).unwrap().next().unwrap().iova;
+            assert!(dev.domain.space().translate(iova).unwrap().0 < end);
+        }
+    }
+}
+
+/// The one alias of a pool is cached.
+#[test]
+fn a_restricted_device_that_does_not_snoop_is_told_that_its_pool_has_no_uncached_memory() {
+    let system = FakeSystem::non_coherent();
+    let pool = restricted(&system, MIB);
+    let policy = Policy { bounce: Bounce::Restricted(pool), trusted: false };
+    let dev = system.device_with_policy("dev", Limits::NONE, policy).unwrap();
+    let unsupported = Error::Attributes(AttributeError::Unsupported);
+    assert_eq!(dev.device.coherent::<AtomicU32>().unwrap_err(), unsupported);
+    assert_eq!(dev.device.coherent_init_slice::<AtomicU32>(8).unwrap_err(), unsupported);
+    assert_eq!(dev.device.write_combined(4096).unwrap_err(), unsupported);
+    assert_eq!(dev.device.hidden(4096).unwrap_err(), unsupported);
+    // What is left is memory that is synced.
+    let shared = dev.device.non_coherent(4096).unwrap();
+    shared.view().write(0, b"ping").and_then(|()| shared.sync_for_device(0, 4)).unwrap();
+    let mut seen = [0; 4];
+    dev.master.read(shared.iova(), &mut seen).unwrap();
+    assert_eq!(&seen, b"ping");
+    drop(shared);
+    assert_eq!((pool.used(), system.memory.violations()), (0, Vec::new()));
 }
 
 /// Caught: `bounce::sync_for_cpu` that copies all; syncs without their maintenance.

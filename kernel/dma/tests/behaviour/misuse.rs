@@ -33,7 +33,7 @@ fn a_segment_longer_than_the_device_takes_is_refused() {
     assert_eq!(odd.device.limits().check_segment(nothing), Err(Error::BadSize(0)));
 }
 
-/// Misuse 17. Caught: `Limits::check_segment` that looks at the end instead of the last byte.
+/// Misuse 17.
 #[test]
 fn a_segment_across_the_devices_boundary_is_refused() {
     let limits = Limits { boundary: Some(0x1_0000), ..Limits::NONE };

@@ -2,8 +2,8 @@
 
 use dma::fakes::{FakeDevice, FakeSystem};
 use dma::{
-    Assembled, Bidirectional, BusWindow, Device, DirectConfig, Error, FromDevice, Gather, Lent, Limits, Linked, Pages,
-    Placement, Reservation, ToDevice, slice,
+    Assembled, Bidirectional, Bounce, BusWindow, Device, DirectConfig, Error, FromDevice, Gather, Lent, Limits, Linked,
+    Pages, Placement, Policy, PoolSource, Reservation, ToDevice, slice,
 };
 use iommu::{FaultReason, Iova, IovaError};
 use proptest::prelude::*;
@@ -127,6 +127,45 @@ fn links_outlive_the_handle_of_their_reservation_and_keep_its_addresses() {
     drop(link);
     assert!(edu.master.write(AT, b"late").is_err());
     assert!(edu.device.map_at::<ToDevice, _>(AT, pages(&edu, 1)).is_ok());
+}
+
+/// Links are never copied. Caught: `Device::lend_reserved` that does not look at what is to be copied.
+#[test]
+fn a_restricted_device_is_linked_its_pool_and_nothing_else() {
+    let system = FakeSystem::new();
+    let pool = crate::backends::restricted(&system, 1 << 20);
+    for bounce in [Bounce::Restricted(pool), Bounce::Always(PoolSource::default())] {
+        let own = matches!(bounce, Bounce::Restricted(_));
+        let policy = Policy { bounce, trusted: false };
+        let edu = system.device_with_policy("edu", Limits::NONE, policy).unwrap();
+        let reservation = edu.device.reserve(2 * PAGE, Placement::Anywhere).unwrap();
+        let foreign = Pages::zeroed(system.memory, PAGE).unwrap();
+        let rejected = reservation.link::<Bidirectional, _>(0, foreign).unwrap_err();
+        assert!(matches!(rejected.error, Error::Unreachable { .. }), "{rejected}");
+        assert_eq!((reservation.linked(), rejected.buffer.len()), (0, PAGE));
+        assert!(edu.master.read(reservation.iova(), &mut [0]).is_err());
+        assert_eq!(reservation.link::<Bidirectional, _>(0, pages(&edu, 1)).is_ok(), own);
+    }
+}
+
+/// A link may be as large as its reservation, and is still not it. Caught: a `Link` whose loan gives its range to the allocator
+/// (`Kind::Plain`).
+#[test]
+fn the_end_of_a_link_of_all_addresses_gives_none_of_them_to_others() {
+    let system = FakeSystem::new();
+    let edu = system.device_with("edu", Limits::address_bits(16)).unwrap();
+    for placement in [Placement::Anywhere, Placement::At(Iova::new(0x8000))] {
+        let reservation = edu.device.reserve(2 * PAGE, placement).unwrap();
+        drop(reservation.link::<ToDevice, _>(0, pages(&edu, 2)).unwrap());
+        let others: Vec<_> = core::iter::from_fn(|| edu.device.map::<ToDevice, _>(pages(&edu, 1)).ok()).collect();
+        assert_eq!(others.len(), 13);
+        assert!(
+            others.iter().all(|other| other.iova() < reservation.iova() || other.iova() >= at(&reservation, 2 * PAGE))
+        );
+        let taken = edu.device.map_at::<ToDevice, _>(reservation.iova(), pages(&edu, 1)).unwrap_err().error;
+        assert!(matches!(taken, Error::Iova(IovaError::InUse(_))));
+        reservation.release().unwrap();
+    }
 }
 
 /// Caught: forgetting the buffer, but not the claim, of a link whose revocation failed: the place is then linked again.

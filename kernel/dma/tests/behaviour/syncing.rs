@@ -2,7 +2,8 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 use dma::fakes::FakeSystem;
-use dma::{Bidirectional, CpuReads, CpuWrites, FromDevice, Ladder, PageSet, SharedBuffer, ToDevice};
+use dma::{Bidirectional, CpuReads, CpuWrites, FromDevice, Ladder, PageSet, Placement, SharedBuffer, ToDevice};
+use iommu::{Iova, Prot};
 
 /// Caught: `Held::lend` without `prepare` (the device then reads what memory contained before).
 #[test]
@@ -114,4 +115,23 @@ fn a_picture_drawn_while_it_is_scanned_out_reaches_the_screen() {
     picture.cpu_access::<CpuWrites>().unwrap().write_at(4094, b"cursor").unwrap();
     gpu.master.read(showing.iova().checked_add(4094).unwrap(), &mut seen).unwrap();
     assert_eq!(&seen, b"cursor");
+}
+
+/// The IOMMU must not make accesses cacheable that nobody snoops. Caught: `lend_reserved` and `translate` without
+/// `Prot::NON_COHERENT`.
+#[test]
+fn the_address_space_is_told_which_devices_do_not_snoop() {
+    for system in [FakeSystem::new(), FakeSystem::non_coherent()] {
+        let net = system.device("net").unwrap();
+        let marked = |iova| net.domain.space().translate(iova).unwrap().1.contains(Prot::NON_COHERENT);
+        let pages = || net.device.pages(4096).unwrap();
+        let mapped = net.device.map::<ToDevice, _>(pages()).unwrap();
+        let fixed = net.device.map_at::<FromDevice, _>(Iova::new(0x7000_0000), pages()).unwrap();
+        let ring = net.device.coherent::<AtomicU32>().unwrap();
+        let reservation = net.device.reserve(4096, Placement::Anywhere).unwrap();
+        let link = reservation.link::<Bidirectional, _>(0, pages()).unwrap();
+        for iova in [mapped.iova(), fixed.iova(), ring.iova(), link.iova()] {
+            assert_eq!(marked(iova), !system.memory.is_snooped());
+        }
+    }
 }

@@ -49,7 +49,6 @@ fn stopped(bench: &Bench, edu: &EduStray, since: Instant, iova: Iova) -> Result<
 
 ktest! {
     /// Misuse 21. The device has been told the address and is at work; the driver takes the memory back without asking.
-    /// Without the TLBI of `unmap` it is still written.
     fn a_device_that_still_runs_at_unmap_is_stopped_and_the_loan_named(bench) {
         let edu = bench.edu()?;
         load(&edu)?;

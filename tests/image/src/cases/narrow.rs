@@ -93,6 +93,25 @@ ktest! {
 }
 
 ktest! {
+    fn without_an_iommu_a_device_with_32_address_lines_gets_copies_and_one_with_28_is_told_that_it_reaches_no_memory(bench) {
+        expect!(narrow(bench, 32, &Treatment::default()).is_err());
+        let allowed = Treatment { allow_unprotected: true, ..Treatment::default() };
+        let edu = narrow(bench, 32, &allowed)?;
+        expect!(!edu.master().device().is_isolated());
+        copies_by_dma(&edu)?;
+        expect_eq!(edu.master().device().copies(), 2);
+        edu.stop()?;
+        let edu = narrow(bench, 28, &allowed)?;
+        let device = edu.master().device();
+        let rejected = device.map::<ToDevice, _>(high(device)?).err().ok_or(Error::Missing("error"))?;
+        expect!(matches!(rejected.error, dma::Error::Unreachable { .. }));
+        expect!(matches!(device.pages(4096), Err(dma::Error::OutOfMemory)));
+        Ok(edu.stop()?)
+    }
+    machine: bare
+}
+
+ktest! {
     /// All of this machine's memory lies above 1 GiB.
     fn let_through_the_smmu_a_device_with_28_address_lines_is_told_that_it_reaches_no_memory(bench) {
         let edu = narrow(bench, 28, &passthrough())?;

@@ -63,7 +63,7 @@ fn leaks_nothing(mut round: impl FnMut() -> Result<(), Outcome>) -> Result<(), O
 }
 
 ktest! {
-    /// Red without the reset in `Block::shut_down`, and without the block in `Master::arrest`.
+    /// With requests in flight that the device has not answered.
     fn a_disk_with_sixty_four_requests_in_flight(bench) {
         leaks_nothing(|| {
             let disk = bench.disk()?;
@@ -148,7 +148,7 @@ fn still_lent(device: &Device, line: u32) -> Result<(), Outcome> {
 }
 
 ktest! {
-    /// Misuse 18. Red when `Master::arrest` leaves the bus mastering on and the group attached.
+    /// Misuse 18.
     fn mappings_that_outlive_their_driver_are_blocked_and_named(bench) {
         leaks_nothing(|| {
             let edu = bench.edu()?;

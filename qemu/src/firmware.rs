@@ -112,7 +112,7 @@ fn compile(package: &str, binary: &str, progress: &mut Progress) -> Result<PathB
 /// Flattens a kernel's ELF. Memory that is only zeroed (bss) after the last byte of content is left out, as the Image header
 /// states the size in memory.
 ///
-/// Fails as [`flat`], and if the result does not begin with an arm64 Image header.
+/// Fails as `flat`, and if the result does not begin with an arm64 Image header.
 pub fn flatten(elf: &[u8]) -> Result<Vec<u8>> {
     let flat = flat(elf)?;
     if flat.get(0x38..0x3c) != Some(b"ARM\x64".as_slice()) {

@@ -121,7 +121,7 @@ fn forbidden_arrow(name: &str, named: &str, for_tests: bool, arrows: &BTreeMap<&
 
 #[test]
 fn dependencies_point_down_only() {
-    let arrows = BTreeMap::from(ARROWS);
+    let arrows = ARROWS.iter().copied().collect::<BTreeMap<_, _>>();
     let mut wrong = Vec::new();
     for member in members() {
         if !arrows.contains_key(member.name.as_str()) {
@@ -141,7 +141,7 @@ fn dependencies_point_down_only() {
 #[test]
 fn the_arrows_themselves_have_no_cycle() {
     // With every arrow pointing to a crate that stands earlier when sorted by what it may name, there is none.
-    let arrows = BTreeMap::from(ARROWS);
+    let arrows = ARROWS.iter().copied().collect::<BTreeMap<_, _>>();
     let mut placed = BTreeSet::new();
     while placed.len() < arrows.len() {
         let ready: Vec<&str> = arrows
@@ -156,7 +156,7 @@ fn the_arrows_themselves_have_no_cycle() {
 
 #[test]
 fn a_wrong_arrow_is_seen() {
-    let arrows = BTreeMap::from(ARROWS);
+    let arrows = ARROWS.iter().copied().collect::<BTreeMap<_, _>>();
     for (name, named, for_tests, kernel) in [
         ("kernel", "smmuv3", false, true),
         ("kernel", "smmuv3", true, true),

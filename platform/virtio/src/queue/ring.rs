@@ -14,6 +14,7 @@
 
 use super::parts::Part;
 use crate::spec::queue::{self as spec, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, USED_F_NO_NOTIFY};
+use alloc::vec::Vec;
 use base::barrier;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use dma::{Coherent, Device};
@@ -42,8 +43,10 @@ pub(super) struct Ring {
     descriptors: Coherent<[AtomicU64]>,
     available: Coherent<[AtomicU16]>,
     used: Coherent<[AtomicU32]>,
-    /// The slots' memory, in words.
-    slots: Coherent<[AtomicU64]>,
+    /// The slots' memory, in words: so many slots in each area that no area is long.
+    slots: Vec<Coherent<[AtomicU64]>>,
+    /// The number of slots in an area is two to the power of this.
+    area_shift: u32,
     /// Words of a slot.
     slot_words: usize,
     header_words: usize,
@@ -51,6 +54,9 @@ pub(super) struct Ring {
     /// Words of a slot's indirect table.
     table_words: usize,
 }
+
+/// Bytes of an area of slots, unless one slot is longer: pools that a device may be bound to have little in one piece.
+const AREA: usize = 128 << 10;
 
 /// Words of a descriptor.
 const ENTRY: usize = spec::DESC_SIZE / 8;
@@ -69,12 +75,20 @@ impl Ring {
         let response_words = memory.response.next_multiple_of(64) / 8;
         let table_words = memory.indirect * ENTRY;
         let slot_words = (header_words + response_words + table_words).next_multiple_of(8);
+        let area_shift = (AREA / (8 * slot_words.max(1))).max(1).ilog2().min(u32::from(size).ilog2());
+        let areas = usize::from(size) >> area_shift;
+        let mut slots = Vec::new();
+        slots.try_reserve_exact(areas)?;
+        for _ in 0..areas {
+            slots.push(device.coherent_slice(slot_words << area_shift)?);
+        }
         Ok(Self {
             size,
             descriptors: device.coherent_slice(spec::descriptor_words(size))?,
             available: device.coherent_slice(spec::available_halves(size))?,
             used: device.coherent_slice(spec::used_words(size))?,
-            slots: device.coherent_slice(usize::from(size) * slot_words)?,
+            slots,
+            area_shift,
             slot_words,
             header_words,
             response_words,
@@ -126,7 +140,7 @@ impl Ring {
 
     #[inline]
     fn slot(&self, head: u16) -> &[AtomicU64] {
-        &self.slots[usize::from(head) * self.slot_words..][..self.slot_words]
+        &self.slots[usize::from(head) >> self.area_shift][self.in_area(head)..][..self.slot_words]
     }
 
     fn answer(&self, head: u16) -> &[AtomicU64] {
@@ -136,7 +150,13 @@ impl Ring {
     /// Where word `word` of slot `head` is for the device.
     fn iova(&self, head: u16, word: usize) -> Iova {
         // The slots' memory is mapped: none of its addresses overflows.
-        Iova::new(self.slots.iova().get() + 8 * (usize::from(head) * self.slot_words + word) as u64)
+        let area = self.slots[usize::from(head) >> self.area_shift].iova();
+        Iova::new(area.get() + 8 * (self.in_area(head) + word) as u64)
+    }
+
+    /// The first word of slot `head` in its area.
+    fn in_area(&self, head: u16) -> usize {
+        (usize::from(head) & ((1 << self.area_shift) - 1)) * self.slot_words
     }
 
     fn descriptor(&self, head: u16, word: usize, len: usize, write: bool) -> Descriptor {

@@ -1,8 +1,11 @@
 //! Which device addresses are taken.
 //!
-//! An [`IovaAllocator`] hands out ranges of one window, the lowest first (so that devices which gain by addresses below 4 GiB
-//! get them), never page 0 of the space, and takes back exactly what it has handed out: a part of a range, two ranges in one,
-//! or a range twice is an error, not a later disaster.
+//! An [`IovaAllocator`] hands out ranges of one window, never page 0 of the space, and takes back exactly what it has handed out:
+//! a part of a range, two ranges in one, or a range twice is an error, not a later disaster.
+//!
+//! The lowest chunk or range that is free goes first, for every device, so that those which gain by addresses below 4 GiB get
+//! them without asking. What is left of a chunk of which a part is reserved (the first, for its page 0) is taken only when no
+//! whole chunk is left, wherever it lies.
 //!
 //! # Two floors
 //!

@@ -1,0 +1,317 @@
+//! The ways on which memory goes to a device: past everything special where nothing is, through the IOMMU, past it, as a copy.
+
+use super::{Backend, Copying, Device, Inner, Kind, Loan, Refused, Special, Way, as_range};
+use crate::direct::Direct;
+use crate::lent::{Segment, Segments};
+use crate::record::Slot;
+use crate::site::Site;
+use crate::translated::Translated;
+use crate::{Bounce, Error, Policy};
+use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
+use iommu::contract::AddressSpace;
+use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot};
+
+impl Device {
+    /// As [`Device::lend`], wherever there is room, for the device and the memory that nothing is special about: nothing is copied and
+    /// no caches are maintained.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`]; nothing is lent.
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::lend`].
+    #[inline(always)]
+    pub(crate) unsafe fn lend_quickly(
+        &self,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        mask: u64,
+        site: Site,
+    ) -> Result<Loan, Refused> {
+        let inner = &*self.0;
+        if !inner.coherent {
+            return Err(Refused::Special);
+        }
+        match &inner.backend {
+            Backend::Translated(translated) => {
+                // SAFETY: the caller's promise.
+                let range = unsafe { translated.map_quickly(runs, len, prot, &inner.limits, mask) }?;
+                let slot = inner.records.begin(range, prot, site);
+                Ok(self.loan(Segment { iova: range.start(), len }, slot, Kind::Plain, site))
+            }
+            Backend::Direct(direct) => match runs {
+                [run] if mask >= inner.limits.address_mask => {
+                    let iova = direct.near(*run).ok_or(Refused::Special)?;
+                    Ok(self.one(Segment { iova, len }, prot, site))
+                }
+                _ => Err(Refused::Special),
+            },
+            _ => Err(Refused::Special),
+        }
+    }
+
+    /// Lends the memory of `runs`, `len` bytes: at `at`, or wherever there is room.
+    ///
+    /// # Safety
+    ///
+    /// Until a revocation of the loan has succeeded, the device may access the memory within `prot`: there is no reference to it that
+    /// this would invalidate, and it is not freed.
+    #[cold]
+    pub(crate) unsafe fn lend(
+        &self,
+        at: Option<Iova>,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        site: Site,
+    ) -> Result<Loan, Error> {
+        let mask = self.0.limits.address_mask;
+        match &self.0.backend {
+            // SAFETY: the caller's promise, here and below.
+            Backend::Translated(translated) => unsafe { self.translate(translated, at, runs, len, prot, mask, site) },
+            Backend::Direct(direct) => self.pass(direct, at, runs, len, prot, mask, site),
+            Backend::CopiedTranslated(_, copying) | Backend::CopiedDirect(_, copying) => {
+                copying.check(runs, &self.0.name)?;
+                // SAFETY: as above.
+                unsafe { self.lend_copy(at, runs, len, prot, site) }
+            }
+        }
+    }
+
+    /// As [`Device::lend`], of a copy: it is not copied again.
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::lend`].
+    pub(crate) unsafe fn lend_copy(
+        &self,
+        at: Option<Iova>,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        site: Site,
+    ) -> Result<Loan, Error> {
+        // SAFETY: the caller's promise.
+        unsafe { self.lend_below(at, runs, len, prot, self.0.limits.address_mask, site) }
+    }
+
+    /// As [`Device::lend`], of coherent memory, which is never copied.
+    ///
+    /// # Errors
+    ///
+    /// Also where the memory is not in the restricted pool that is the device's only memory.
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::lend`].
+    pub(crate) unsafe fn lend_coherent(
+        &self,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        site: Site,
+    ) -> Result<Loan, Error> {
+        self.check_restricted(runs)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.lend_below(None, runs, len, prot, self.0.limits.coherent_mask, site) }
+    }
+
+    /// As [`Device::lend`], of what is not memory, which is never copied.
+    ///
+    /// # Errors
+    ///
+    /// Also where a restricted pool is the device's only memory.
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::lend`].
+    pub(crate) unsafe fn lend_peer(&self, runs: &[PhysRange], len: u64, prot: Prot, site: Site) -> Result<Loan, Error> {
+        self.check_restricted(runs)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.lend_below(None, runs, len, prot | Prot::MMIO, self.0.limits.address_mask, site) }
+    }
+
+    /// Refuses what is not in the pool that is the device's only memory, if it has one.
+    fn check_restricted(&self, runs: &[PhysRange]) -> Result<(), Error> {
+        match &self.0.backend {
+            Backend::CopiedTranslated(_, copying) | Backend::CopiedDirect(_, copying)
+                if matches!(copying, Copying::Foreign(_)) =>
+            {
+                copying.check(runs, &self.0.name)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Device::lend`].
+    unsafe fn lend_below(
+        &self,
+        at: Option<Iova>,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        mask: u64,
+        site: Site,
+    ) -> Result<Loan, Error> {
+        match self.way() {
+            // SAFETY: the caller's promise.
+            Way::Translated(translated) => unsafe { self.translate(translated, at, runs, len, prot, mask, site) },
+            Way::Direct(direct) => self.pass(direct, at, runs, len, prot, mask, site),
+        }
+    }
+
+    /// Lends through the IOMMU.
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::lend`].
+    #[expect(clippy::too_many_arguments, reason = "what a mapping is made of")]
+    unsafe fn translate(
+        &self,
+        translated: &Translated,
+        at: Option<Iova>,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        mask: u64,
+        site: Site,
+    ) -> Result<Loan, Error> {
+        let snooped = self.0.coherent || prot.contains(Prot::MMIO);
+        let prot = if snooped { prot } else { prot | Prot::NON_COHERENT };
+        let Inner { limits, name, .. } = &*self.0;
+        let (range, kind) = match at {
+            // SAFETY: the caller's promise is what `map` asks for.
+            None => (unsafe { translated.map(runs, len, prot, limits, mask, name) }?, Kind::Plain),
+            Some(iova) => {
+                let range = IovaRange::new(iova, len).ok_or(Error::BadSize(len))?;
+                // SAFETY: as above.
+                unsafe { translated.map_at(range, runs, prot, mask, name) }?;
+                (range, Kind::Fixed)
+            }
+        };
+        let slot = self.0.records.begin(range, prot, site);
+        Ok(self.loan(Segment { iova: range.start(), len }, slot, kind, site))
+    }
+
+    /// Lends the memory of `runs`, `len` bytes, at `iova`, which the caller has reserved and keeps until the loan has ended.
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::lend`].
+    pub(crate) unsafe fn lend_reserved(
+        &self,
+        iova: Iova,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        site: Site,
+    ) -> Result<Loan, Error> {
+        if let Backend::CopiedTranslated(_, copying) = &self.0.backend {
+            copying.check(runs, &self.0.name)?;
+        }
+        let prot = if self.0.coherent { prot } else { prot | Prot::NON_COHERENT };
+        let range = IovaRange::new(iova, len).ok_or(Error::BadSize(len))?;
+        // SAFETY: the caller's promise.
+        unsafe { self.translated()?.map_reserved(range, runs, prot, &self.0.name) }?;
+        let slot = self.0.records.begin(range, prot, site);
+        Ok(self.loan(Segment { iova, len }, slot, Kind::Reserved, site))
+    }
+
+    /// Lends memory that no IOMMU translates for, and that is one segment.
+    #[inline(always)]
+    pub(super) fn one(&self, segment: Segment, prot: Prot, site: Site) -> Loan {
+        let slot = self.0.records.begin_direct(as_range(segment), prot, site);
+        self.loan(segment, slot, Kind::Direct, site)
+    }
+
+    /// A loan as most are.
+    #[inline(always)]
+    pub(super) fn loan(&self, whole: Segment, slot: Slot, kind: Kind, site: Site) -> Loan {
+        Loan { device: self.clone(), whole, site, slot, kind, special: None }
+    }
+
+    /// Takes note of the end of a loan, and gives its address range back.
+    #[inline(always)]
+    pub(super) fn finish(&self, whole: Segment, slot: Slot, kind: Kind, mapped_at: Site, site: Site) {
+        let (inner, range) = (&*self.0, as_range(whole));
+        if kind == Kind::Direct {
+            inner.records.end_direct(slot, range, mapped_at, site);
+        } else if let Some(translated) = self.translated_way() {
+            inner.records.end(slot, range, mapped_at, site);
+            match kind {
+                Kind::Plain => translated.release(range),
+                Kind::Fixed => translated.release_fixed(range),
+                Kind::Reserved | Kind::Direct => (),
+            }
+        }
+    }
+
+    /// Counts what could not be revoked, and keeps the address space for ever.
+    #[cold]
+    pub(super) fn lose(&self, whole: Segment) {
+        self.0.records.quarantined.fetch_add(whole.len / PAGE_SIZE, Ordering::Relaxed);
+        core::mem::forget(self.clone());
+    }
+
+    /// The address space of its loans; `None` where nothing translates.
+    #[inline]
+    pub(crate) fn space(&self) -> Option<&dyn AddressSpace> {
+        self.translated_way().map(Translated::space)
+    }
+
+    /// Lends memory that no IOMMU translates for.
+    #[cold]
+    #[expect(clippy::too_many_arguments, reason = "what a mapping is made of")]
+    fn pass(
+        &self,
+        direct: &Direct,
+        at: Option<Iova>,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        mask: u64,
+        site: Site,
+    ) -> Result<Loan, Error> {
+        let Inner { limits, name, .. } = &*self.0;
+        if at.is_some() {
+            return Err(Error::NotIsolated(name.clone()));
+        }
+        let segments = direct.windows.segments(runs, mask, limits.min_align, name)?;
+        let first = segments.as_slice().first().map(|segment| segment.iova).unwrap_or_default();
+        let special = match segments {
+            Segments::One(_) => None,
+            Segments::Many(_) => Some(Special::new(segments)?),
+        };
+        let loan = self.one(Segment { iova: first, len }, prot, site);
+        Ok(Loan { special, ..loan })
+    }
+}
+
+impl Copying {
+    /// What the policy demands.
+    pub(super) fn of(policy: &Policy) -> Option<Self> {
+        match policy.bounce {
+            Bounce::Never | Bounce::Needed(_) => None,
+            Bounce::Always(_) => Some(Self::All),
+            Bounce::Restricted(pool) => Some(Self::Foreign(pool)),
+        }
+    }
+
+    /// Refuses memory that is to be copied.
+    pub(super) fn check(&self, runs: &[PhysRange], device: &Arc<str>) -> Result<(), Error> {
+        let foreign = |run: &&PhysRange| match self {
+            Self::All => true,
+            Self::Foreign(pool) => !pool.covers(**run),
+        };
+        match runs.iter().find(foreign) {
+            Some(run) => Err(Error::Unreachable { device: device.clone(), memory: *run }),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What a device was told of memory that it has, and how that ends.
+
+use super::Device;
+use crate::Error;
+use crate::bounce::Bounced;
+use crate::lent::{Segment, Segments};
+use crate::record::Slot;
+use crate::site::Site;
+use crate::translated::Translated;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use iommu::contract::AddressSpace;
+use iommu::{Iova, IovaError, IovaRange, MapError, RevokeError};
+
+/// Why [`Device::lend_quickly`] did not.
+pub(crate) enum Refused {
+    /// There is something special: [`Device::lend`] sees to it, or says what is wrong.
+    Special,
+    /// There is no address.
+    Iova(IovaError),
+    /// The address space does not take it.
+    Map(MapError),
+}
+
+/// The address side of a mapping: what the device was told. Small, because it moves with the memory. Ends by [`Loan::settle`] only;
+/// forgetting it leaks.
+pub struct Loan {
+    pub(crate) device: Device,
+    /// All of it, as one; [`Special`] has the rest to say, where there is more.
+    pub(super) whole: Segment,
+    pub(crate) site: Site,
+    pub(super) slot: Slot,
+    pub(super) kind: Kind,
+    pub(super) special: Option<Box<[Special; 1]>>,
+}
+
+const _: () = assert!(size_of::<Loan>() == 48);
+
+/// What most loans do not have.
+pub(super) struct Special {
+    /// What the driver is told.
+    segments: Segments,
+    /// What the device has in place of the memory.
+    copied: Option<Bounced>,
+}
+
+impl Special {
+    pub(super) fn new(segments: Segments) -> Result<Box<[Self; 1]>, Error> {
+        let mut one = Vec::new();
+        one.try_reserve_exact(1)?;
+        one.push(Self { segments, copied: None });
+        // It has the one element.
+        one.into_boxed_slice().try_into().map_err(|_| Error::OutOfMemory)
+    }
+}
+
+/// How an address range was had.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It was allocated.
+    Plain,
+    /// Its driver wanted it: it was reserved.
+    Fixed,
+    /// Somebody else reserved it.
+    Reserved,
+    /// It is where the memory is: nothing translates.
+    Direct,
+}
+
+/// The addresses of a segment that a device was told.
+#[inline(always)]
+pub(super) fn as_range(segment: Segment) -> IovaRange {
+    // It was made from a range, or from a bus window, whose end is an address too.
+    IovaRange::new(segment.iova, segment.len).unwrap_or_default()
+}
+
+impl Loan {
+    /// The address range.
+    #[inline(always)]
+    pub(crate) fn range(&self) -> IovaRange {
+        as_range(self.whole)
+    }
+
+    /// Where the address range begins.
+    #[inline(always)]
+    pub(crate) fn start(&self) -> Iova {
+        self.whole.iova
+    }
+
+    /// What the driver is told.
+    #[inline(always)]
+    pub(crate) fn segments(&self) -> &[Segment] {
+        match &self.special {
+            None => core::slice::from_ref(&self.whole),
+            Some(special) => special[0].segments.as_slice(),
+        }
+    }
+
+    /// What the device has in place of the memory.
+    #[inline(always)]
+    pub(crate) fn copy(&self) -> Option<&Bounced> {
+        self.special.as_ref().and_then(|special| special[0].copied.as_ref())
+    }
+
+    /// Takes the copy that was lent out.
+    #[inline(always)]
+    pub(crate) fn take_copy(&mut self) -> Option<Bounced> {
+        self.special.as_mut().and_then(|special| special[0].copied.take())
+    }
+
+    /// Takes nothing over of what the device writes into a copy.
+    pub(crate) fn discard_copy(&mut self) {
+        if let Some(copied) = self.special.as_mut().and_then(|special| special[0].copied.as_mut()) {
+            copied.discard();
+        }
+    }
+
+    /// Room for what makes a loan special.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn room() -> Result<Room, Error> {
+        Special::new(Segments::default()).map(Room)
+    }
+
+    /// Names to the driver only the `len` bytes at `skip` of what was lent, and takes in the copy that was lent if it was one.
+    pub(crate) fn narrow(&mut self, room: Room, skip: u64, len: u64, copied: Option<Bounced>) {
+        let mut special = match self.special.take() {
+            Some(special) => special,
+            None => {
+                let mut special = room.0;
+                special[0].segments = Segments::One(self.whole);
+                special
+            }
+        };
+        special[0].segments.narrow(skip, len);
+        special[0].copied = copied;
+        self.special = Some(special);
+    }
+
+    /// The address space that it was made in; `None` where nothing translates.
+    #[inline(always)]
+    pub(crate) fn space(&self) -> Option<&dyn AddressSpace> {
+        match self.kind {
+            Kind::Direct => None,
+            _ => self.device.translated_way().map(Translated::space),
+        }
+    }
+
+    /// Revokes this loan alone.
+    #[inline(always)]
+    pub(crate) fn revoke(&self) -> Result<(), RevokeError> {
+        self.space().map_or(Ok(()), |space| space.revoke(&[self.range()]))
+    }
+
+    /// Gives the address range back after a revocation of it that ended with `outcome`. Called once; after `Ok` the loan is dropped.
+    ///
+    /// # Errors
+    ///
+    /// That of the revocation: the device may reach the memory for ever. The address range is never used again, and the
+    /// address space stays. Whoever lent a copy forgets the loan.
+    #[inline(always)]
+    pub(crate) fn settle(&mut self, outcome: Result<(), RevokeError>, site: Site) -> Result<(), RevokeError> {
+        if let Err(cause) = outcome {
+            self.lose();
+            return Err(cause);
+        }
+        self.finish(site);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn finish(&self, site: Site) {
+        self.device.finish(self.whole, self.slot, self.kind, self.site, site);
+    }
+
+    #[cold]
+    fn lose(&self) {
+        self.device.lose(self.whole);
+    }
+
+    /// Takes the handle of the device apart from the rest. Gives the loan back where something is special about it.
+    #[inline]
+    pub(crate) fn into_lapsed(self) -> Result<(Device, Lapsed), Self> {
+        if self.special.is_some() {
+            return Err(self);
+        }
+        let Self { device, whole, site, slot, kind, .. } = self;
+        Ok((device, Lapsed { whole, site, slot, kind }))
+    }
+}
+
+/// A [`Loan`] of a device that somebody else keeps. Ends by [`Lapsed::settle`] only; dropping it leaks.
+pub(crate) struct Lapsed {
+    whole: Segment,
+    site: Site,
+    slot: Slot,
+    kind: Kind,
+}
+
+impl Lapsed {
+    #[inline]
+    pub(crate) fn range(&self) -> IovaRange {
+        as_range(self.whole)
+    }
+
+    pub(crate) fn site(&self) -> Site {
+        self.site
+    }
+
+    /// As [`Loan::settle`], of the loan that this was.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    #[inline]
+    pub(crate) fn settle(&self, device: &Device, outcome: Result<(), RevokeError>) -> Result<(), RevokeError> {
+        match outcome {
+            Ok(()) => device.finish(self.whole, self.slot, self.kind, self.site, self.site),
+            Err(_) => device.lose(self.whole),
+        }
+        outcome
+    }
+}
+
+/// See [`Loan::room`].
+pub(crate) struct Room(Box<[Special; 1]>);

@@ -123,6 +123,9 @@ pub enum Error {
     /// Part of a reservation is in use by another link, which is there.
     #[error("something is linked at {0} already")]
     Linked(IovaRange),
+    /// What is staged here is another reservation's.
+    #[error("what is staged at {0} belongs to another reservation")]
+    ForeignLink(IovaRange),
     /// What was asked for cannot be had for this device.
     #[error("{device} cannot have {what}")]
     Unsupported {

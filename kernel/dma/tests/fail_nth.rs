@@ -8,9 +8,9 @@ use core::sync::atomic::AtomicU64;
 use dma::fakes::{FakeDevice, FakeSystem, Hardware};
 use dma::hal::{ForeignHal, HasSlot};
 use dma::{
-    Assembled, Bidirectional, Bounce, BusWindow, Bytes, Device, DeviceConfig, DirectConfig, DmaMemory, Error,
-    FromDevice, Gather, Ladder, Limits, Linked, Mapped, OwnedDomain, PageRequest, PageSet, Pages, PeerRange, Placement,
-    Policy, Pool, PoolSource, SharedBuffer, Strictness, ToDevice, tracker,
+    Assembled, Bidirectional, Bounce, BusWindow, Bytes, Carved, Device, DeviceConfig, DirectConfig, DmaMemory, Error,
+    FromDevice, Gather, Ladder, Limits, Linked, Mapped, OwnedDomain, PageRequest, PageSet, Pages, Part, PeerRange, Placement,
+    Policy, Pool, PoolSource, SharedBuffer, Stages, Strictness, ToDevice, tracker,
 };
 use iommu::{AttachError, Iova, IovaError, PhysAddr, PhysRange};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -413,6 +413,39 @@ fn reservations_survive_every_failure() {
             assert!(count > 8, "only {count} allocations");
             all_addresses_are_free(&edu);
         }
+    }
+}
+
+/// Caught: `Part::of` with an `Arc::new`; `Runs::cut` and `Claim::divide` that allocate what they do not reserve.
+#[test]
+fn links_made_together_and_parts_of_them_survive_every_failure() {
+    let _alone = alone();
+    for system in both() {
+        let edu = system.device_with("edu", Limits::address_bits(16)).unwrap();
+        let device = &edu.device;
+        let reservation = device.reserve(8 * 4096, Placement::Anywhere).unwrap();
+        let count = survives("staged", &system, &edu, || {
+            let set = PageSet::zeroed(system.memory, 4 * 4096, Ladder::SINGLE_PAGES)?;
+            let mut one = reservation.stage::<FromDevice, _>(0, Part::of(set)?)?;
+            let mut two = reservation.stage::<ToDevice, _>(5 * 4096, device.pages(8192)?)?;
+            reservation.sync::<&mut dyn Stages>(&mut [&mut one, &mut two])?;
+            let whole = one.linked().map_err(|_| Error::BadSize(0))?;
+            let Carved { before, part, after } = whole.carve(4096, 8192)?;
+            let part = part.unlink()?;
+            let (left, right) = part.split(4096)?;
+            drop((before, left));
+            if let Some(after) = after {
+                after.unlink()?;
+            }
+            // The only one that is left.
+            assert!(right.into_whole().is_ok());
+            two.withdraw()?;
+            Ok(())
+        });
+        assert!(count > 12, "only {count} allocations");
+        assert_eq!(reservation.linked(), 0);
+        assert!(reservation.release().is_ok());
+        all_addresses_are_free(&edu);
     }
 }
 

@@ -185,6 +185,33 @@ pub unsafe trait AddressSpace: Any + Send + Sync {
     /// already makes this fail.)
     unsafe fn map(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError>;
 
+    /// As [`AddressSpace::map`], but the devices need not find the mapping before a [`AddressSpace::sync`] of its range has returned
+    /// `Ok`: for many mappings with one completion. They may find it at once, and it is revoked as any other, synced or not.
+    ///
+    /// # Errors
+    ///
+    /// As [`AddressSpace::map`].
+    ///
+    /// # Safety
+    ///
+    /// As [`AddressSpace::map`].
+    unsafe fn map_unsynced(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.map(iova, runs, prot) }
+    }
+
+    /// Completes the mappings in `ranges` that [`AddressSpace::map_unsynced`] has made, with one completion for all: what had been
+    /// remembered of there being none is forgotten, what had not been told is told. (Nothing, where a mapping that is visible
+    /// to the walker is found at once, as on an SMMU.)
+    ///
+    /// # Errors
+    ///
+    /// See [`MapError`]. Devices may or may not find any of it then, until it is revoked.
+    fn sync(&self, ranges: &[IovaRange]) -> Result<(), MapError> {
+        let _ = ranges;
+        Ok(())
+    }
+
     /// Revokes all mappings in `ranges`, with one completion for all. `Ok` means what the module's contract says.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ mod gather;
 mod kinds;
 mod lazy;
 mod limits;
+mod links;
 mod lists;
 mod misuse;
 mod model;

@@ -21,6 +21,10 @@ pub unsafe trait Hooks {
     fn cpu_index() -> usize;
     /// Nanoseconds since some moment before the kernel's first instruction; never goes back, the same on all cores.
     fn now() -> u64;
+    /// The clock's own count at about this moment: not ordered with what is around it, and for nothing but [`Hooks::stamped`].
+    fn stamp() -> u64;
+    /// [`Hooks::now`] at the moment of a [`Hooks::stamp`].
+    fn stamped(stamp: u64) -> u64;
     /// Sleeps until an interrupt is pending for this core or `deadline` (in [`Hooks::now`]'s nanoseconds) has passed. Called
     /// with interrupts masked; must return for an interrupt that is pending although masked. May return early.
     fn sleep(deadline: u64);
@@ -42,6 +46,8 @@ macro_rules! provide_hooks {
         $crate::provide_hooks!(@fn $hooks, __sluice_irq_restore, irq_restore, (state: usize), ());
         $crate::provide_hooks!(@fn $hooks, __sluice_cpu_index, cpu_index, (), usize);
         $crate::provide_hooks!(@fn $hooks, __sluice_now, now, (), u64);
+        $crate::provide_hooks!(@fn $hooks, __sluice_stamp, stamp, (), u64);
+        $crate::provide_hooks!(@fn $hooks, __sluice_stamped, stamped, (stamp: u64), u64);
         $crate::provide_hooks!(@fn $hooks, __sluice_sleep, sleep, (deadline: u64), ());
         $crate::provide_hooks!(@fn $hooks, __sluice_kick, kick, (cores: u64), ());
         $crate::provide_hooks!(@fn $hooks, __sluice_barrier_publish, barrier_publish, (), ());
@@ -83,6 +89,8 @@ pub mod __private {
         irq_restore => __sluice_irq_restore(state: usize) -> ();
         cpu_index => __sluice_cpu_index() -> usize;
         now => __sluice_now() -> u64;
+        stamp => __sluice_stamp() -> u64;
+        stamped => __sluice_stamped(stamp: u64) -> u64;
         sleep => __sluice_sleep(deadline: u64) -> ();
         kick => __sluice_kick(cores: u64) -> ();
         barrier_publish => __sluice_barrier_publish() -> ();
@@ -138,6 +146,12 @@ pub mod __private {
     pub fn now() -> u64 {
         static START: OnceLock<Instant> = OnceLock::new();
         u64::try_from(START.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+    pub fn stamp() -> u64 {
+        now()
+    }
+    pub fn stamped(stamp: u64) -> u64 {
+        stamp
     }
     pub fn sleep(deadline: u64) {
         let left = deadline.saturating_sub(now());

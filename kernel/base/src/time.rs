@@ -35,6 +35,34 @@ impl Instant {
     }
 }
 
+/// About the moment at which something happened, in the clock's own unit: for records that are written often and read hardly ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp(u64);
+
+impl Stamp {
+    /// About the present moment.
+    #[inline(always)]
+    pub fn now() -> Self {
+        Self(hooks::stamp())
+    }
+
+    /// The number that it is.
+    #[inline(always)]
+    pub const fn as_raw(self) -> u64 {
+        self.0
+    }
+
+    /// What [`Stamp::as_raw`] said.
+    pub const fn from_raw(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// The moment.
+    pub fn instant(self) -> Instant {
+        Instant(hooks::stamped(self.0))
+    }
+}
+
 /// The moment at which a wait gives up. Every wait has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);

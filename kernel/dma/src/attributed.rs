@@ -86,6 +86,11 @@ unsafe impl Spans for AttributedPages {
     fn spans_runs(&self) -> &[PhysRange] {
         &self.run
     }
+    #[inline(always)]
+    fn only_run(&self) -> Option<PhysRange> {
+        Some(self.run())
+    }
+    #[inline]
     fn spans_len(&self) -> u64 {
         self.run().len()
     }

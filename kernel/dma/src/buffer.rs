@@ -43,6 +43,12 @@ pub unsafe trait Spans: Send + Sync {
     /// The physical runs.
     #[doc(hidden)]
     fn spans_runs(&self) -> &[PhysRange];
+    /// The run, where there is only one, as a copy: what is not referred to can be in registers.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn only_run(&self) -> Option<PhysRange> {
+        None
+    }
     /// The size in bytes.
     #[doc(hidden)]
     fn spans_len(&self) -> u64;

@@ -219,7 +219,7 @@ impl<T: DeviceShared + ?Sized> Unpublished<T> {
     fn publish_as(self, extra: Prot, site: Site) -> Result<Coherent<T>, Error> {
         let Self { value, pages, device } = self;
         base::barrier::device_write();
-        let held = Held::lend_coherent(&device, pages, extra, site).map_err(|(_, error)| match error {
+        let held = Held::lend_coherent(&device, pages, extra, site).map_err(|error| match error {
             Error::Map(MapError::BadProt) if !extra.is_empty() => unsupported(&device),
             other => other,
         })?;

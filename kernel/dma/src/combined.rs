@@ -22,7 +22,7 @@ impl WriteCombined {
         let pages =
             AttributedPages::zeroed(device.memory(), device.coherent_request(bytes)?, Cacheability::NonCacheable)?;
         base::barrier::device_write();
-        let held = Held::lend_coherent(device, pages, Prot::empty(), site).map_err(|(_, error)| error)?;
+        let held = Held::lend_coherent(device, pages, Prot::empty(), site)?;
         Ok(Self { held })
     }
 

@@ -11,7 +11,7 @@ mod lending;
 mod loan;
 
 pub use loan::Loan;
-use loan::{Kind, Special, as_range};
+use loan::{Kind, Special};
 pub(crate) use loan::{Lapsed, Refused};
 
 use crate::coherent::{Coherent, DeviceShared, Unpublished};

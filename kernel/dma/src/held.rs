@@ -10,12 +10,14 @@
 use crate::bounce;
 use crate::buffer::{Spans, check_range, for_each_span};
 use crate::device::{Loan, Refused};
+use crate::lent::Segment;
 use crate::quarantine::{self, Quarantined};
 use crate::site::Site;
 use crate::{Device, Direction, Error};
+use alloc::vec::Vec;
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
-use iommu::{Iova, Prot, RevokeError};
+use iommu::{Iova, IovaRange, Prot, RevokeError};
 
 /// Memory `M` that a device has, in direction `D`. Dropping it revokes.
 pub struct Held<D: Direction, M: Spans> {
@@ -34,16 +36,57 @@ impl<D: Direction, M: Spans> Held<D, M> {
     /// Lends `memory` with more attributes than its direction's.
     #[inline(always)]
     pub(crate) fn lend_as(device: &Device, memory: M, extra: Prot, site: Site) -> Result<Self, (M, Error)> {
-        let (runs, len) = (memory.spans_runs(), memory.spans_len());
+        let (len, mask) = (memory.spans_len(), device.limits().address_mask);
         // SAFETY: as in `lend_slowly`.
-        match unsafe { device.lend_quickly(runs, len, D::PROT | extra, device.limits().address_mask, site) } {
+        match unsafe { Self::quickly(device, &memory, len, D::PROT | extra, mask, site) } {
             Ok(loan) => Ok(Self::of(loan, memory)),
-            // By reference, and without the memory in the result: an object that this wrote would be in memory on the quick way
-            // too, and moved from place to place.
-            Err(refused) => match Self::not_quickly(device, &memory, extra, site, refused) {
-                Ok(loan) => Ok(Self::of(loan, memory)),
-                Err(error) => Err((memory, error)),
-            },
+            Err(refused) => {
+                // An object that is referred to here, or that this wrote, would be in memory on the quick way too, and moved from
+                // place to place: another object, which is not there on the quick way.
+                let memory = memory;
+                match Self::not_quickly(device, &memory, extra, site, refused) {
+                    Ok(loan) => Ok(Self::of(loan, memory)),
+                    Err(error) => Err((memory, error)),
+                }
+            }
+        }
+    }
+
+    /// [`Device::lend_quickly`]. Where there is only one run, a copy of it is shown, so that the memory need not be referred to.
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    #[inline(always)]
+    unsafe fn quickly(
+        device: &Device,
+        memory: &M,
+        len: u64,
+        prot: Prot,
+        mask: u64,
+        site: Site,
+    ) -> Result<Loan, Refused> {
+        match memory.only_run() {
+            // SAFETY: the caller's promise, here and below.
+            Some(run) => unsafe { device.lend_quickly(&[run], len, prot, mask, site) },
+            None => unsafe { device.lend_quickly(memory.spans_runs(), len, prot, mask, site) },
+        }
+    }
+
+    /// Lends `memory`, which is in many runs. Where nothing translates they may be named in `segments`, which is empty, and by the loan as
+    /// one: for who has no use for what the loan names.
+    #[inline]
+    pub(crate) fn lend_scattered(
+        device: &Device,
+        memory: M,
+        segments: &mut Vec<Segment>,
+        site: Site,
+    ) -> Result<Self, (M, Error)> {
+        // SAFETY: as in `lend_slowly`.
+        let loan = unsafe { device.lend_scattered(memory.spans_runs(), memory.spans_len(), D::PROT, segments, site) };
+        match loan {
+            Some(loan) => Ok(Self::of(loan, memory)),
+            None => Self::lend(device, memory, site),
         }
     }
 
@@ -82,20 +125,36 @@ impl<D: Direction, M: Spans> Held<D, M> {
         }
     }
 
-    /// Lends memory that is shared for good: never a copy of it, and within the device's limits for such memory.
-    pub(crate) fn lend_coherent(device: &Device, memory: M, extra: Prot, site: Site) -> Result<Self, (M, Error)> {
-        let (runs, len, prot) = (memory.spans_runs(), memory.spans_len(), D::PROT | extra);
+    /// Lends memory that is shared for good: never a copy of it, and within the device's limits for such memory. Memory that cannot
+    /// be lent is freed.
+    #[inline(always)]
+    pub(crate) fn lend_coherent(device: &Device, memory: M, extra: Prot, site: Site) -> Result<Self, Error> {
+        let (len, mask) = (memory.spans_len(), device.limits().coherent_mask);
         // SAFETY: as in `lend_slowly`.
-        let loan = match unsafe { device.lend_quickly(runs, len, prot, device.limits().coherent_mask, site) } {
-            Ok(loan) => Ok(loan),
-            // SAFETY: as above.
-            Err(Refused::Special) => unsafe { device.lend_coherent(runs, len, prot, site) },
-            Err(Refused::Iova(error)) => Err(error.into()),
-            Err(Refused::Map(error)) => Err(error.into()),
-        };
-        match loan {
+        match unsafe { Self::quickly(device, &memory, len, D::PROT | extra, mask, site) } {
             Ok(loan) => Ok(Self::of(loan, memory)),
-            Err(error) => Err((memory, error)),
+            Err(refused) => {
+                // As in `lend_as`.
+                let memory = memory;
+                Ok(Self::of(Self::coherent_not_quickly(device, &memory, D::PROT | extra, site, refused)?, memory))
+            }
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn coherent_not_quickly(
+        device: &Device,
+        memory: &M,
+        prot: Prot,
+        site: Site,
+        refused: Refused,
+    ) -> Result<Loan, Error> {
+        match refused {
+            // SAFETY: as in `lend_slowly`.
+            Refused::Special => unsafe { device.lend_coherent(memory.spans_runs(), memory.spans_len(), prot, site) },
+            Refused::Iova(error) => Err(error.into()),
+            Refused::Map(error) => Err(error.into()),
         }
     }
 
@@ -154,9 +213,10 @@ impl<D: Direction, M: Spans> Held<D, M> {
     /// Revokes, and gives the memory back.
     #[inline(always)]
     pub(crate) fn take_back(self, site: Site) -> Result<M, Quarantined> {
-        let mut this = ManuallyDrop::new(self);
-        // SAFETY: `this` is not dropped and not used afterwards.
-        unsafe { this.end(site) }
+        // SAFETY: `end` keeps it until it is revoked.
+        let (loan, memory) = unsafe { self.into_parts() };
+        // SAFETY: the two belong together, and nobody else has revoked the loan.
+        unsafe { Self::end(loan, memory, site) }
     }
 
     /// Takes loan and memory apart.
@@ -165,7 +225,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
     ///
     /// The device reaches the memory until the loan has been revoked: until then the memory is neither reached but by atomics
     /// nor dropped.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn into_parts(self) -> (Loan, M) {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `this` is not dropped and not used afterwards.
@@ -193,64 +253,80 @@ impl<D: Direction, M: Spans> Held<D, M> {
     /// the memory was lent (or the loan has no address space).
     #[inline]
     pub(crate) unsafe fn settle(self, outcome: Result<(), RevokeError>, site: Site) -> Result<M, Quarantined> {
-        let mut this = ManuallyDrop::new(self);
-        // SAFETY: `this` is not dropped and not used afterwards; the outcome is as the caller promises.
-        unsafe { this.conclude(outcome, site) }
+        // SAFETY: `conclude` drops it only if it has been revoked.
+        let (loan, memory) = unsafe { self.into_parts() };
+        let range = loan.range();
+        let (loan, memory) = (ManuallyDrop::new(loan), ManuallyDrop::new(memory));
+        // SAFETY: the two belong together; the outcome is as the caller promises.
+        unsafe { Self::conclude(loan, memory, range, outcome, site) }
     }
 
     /// # Safety
     ///
-    /// Called once; the object is not used afterwards, and not dropped.
+    /// The two belong together, and the loan has not been revoked.
     #[inline(always)]
-    unsafe fn end(&mut self, site: Site) -> Result<M, Quarantined> {
-        let outcome = self.loan.revoke();
+    unsafe fn end(loan: Loan, memory: M, site: Site) -> Result<M, Quarantined> {
+        // Neither is dropped before the outcome is known, whatever happens.
+        let (loan, memory) = (ManuallyDrop::new(loan), ManuallyDrop::new(memory));
+        let range = loan.range();
+        let outcome = loan.revoke(range);
         // SAFETY: the caller's promise; the outcome is that of revoking this loan.
-        unsafe { self.conclude(outcome, site) }
+        unsafe { Self::conclude(loan, memory, range, outcome, site) }
     }
 
+    /// Everything by value: what the rare ways refer to would have to be in memory on all of them.
+    ///
     /// # Safety
     ///
-    /// Both as for [`Held::end`] and as for [`Held::settle`].
+    /// As for [`Held::settle`]; the two belong together, and `range` is the loan's.
     #[inline(always)]
-    unsafe fn conclude(&mut self, outcome: Result<(), RevokeError>, site: Site) -> Result<M, Quarantined> {
-        if let Err(cause) = self.loan.settle(outcome, site) {
-            // SAFETY: the caller's promise: not used afterwards.
-            return Err(unsafe { self.lose(cause) });
+    unsafe fn conclude(
+        loan: ManuallyDrop<Loan>,
+        memory: ManuallyDrop<M>,
+        range: IovaRange,
+        outcome: Result<(), RevokeError>,
+        site: Site,
+    ) -> Result<M, Quarantined> {
+        if let Err(cause) = outcome {
+            // Objects of their own, which are not there on the quick way (see `lend_as`).
+            let (loan, mut memory) = (loan, memory);
+            // SAFETY: they are gone.
+            return Err(unsafe { Self::lose(&loan, &mut memory, cause) });
         }
-        let coherent = self.loan.device.is_coherent();
-        let copied = self.loan.take_copy();
-        // SAFETY: the caller's promise: taken once, and the loan has been settled. It goes before the memory moves, so that what it
-        // is made of need not be kept meanwhile.
-        unsafe { ManuallyDrop::drop(&mut self.loan) };
-        if let Some(copied) = copied {
-            bounce::take_over::<D, M>(copied, &self.memory, coherent);
+        loan.finish(range, site);
+        let coherent = loan.device.is_coherent();
+        // Before the memory moves, so that what it is made of need not be kept meanwhile.
+        if let Some(copied) = ManuallyDrop::into_inner(loan).into_copy() {
+            bounce::take_over::<D, M>(copied, &memory, coherent);
         } else {
             if !coherent {
                 // The whole of the memory is always in range.
-                let _ = fetch::<D, M>(&self.memory, 0, self.memory.spans_len());
+                let _ = fetch::<D, M>(&memory, 0, memory.spans_len());
             }
             if D::DEVICE_WRITES {
                 base::barrier::device_read();
             }
         }
-        // SAFETY: as above.
-        Ok(unsafe { ManuallyDrop::take(&mut self.memory) })
+        Ok(ManuallyDrop::into_inner(memory))
     }
 
-    /// What remains of a loan whose revocation has failed.
+    /// What remains of a loan whose revocation has failed: the device may reach the memory for ever, so nothing of it is dropped. The
+    /// address range is never used again, and the address space stays, which the loan's handle of the device keeps.
     ///
     /// # Safety
     ///
-    /// Called once; the object is not used afterwards, and not dropped.
+    /// The caller uses neither of the two any more.
     #[cold]
-    unsafe fn lose(&mut self, cause: RevokeError) -> Quarantined {
-        if self.loan.copy().is_some() {
-            // The device has the copy, and keeps it: the loan, which has it, is never dropped. The memory was not lent.
-            // SAFETY: the caller's promise.
-            unsafe { ManuallyDrop::drop(&mut self.memory) };
+    #[inline(never)]
+    unsafe fn lose(loan: &ManuallyDrop<Loan>, memory: &mut ManuallyDrop<M>, cause: RevokeError) -> Quarantined {
+        loan.count_lost();
+        if loan.copy().is_some() {
+            // The device has the copy, and keeps it. The memory was not lent.
+            // SAFETY: the caller uses it no more.
+            unsafe { ManuallyDrop::drop(memory) };
         }
-        let device = self.loan.device.shared_name().clone();
-        let lost = Quarantined { device, range: self.loan.range(), cause, mapped_at: self.loan.site };
+        let device = loan.device.shared_name().clone();
+        let lost = Quarantined { device, range: loan.range(), cause, mapped_at: loan.site };
         quarantine::add(&lost);
         lost
     }
@@ -286,8 +362,12 @@ impl<D: Direction, M: Spans> Held<D, M> {
 impl<D: Direction, M: Spans> Drop for Held<D, M> {
     fn drop(&mut self) {
         let site = self.loan.site;
-        // SAFETY: in `drop`, which runs once (`take_back` keeps it from running), and last.
-        let taken = unsafe { self.end(site) };
+        // SAFETY: in `drop`, which runs once (`into_parts` keeps it from running), and last.
+        let loan = unsafe { ManuallyDrop::take(&mut self.loan) };
+        // SAFETY: as above; `end` keeps it until it is revoked.
+        let memory = unsafe { ManuallyDrop::take(&mut self.memory) };
+        // SAFETY: the two belong together, and nobody else has revoked the loan.
+        let taken = unsafe { Self::end(loan, memory, site) };
         drop(taken);
     }
 }

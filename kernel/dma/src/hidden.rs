@@ -20,7 +20,7 @@ pub struct HiddenPages {
 impl HiddenPages {
     pub(crate) fn new(device: &Device, bytes: u64, site: Site) -> Result<Self, Error> {
         let pages = AttributedPages::zeroed(device.memory(), device.coherent_request(bytes)?, Cacheability::Unmapped)?;
-        let held = Held::lend_coherent(device, pages, Prot::empty(), site).map_err(|(_, error)| error)?;
+        let held = Held::lend_coherent(device, pages, Prot::empty(), site)?;
         Ok(Self { held })
     }
 

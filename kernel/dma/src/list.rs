@@ -206,6 +206,12 @@ impl<B: Buffer> ScatterList<B> {
         self.len
     }
 
+    /// Whether its bytes are all the bytes of its pages.
+    #[inline]
+    fn is_whole_pages(&self) -> bool {
+        matches!(*self.extents, [Extent { at: 0, len }] if len == self.cover)
+    }
+
     /// Whether there is no part.
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()
@@ -323,13 +329,21 @@ impl<D: Direction, B: Buffer> MappedList<D, B> {
         }
         let mut segments = core::mem::take(&mut list.segments);
         segments.clear();
-        let held = match Held::lend(device, list, site) {
+        let held = if list.is_whole_pages() && !device.is_isolated() {
+            Held::lend_scattered(device, list, &mut segments, site)
+        } else {
+            Held::lend(device, list, site)
+        };
+        let held = match held {
             Ok(held) => held,
             Err((mut list, error)) => {
                 list.segments = segments;
                 return Err(Rejected { buffer: list, error });
             }
         };
+        if !segments.is_empty() {
+            return Ok(Self { held, segments });
+        }
         match place(&held.memory().extents, held.loan().segments(), &mut segments) {
             Ok(()) => Ok(Self { held, segments }),
             Err(error) => Err(give_up(held, segments, error, site)),

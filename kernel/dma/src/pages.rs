@@ -85,6 +85,10 @@ unsafe impl Spans for Pages {
     fn spans_runs(&self) -> &[PhysRange] {
         slice::from_ref(&self.chunk.run)
     }
+    #[inline(always)]
+    fn only_run(&self) -> Option<PhysRange> {
+        Some(self.chunk.run)
+    }
     #[inline]
     fn spans_len(&self) -> u64 {
         self.chunk.run.len()

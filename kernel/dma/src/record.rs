@@ -17,11 +17,13 @@
 //! under it, so the heap's lock comes after it.
 
 use crate::Error;
+use crate::lent::Segment;
 use crate::site::{AtomicSite, Site};
 use crate::tracker::Exact;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use base::time::Stamp;
 use base::{Instant, IrqMutex};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use iommu::{Iova, IovaRange, PAGE_SIZE, Prot};
@@ -75,7 +77,7 @@ struct Place {
     tag: AtomicU64,
     len: AtomicU64,
     mapped_at: AtomicSite,
-    /// When the mapping ended, in nanoseconds.
+    /// When the mapping ended ([`Stamp`]).
     when: AtomicU64,
     unmapped_at: AtomicSite,
     /// Mappings that have stood here, and their bytes in sum.
@@ -126,7 +128,7 @@ impl Place {
     #[inline(always)]
     fn end(&self, start: Iova, unmapped_at: Site) {
         // Nobody reads these two while the mapping lives.
-        self.when.store(Instant::now().as_nanos(), Ordering::Relaxed);
+        self.when.store(Stamp::now().as_raw(), Ordering::Relaxed);
         self.unmapped_at.store(unmapped_at);
         self.tag.store((start.get() & !(PAGE_SIZE - 1)) | ENDED, Ordering::Release);
     }
@@ -158,8 +160,8 @@ struct Counted {
 
 impl Counted {
     #[inline(always)]
-    fn word(range: IovaRange) -> u64 {
-        1_u64.wrapping_add((range.len() / PAGE_SIZE) << 32)
+    fn word(len: u64) -> u64 {
+        1_u64.wrapping_add((len / PAGE_SIZE) << 32)
     }
 }
 
@@ -217,11 +219,13 @@ impl Records {
 
     /// Takes note of a mapping that nothing translates.
     #[inline]
-    pub(crate) fn begin_direct(&self, range: IovaRange, prot: Prot, site: Site) -> Slot {
+    pub(crate) fn begin_direct(&self, segment: Segment, prot: Prot, site: Site) -> Slot {
         if self.exact.is_some() {
+            // It is where the memory is: its end is an address too.
+            let range = IovaRange::new(segment.iova, segment.len).unwrap_or_default();
             return self.begin_elsewhere(range, prot, site);
         }
-        self.counted.begun.fetch_add(Counted::word(range), Ordering::Relaxed);
+        self.counted.begun.fetch_add(Counted::word(segment.len), Ordering::Relaxed);
         Slot::COUNTED
     }
 
@@ -240,7 +244,7 @@ impl Records {
                 }
             }
         }
-        self.counted.begun.fetch_add(Counted::word(range), Ordering::Relaxed);
+        self.counted.begun.fetch_add(Counted::word(range.len()), Ordering::Relaxed);
         self.counted.unrecorded.fetch_add(1, Ordering::Relaxed);
         Slot::NONE
     }
@@ -254,11 +258,11 @@ impl Records {
         }
     }
 
-    /// Takes note of the end of a mapping that nothing translates.
+    /// Takes note of the end of a mapping of `len` bytes that nothing translates.
     #[inline]
-    pub(crate) fn end_direct(&self, slot: Slot, range: IovaRange, mapped_at: Site, unmapped_at: Site) {
+    pub(crate) fn end_direct(&self, slot: Slot, range: IovaRange, len: u64, mapped_at: Site, unmapped_at: Site) {
         if slot == Slot::COUNTED {
-            self.counted.ended.fetch_add(Counted::word(range), Ordering::Release);
+            self.counted.ended.fetch_add(Counted::word(len), Ordering::Release);
             return;
         }
         self.end_elsewhere(slot, range, mapped_at, unmapped_at);
@@ -267,7 +271,7 @@ impl Records {
     #[cold]
     fn end_elsewhere(&self, slot: Slot, range: IovaRange, mapped_at: Site, unmapped_at: Site) {
         if slot == Slot::NONE || slot == Slot::COUNTED {
-            self.counted.ended.fetch_add(Counted::word(range), Ordering::Release);
+            self.counted.ended.fetch_add(Counted::word(range.len()), Ordering::Release);
             self.forgotten.store(true, Ordering::Relaxed);
         } else if let Some(exact) = &self.exact {
             exact.lock().end(slot.0 & !Slot::EXACT, range, mapped_at, unmapped_at);
@@ -312,7 +316,7 @@ impl Records {
                 range,
                 mapped_at: place.mapped_at.load(),
                 unmapped_at: place.unmapped_at.load(),
-                when: Instant::from_nanos(place.when.load(Ordering::Relaxed)),
+                when: Stamp::from_raw(place.when.load(Ordering::Relaxed)).instant(),
             })
         };
         let history = self.history.as_deref().into_iter().flatten();

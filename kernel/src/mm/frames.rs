@@ -154,7 +154,20 @@ pub fn alloc(count: usize, zone: Zone) -> Result<PhysRange, Error> {
 ///
 /// As [`alloc`](fn@alloc).
 pub fn alloc_aligned(count: usize, alignment: u64, zone: Zone) -> Result<PhysRange, Error> {
+    if count == 1
+        && alignment == PAGE_SIZE
+        && let Some(frame) = alloc_at_hand(zone).and_then(|frame| PhysRange::new(frame, PAGE_SIZE))
+    {
+        return Ok(frame);
+    }
     with(|zones| zones.alloc(count, alignment, zone))
+}
+
+/// Allocates one of the frames that are kept at hand: what [`alloc`](fn@alloc) of one would return, if it need not look further. `None`
+/// where it need, or there is none.
+#[inline]
+pub fn alloc_at_hand(zone: Zone) -> Option<PhysAddr> {
+    ZONES.lock().as_mut()?.take_at_hand(zone)
 }
 
 /// Allocates exactly `count` frames in a row from the area that is kept for large allocations.
@@ -187,7 +200,16 @@ pub fn alloc_zeroed(count: usize, zone: Zone) -> Result<PhysRange, Error> {
 /// # Errors
 ///
 /// [`Error::NotAllocated`] if it was not allocated (any more); nothing has changed then.
+#[inline]
 pub unsafe fn free(range: PhysRange) -> Result<(), Error> {
+    if range.len() == PAGE_SIZE && ZONES.lock().as_mut().is_some_and(|zones| zones.lay_at_hand(range.start())) {
+        return Ok(());
+    }
+    free_many(range)
+}
+
+#[inline(never)]
+fn free_many(range: PhysRange) -> Result<(), Error> {
     with(|zones| zones.free(range))
 }
 

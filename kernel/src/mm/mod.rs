@@ -17,7 +17,9 @@ mod heap;
 mod zones;
 
 pub use alias::{BLOCK, Backing, Pool, PoolStats};
-pub use frames::{Frames, alloc, alloc_aligned, alloc_in_area, alloc_zeroed, free, init, stats, subtract};
+pub use frames::{
+    Frames, alloc, alloc_aligned, alloc_at_hand, alloc_in_area, alloc_zeroed, free, init, stats, subtract,
+};
 pub use heap::{HeapStats, heap_stats};
 pub use zones::{FrameStats, Zone};
 

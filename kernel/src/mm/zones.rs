@@ -5,13 +5,16 @@
 //! - A frame's bit in its region's map is 1 exactly while the frame is allocated. Frames outside all regions are never allocated.
 //! - A frame that is not allocated is in its zone's buddy tree or in its shelf, and nowhere else.
 //!
+//! Single frames are what most want, and the shelf is what most of them come from and go to: those ways ([`Zones::take_at_hand`],
+//! [`Zones::lay_at_hand`]) do nothing but what these invariants ask for, and touch no tree.
+//!
 //! Not locked: see `frames`.
 
 use super::{Error, address_of, frame_of};
 use alloc::vec::Vec;
 use buddy_system_allocator::FrameAllocator;
 use core::ops::Range;
-use iommu::{PAGE_SIZE, PhysRange};
+use iommu::{PAGE_SIZE, PhysAddr, PhysRange};
 
 /// The first frame that a device with 32 address bits cannot reach.
 const HIGH: usize = 1 << 20;
@@ -58,6 +61,16 @@ struct Region {
 }
 
 impl Region {
+    /// The word of the map with the frame's bit, and that bit.
+    #[inline]
+    fn bit(&mut self, frame: usize) -> Option<(&mut u64, u64)> {
+        let at = frame.wrapping_sub(self.frames.start);
+        if at >= self.frames.end - self.frames.start {
+            return None;
+        }
+        Some((self.allocated.get_mut(at / 64)?, 1 << (at % 64)))
+    }
+
     /// Calls `f` with each word of the map that has a bit in `frames` and the mask of those bits; stops at the first false.
     fn all(&mut self, frames: &Range<usize>, mut f: impl FnMut(&mut u64, u64) -> bool) -> bool {
         let mut at = frames.start - self.frames.start;
@@ -231,6 +244,42 @@ impl Zones {
         self.regions.iter_mut().find(|region| region.frames.start <= frames.start && frames.end <= region.frames.end)
     }
 
+    /// Allocates a frame of the shelf that [`Zones::alloc`] would take it from. `None` where that is empty.
+    #[inline]
+    pub(super) fn take_at_hand(&mut self, zone: Zone) -> Option<PhysAddr> {
+        let tree = match zone {
+            Zone::Any if self.high.free != 0 => &mut self.high,
+            Zone::Any | Zone::Below4GiB => &mut self.low,
+            Zone::Area => return None,
+        };
+        let place = tree.on_shelf.checked_sub(1)?;
+        let frame = *tree.shelf.get(place)?;
+        let (word, mask) = self.regions.iter_mut().find_map(|region| region.bit(frame))?;
+        *word |= mask;
+        tree.on_shelf = place;
+        tree.free -= 1;
+        Some(address_of(frame))
+    }
+
+    /// Takes a frame back to a shelf. `false`, and nothing has changed, where [`Zones::free`] has more to do or to say.
+    #[inline]
+    pub(super) fn lay_at_hand(&mut self, address: PhysAddr) -> bool {
+        let frame = frame_of(address);
+        let tree = if frame < HIGH { &mut self.low } else { &mut self.high };
+        let Some(place) = tree.shelf.get_mut(tree.on_shelf) else { return false };
+        let found = self.regions.iter_mut().filter(|region| !region.area).find_map(|region| region.bit(frame));
+        match found {
+            Some((word, mask)) if *word & mask != 0 && address.is_aligned(PAGE_SIZE) => {
+                *word &= !mask;
+                *place = frame;
+                tree.on_shelf += 1;
+                tree.free += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Allocates exactly `count` frames in a row, the first aligned to `alignment` bytes.
     pub(super) fn alloc(&mut self, count: usize, alignment: u64, zone: Zone) -> Result<PhysRange, Error> {
         let bad = Error::BadRequest { count, alignment };
@@ -291,7 +340,7 @@ impl Zones {
 
     /// Whether the frame at `address` is allocated.
     #[cfg(test)]
-    fn is_allocated(&mut self, address: iommu::PhysAddr) -> bool {
+    fn is_allocated(&mut self, address: PhysAddr) -> bool {
         let frame = frame_of(address);
         let frames = frame..frame + 1;
         self.region(&frames).is_some_and(|region| region.all(&frames, |word, mask| *word & mask == mask))
@@ -301,7 +350,6 @@ impl Zones {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use iommu::PhysAddr;
     use proptest::prelude::*;
     use std::boxed::Box;
     use std::collections::BTreeSet;
@@ -378,6 +426,39 @@ mod tests {
         }
         assert!(matches!(zones.alloc(9, 1, Zone::Any), Err(Error::OutOfFrames { .. })));
         assert!(matches!(zones.alloc(1, 1 << 30, Zone::Any), Err(Error::OutOfFrames { .. })));
+    }
+
+    /// Red when a frame was laid down whose bit was 0, one of the area, one that was not aligned, and when the bit was left as it was.
+    #[test]
+    fn a_frame_at_hand_is_taken_and_laid_down_as_any_other() {
+        let mut zones = zones(&[(GIB, 256), (8 * GIB, 64)]);
+        let area = PhysRange::new(PhysAddr::new(2 * GIB), 64 * PAGE_SIZE).unwrap();
+        zones.add_area(area, Box::leak(Box::new([0; 1]))).unwrap();
+        let all = zones.stats();
+        // Nothing is at hand before the trees were asked.
+        assert_eq!((zones.take_at_hand(Zone::Any), zones.take_at_hand(Zone::Below4GiB)), (None, None));
+        let high = zones.alloc(1, 1, Zone::Any).unwrap().start();
+        let low = zones.alloc(1, 1, Zone::Below4GiB).unwrap().start();
+        let next = zones.take_at_hand(Zone::Any).unwrap();
+        assert!(next.get() > 4 * GIB && next != high && zones.is_allocated(next));
+        let next_low = zones.take_at_hand(Zone::Below4GiB).unwrap();
+        assert!(next_low.get() < 4 * GIB && next_low != low && zones.is_allocated(next_low));
+        assert_eq!((zones.stats().free, zones.stats().free_below_4gib), (all.free - 4, all.free_below_4gib - 2));
+        for frame in [high, low, next, next_low] {
+            assert!(!zones.lay_at_hand(PhysAddr::new(frame.get() + 1)));
+            assert!(zones.lay_at_hand(frame) && !zones.is_allocated(frame));
+            assert!(!zones.lay_at_hand(frame), "twice");
+        }
+        assert_eq!(zones.stats(), all);
+        let large = zones.alloc(1, 1, Zone::Area).unwrap();
+        assert!(!zones.lay_at_hand(large.start()), "it goes back to the area");
+        assert_eq!(zones.take_at_hand(Zone::Area), None);
+        zones.free(large).unwrap();
+        assert!(!zones.lay_at_hand(PhysAddr::new(GIB - PAGE_SIZE)) && !zones.lay_at_hand(PhysAddr::new(u64::MAX)));
+        // A full shelf takes no more.
+        let many: Vec<_> = (0..200).map(|_| zones.alloc(1, 1, Zone::Below4GiB).unwrap().start()).collect();
+        let laid = many.iter().filter(|frame| zones.lay_at_hand(**frame)).count();
+        assert!(laid < SHELF, "{laid}");
     }
 
     #[test]

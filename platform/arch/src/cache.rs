@@ -57,7 +57,7 @@ pub unsafe fn zero(address: usize, len: usize) {
     // SAFETY: reads an identification register.
     unsafe { asm!("mrs {}, dczid_el0", out(reg) dczid, options(nomem, nostack, preserves_flags, pure)) };
     let block = 4 << (dczid & 0xf);
-    if dczid & 1 << 4 != 0 || block > crate::layout::PAGE_SIZE / 4 {
+    if dczid & 1 << 4 != 0 || block > crate::layout::PAGE_SIZE / 16 {
         // SAFETY: the caller's promise.
         unsafe { core::ptr::with_exposed_provenance_mut::<u8>(address).write_bytes(0, len) };
         return;
@@ -65,21 +65,18 @@ pub unsafe fn zero(address: usize, len: usize) {
     let end = address + len;
     let mut at = address;
     while at < end {
-        // SAFETY: inside the caller's range: four blocks divide a page.
+        // SAFETY: inside the caller's range: sixteen blocks divide a page.
         unsafe {
             asm!(
-                "dc zva, {a}",
-                "dc zva, {b}",
-                "dc zva, {c}",
-                "dc zva, {d}",
-                a = in(reg) at,
-                b = in(reg) at + block,
-                c = in(reg) at + 2 * block,
-                d = in(reg) at + 3 * block,
+                ".rept 16",
+                "dc zva, {at}",
+                "add {at}, {at}, {block}",
+                ".endr",
+                at = inout(reg) at,
+                block = in(reg) block,
                 options(nostack, preserves_flags)
             );
         }
-        at += 4 * block;
     }
 }
 

@@ -48,6 +48,15 @@ unsafe impl base::Hooks for Hooks {
         timer::now()
     }
 
+    #[inline(always)]
+    fn stamp() -> u64 {
+        timer::ticks_roughly()
+    }
+
+    fn stamped(stamp: u64) -> u64 {
+        timer::nanos(stamp)
+    }
+
     fn sleep(deadline: u64) {
         crate::smp::stop_if_told();
         if WFI_ENDS.load(Ordering::Acquire) >> percore::index() & 1 == 0 {

@@ -34,6 +34,12 @@ pub fn ticks() -> u64 {
     CNTVCT_EL0.get()
 }
 
+/// Reads the counter, at some moment near this one: it may be read before earlier instructions.
+#[inline(always)]
+pub(crate) fn ticks_roughly() -> u64 {
+    CNTVCT_EL0.get()
+}
+
 #[inline]
 fn scale() -> u64 {
     match SCALE.load(Ordering::Relaxed) {
@@ -49,7 +55,13 @@ fn scale() -> u64 {
 /// Nanoseconds since the counter started.
 #[inline]
 pub fn now() -> u64 {
-    ((u128::from(ticks()) * u128::from(scale())) >> 32) as u64
+    nanos(ticks())
+}
+
+/// Nanoseconds in `ticks` of the counter.
+#[inline]
+pub(crate) fn nanos(ticks: u64) -> u64 {
+    ((u128::from(ticks) * u128::from(scale())) >> 32) as u64
 }
 
 /// Makes `call` what [`defer`] defers. It is called in the timer's interrupt handler: it neither allocates nor waits.

@@ -45,6 +45,24 @@ pub fn trim_aliases() -> bool {
     ALIASES.trim()
 }
 
+/// One page, as most allocations are, of the frames that are kept at hand.
+#[inline(always)]
+fn at_hand(request: PageRequest) -> Option<RawPages> {
+    let PageRequest { bytes, align, below } = request;
+    if bytes != PAGE_SIZE || align > PAGE_SIZE || below.get() < FOUR_GIB - 1 {
+        return None;
+    }
+    let phys = mm::alloc_at_hand(zone_of(below))?;
+    // No frame lies where the linear map has none: it is not null.
+    Some(RawPages { phys, ptr: pointer(phys).ok()?, bytes })
+}
+
+/// Where memory is looked for first.
+#[inline]
+fn zone_of(below: PhysAddr) -> Zone {
+    if below.get() >= u64::MAX >> 16 { Zone::Any } else { Zone::Below4GiB }
+}
+
 /// Allocates frames; what is kept outside the linear map for the next who asks goes first when there are none.
 fn allocate(bytes: u64, align: u64, below: PhysAddr) -> Result<PhysRange, OutOfMemory> {
     match allocate_linear(bytes, align, below) {
@@ -71,7 +89,7 @@ fn allocate_contiguous(bytes: u64, align: u64, below: PhysAddr) -> Result<PhysRa
 
 fn allocate_linear(bytes: u64, align: u64, below: PhysAddr) -> Result<PhysRange, OutOfMemory> {
     let count = usize::try_from(bytes.div_ceil(PAGE_SIZE)).map_err(|_| OutOfMemory)?;
-    let zone = if below.get() >= u64::MAX >> 16 { Zone::Any } else { Zone::Below4GiB };
+    let zone = zone_of(below);
     let fits = |range: &PhysRange| range.end().get() - 1 <= below.get();
     let first = mm::alloc_aligned(count, align.max(PAGE_SIZE), zone);
     let found = match first {
@@ -298,11 +316,18 @@ fn give_shared(pool: &Pool<Blocks>, pages: &RawPages, how: Cacheability) {
 //   after it had no cacheable alias any more.
 unsafe impl DmaMemory for KernelMemory {
     fn allocate(&self, request: PageRequest) -> Result<RawPages, OutOfMemory> {
+        if let Some(page) = at_hand(request) {
+            return Ok(page);
+        }
         let range = allocate(request.bytes, request.align, request.below)?;
         Ok(RawPages { phys: range.start(), ptr: pointer(range.start())?, bytes: range.len() })
     }
 
+    #[inline]
     fn allocate_contiguous(&self, request: PageRequest) -> Result<RawPages, OutOfMemory> {
+        if let Some(page) = at_hand(request) {
+            return Ok(page);
+        }
         let range = allocate_contiguous(request.bytes, request.align, request.below)?;
         Ok(RawPages { phys: range.start(), ptr: pointer(range.start())?, bytes: range.len() })
     }

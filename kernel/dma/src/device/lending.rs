@@ -1,6 +1,6 @@
 //! The ways on which memory goes to a device: past everything special where nothing is, through the IOMMU, past it, as a copy.
 
-use super::{Backend, Copying, Device, Inner, Kind, Loan, Refused, Special, Way, as_range};
+use super::{Backend, Copying, Device, Inner, Kind, Loan, Refused, Special, Way};
 use crate::direct::Direct;
 use crate::lent::{Segment, Segments};
 use crate::record::Slot;
@@ -8,6 +8,7 @@ use crate::site::Site;
 use crate::translated::Translated;
 use crate::{Bounce, Error, Policy};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 use iommu::contract::AddressSpace;
 use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot};
@@ -52,6 +53,31 @@ impl Device {
             },
             _ => Err(Refused::Special),
         }
+    }
+
+    /// As [`Device::lend_quickly`], where nothing translates, of many runs, which are named in `segments` alone. `None` where the memory has
+    /// to go another way; `segments` is empty then, as it is before.
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::lend`].
+    #[inline]
+    pub(crate) unsafe fn lend_scattered(
+        &self,
+        runs: &[PhysRange],
+        len: u64,
+        prot: Prot,
+        segments: &mut Vec<Segment>,
+        site: Site,
+    ) -> Option<Loan> {
+        let inner = &*self.0;
+        let Backend::Direct(direct) = &inner.backend else { return None };
+        let limits = &inner.limits;
+        if !inner.coherent || !direct.windows.fill(runs, limits.address_mask, limits.min_align, segments).ok()? {
+            return None;
+        }
+        let iova = segments.first()?.iova;
+        Some(self.one(Segment { iova, len }, prot, site))
     }
 
     /// Lends the memory of `runs`, `len` bytes: at `at`, or wherever there is room.
@@ -243,7 +269,7 @@ impl Device {
     /// Lends memory that no IOMMU translates for, and that is one segment.
     #[inline(always)]
     pub(super) fn one(&self, segment: Segment, prot: Prot, site: Site) -> Loan {
-        let slot = self.0.records.begin_direct(as_range(segment), prot, site);
+        let slot = self.0.records.begin_direct(segment, prot, site);
         self.loan(segment, slot, Kind::Direct, site)
     }
 
@@ -253,12 +279,12 @@ impl Device {
         Loan { device: self.clone(), whole, site, slot, kind, special: None }
     }
 
-    /// Takes note of the end of a loan, and gives its address range back.
+    /// Takes note of the end of a loan of `len` bytes at `range`, and gives its address range back.
     #[inline(always)]
-    pub(super) fn finish(&self, whole: Segment, slot: Slot, kind: Kind, mapped_at: Site, site: Site) {
-        let (inner, range) = (&*self.0, as_range(whole));
+    pub(super) fn finish(&self, range: IovaRange, len: u64, slot: Slot, kind: Kind, mapped_at: Site, site: Site) {
+        let inner = &*self.0;
         if kind == Kind::Direct {
-            inner.records.end_direct(slot, range, mapped_at, site);
+            inner.records.end_direct(slot, range, len, mapped_at, site);
         } else if let Some(translated) = self.translated_way() {
             inner.records.end(slot, range, mapped_at, site);
             match kind {
@@ -269,10 +295,16 @@ impl Device {
         }
     }
 
+    /// Counts what could not be revoked.
+    #[cold]
+    pub(super) fn count_lost(&self, whole: Segment) {
+        self.0.records.quarantined.fetch_add(whole.len / PAGE_SIZE, Ordering::Relaxed);
+    }
+
     /// Counts what could not be revoked, and keeps the address space for ever.
     #[cold]
     pub(super) fn lose(&self, whole: Segment) {
-        self.0.records.quarantined.fetch_add(whole.len / PAGE_SIZE, Ordering::Relaxed);
+        self.count_lost(whole);
         core::mem::forget(self.clone());
     }
 

@@ -22,7 +22,7 @@ pub(crate) enum Refused {
     Map(MapError),
 }
 
-/// The address side of a mapping: what the device was told. Small, because it moves with the memory. Ends by [`Loan::settle`] only;
+/// The address side of a mapping: what the device was told. Small, because it moves with the memory. Ends by [`Loan::finish`] only;
 /// forgetting it leaks.
 pub struct Loan {
     pub(crate) device: Device,
@@ -54,8 +54,9 @@ impl Special {
     }
 }
 
-/// How an address range was had.
+/// How an address range was had. (As large as a [`Slot`]: a loan without padding moves word by word.)
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
 pub(super) enum Kind {
     /// It was allocated.
     Plain,
@@ -102,10 +103,14 @@ impl Loan {
         self.special.as_ref().and_then(|special| special[0].copied.as_ref())
     }
 
-    /// Takes the copy that was lent out.
+    /// Drops all but the copy that was lent. After [`Loan::finish`].
     #[inline(always)]
-    pub(crate) fn take_copy(&mut self) -> Option<Bounced> {
-        self.special.as_mut().and_then(|special| special[0].copied.take())
+    pub(crate) fn into_copy(self) -> Option<Bounced> {
+        // Each for itself: what the drop of one refers to is then not all of it.
+        let Self { device, special, .. } = self;
+        drop(device);
+        let [special] = *special?;
+        special.copied
     }
 
     /// Takes nothing over of what the device writes into a copy.
@@ -148,36 +153,21 @@ impl Loan {
         }
     }
 
-    /// Revokes this loan alone.
+    /// Revokes this loan alone, of which `range` is the address range.
     #[inline(always)]
-    pub(crate) fn revoke(&self) -> Result<(), RevokeError> {
-        self.space().map_or(Ok(()), |space| space.revoke(&[self.range()]))
+    pub(crate) fn revoke(&self, range: IovaRange) -> Result<(), RevokeError> {
+        self.space().map_or(Ok(()), |space| space.revoke(&[range]))
     }
 
-    /// Gives the address range back after a revocation of it that ended with `outcome`. Called once; after `Ok` the loan is dropped.
-    ///
-    /// # Errors
-    ///
-    /// That of the revocation: the device may reach the memory for ever. The address range is never used again, and the
-    /// address space stays. Whoever lent a copy forgets the loan.
+    /// Takes note of the loan's end, and gives `range`, its address range, back, after a successful revocation of it. Called once; the loan
+    /// is dropped then. (After one that failed it is counted by [`Loan::count_lost`], and forgotten.)
     #[inline(always)]
-    pub(crate) fn settle(&mut self, outcome: Result<(), RevokeError>, site: Site) -> Result<(), RevokeError> {
-        if let Err(cause) = outcome {
-            self.lose();
-            return Err(cause);
-        }
-        self.finish(site);
-        Ok(())
+    pub(crate) fn finish(&self, range: IovaRange, site: Site) {
+        self.device.finish(range, self.whole.len, self.slot, self.kind, self.site, site);
     }
 
-    #[inline(always)]
-    fn finish(&self, site: Site) {
-        self.device.finish(self.whole, self.slot, self.kind, self.site, site);
-    }
-
-    #[cold]
-    fn lose(&self) {
-        self.device.lose(self.whole);
+    pub(crate) fn count_lost(&self) {
+        self.device.count_lost(self.whole);
     }
 
     /// Makes two of it: the first `at` bytes, which are fewer than all and some, and the rest. There is nothing special about it, its
@@ -223,15 +213,16 @@ impl Lapsed {
         self.site
     }
 
-    /// As [`Loan::settle`], of the loan that this was.
+    /// Gives the address range back after a revocation of it that ended with `outcome`. Called once.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// That of the revocation: the device may reach the memory for ever. The address range is never used again, and the
+    /// address space stays.
     #[inline]
     pub(crate) fn settle(&self, device: &Device, outcome: Result<(), RevokeError>) -> Result<(), RevokeError> {
         match outcome {
-            Ok(()) => device.finish(self.whole, self.slot, self.kind, self.site, self.site),
+            Ok(()) => device.finish(self.range(), self.whole.len, self.slot, self.kind, self.site, self.site),
             Err(_) => device.lose(self.whole),
         }
         outcome

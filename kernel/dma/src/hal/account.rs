@@ -89,12 +89,11 @@ impl<M: Spans> Loan<M> {
     /// Lends memory that driver and device share.
     pub(super) fn lend_ring(device: &Device, memory: M, direction: BufferDirection, site: Site) -> Result<Self, Error> {
         let none = Prot::empty();
-        let lent = match direction {
+        match direction {
             BufferDirection::DriverToDevice => Held::lend_coherent(device, memory, none, site).map(Self::ToDevice),
             BufferDirection::DeviceToDriver => Held::lend_coherent(device, memory, none, site).map(Self::FromDevice),
             BufferDirection::Both => Held::lend_coherent(device, memory, none, site).map(Self::Both),
-        };
-        lent.map_err(|(_, error)| error)
+        }
     }
 
     pub(super) fn range(&self) -> IovaRange {

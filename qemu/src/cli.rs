@@ -27,6 +27,7 @@ Examples:
   cargo run -- --board sbsa --smp 4
   cargo run -- bench --svg chart.svg map4k
   cargo run -- describe board.dtb
+  cargo run -- image -o sluice.Image
   cargo run -- --trace 'smmuv3_*=smmu.log'
   cargo run -- -- -device pcie-root-port,id=rp0 -device edu,bus=rp0";
 
@@ -55,6 +56,39 @@ pub enum Command {
     /// Say what the kernel would find on the board of a device tree, and what it would miss there
     #[command(after_help = DESCRIBE_HELP)]
     Describe(DescribeOptions),
+    /// Write the kernel to a file, for a boot loader
+    #[command(after_help = IMAGE_HELP)]
+    Image(ImageOptions),
+}
+
+/// What follows the options in `image --help`.
+const IMAGE_HELP: &str = "\
+The file is an arm64 Image, the same for every board: position-independent, to be loaded at any 2 MiB-aligned address
+and entered with the device tree's address in x0, as U-Boot's booti does it.
+
+Exit codes:
+  0    the file was written
+  2    the command line or the environment is at fault
+
+Examples:
+  cargo run -- image -o sluice.Image
+  cargo run -- image --board sbsa --flash -o sluice.flash";
+
+/// Options of the kernel as a file.
+#[derive(Debug, Clone, Args)]
+pub struct ImageOptions {
+    /// The board that it is for
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = board::Name::Virt)]
+    pub board: board::Name,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Write all that the board's flash has, from which it starts without a boot loader (sbsa)
+    #[arg(long)]
+    pub flash: bool,
+    /// With --flash: add to the kernel's command line (may be repeated)
+    #[arg(long, value_name = "key=value ...", allow_hyphen_values = true)]
+    pub append: Vec<String>,
 }
 
 /// What follows the options in `describe --help`.

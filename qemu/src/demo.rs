@@ -1,5 +1,6 @@
 //! The main job, from the command line to the exit code.
 
+use crate::arm64_image::KERNEL;
 use crate::cli::DemoOptions;
 use crate::console::{self, Message};
 use crate::emulator::Emulator;
@@ -13,9 +14,6 @@ use anyhow::{Context, Result, bail};
 use std::io::{BufRead, Write};
 use std::path::Path;
 use std::time::Duration;
-
-/// The package with the kernel for QEMU's `virt` machine, and its binary.
-const KERNEL: (&str, &str) = ("virt", "sluice");
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -118,15 +118,15 @@ impl Default for Machine {
 }
 
 impl Machine {
-    /// Returns QEMU's arguments for this machine, which starts from `file` (see [`Board::start_file`]), its control socket at
-    /// `control`.
+    /// Returns QEMU's arguments for this machine, which is started by the arguments `start` (see [`Board::start`]), its control
+    /// socket at `control`.
     ///
     /// Fails if the traces ask for more than one file: QEMU writes one; and if the board cannot be had with this IOMMU, or from this
     /// QEMU.
-    pub fn arguments(&self, emulator: &Emulator, file: &Path, control: &Path) -> Result<Vec<OsString>> {
+    pub fn arguments(&self, emulator: &Emulator, start: Vec<OsString>, control: &Path) -> Result<Vec<OsString>> {
         let mut arguments = Arguments::default();
         match self.board {
-            Board::Virt => {
+            Board::Virt | Board::Loaded { .. } => {
                 let iommu = if self.iommu == Iommu::SmmuV3 { "smmuv3" } else { "none" };
                 // The tree's random seeds would make two runs of one machine differ.
                 arguments.two("-M", format!("virt,iommu={iommu},gic-version=3,dtb-randomness=off"));
@@ -156,17 +156,8 @@ impl Machine {
         }
         self.add_devices(emulator, &mut arguments);
         self.add_trace(&mut arguments)?;
-        match self.board {
-            Board::Virt => {
-                arguments.two("-kernel", file);
-                if !self.command_line.is_empty() {
-                    arguments.two("-append", self.command_line.join(" "));
-                }
-            }
-            // The first flash. The command line is in it.
-            Board::Sbsa { .. } => drop(arguments.two("-bios", file)),
-        }
         let mut list = arguments.0;
+        list.extend(start);
         list.extend(self.extra.iter().cloned());
         Ok(list)
     }
@@ -183,7 +174,7 @@ impl Machine {
         }
         if self.edu {
             // Slot 1 of an sbsa-ref has the board's own display.
-            let slot = if self.board == Board::Virt { "1" } else { "10" };
+            let slot = if matches!(self.board, Board::Sbsa { .. }) { "10" } else { "1" };
             arguments.two("-device", format!("edu,addr={slot},dma_mask=0xffffffffffffffff"));
         }
         if let Some(disk) = &self.disk {
@@ -230,14 +221,14 @@ impl Arguments {
 }
 
 /// Doubles the commas of a file name, as QEMU's option syntax wants them.
-fn escaped(file: &Path) -> OsString {
+pub(crate) fn escaped(file: &Path) -> OsString {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     let bytes = file.as_os_str().as_bytes();
     let doubled = bytes.iter().flat_map(|&byte| std::iter::repeat_n(byte, if byte == b',' { 2 } else { 1 }));
     OsString::from_vec(doubled.collect())
 }
 
-fn joined<const N: usize>(parts: [OsString; N]) -> OsString {
+pub(crate) fn joined<const N: usize>(parts: [OsString; N]) -> OsString {
     parts.into_iter().collect()
 }
 
@@ -270,7 +261,8 @@ mod tests {
     }
 
     fn line(machine: &Machine, emulator: &Emulator) -> String {
-        let arguments = machine.arguments(emulator, Path::new("a.Image"), Path::new("/tmp/a,b")).unwrap();
+        let start = vec!["-kernel".into(), "a.Image".into()];
+        let arguments = machine.arguments(emulator, start, Path::new("/tmp/a,b")).unwrap();
         arguments.iter().map(|argument| argument.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 
@@ -301,13 +293,13 @@ mod tests {
         let board = Board::Sbsa { hand_over: b"".as_slice().into() };
         let machine = Machine { board, command_line: vec!["a=1".into()], ..Machine::default() };
         let line = line(&machine, &emulator(Version(10, 0, 2), true));
-        assert!(line.contains("-M sbsa-ref") && line.contains("-bios a.Image"), "{line}");
-        assert!(line.contains("edu,addr=10,") && !line.contains("-append") && !line.contains("-kernel"), "{line}");
+        assert!(line.contains("-M sbsa-ref"), "{line}");
+        assert!(line.contains("edu,addr=10,"), "{line}");
         let machine = Machine { iommu: Iommu::None, ..machine };
-        let refused = machine.arguments(&emulator(Version(10, 0, 2), true), Path::new("a"), Path::new("b"));
+        let refused = machine.arguments(&emulator(Version(10, 0, 2), true), Vec::new(), Path::new("b"));
         assert!(refused.unwrap_err().to_string().contains("--iommu"));
         let machine = Machine { iommu: Iommu::SmmuV3, ..machine };
-        let refused = machine.arguments(&emulator(Version(7, 2, 0), false), Path::new("a"), Path::new("b"));
+        let refused = machine.arguments(&emulator(Version(7, 2, 0), false), Vec::new(), Path::new("b"));
         assert!(refused.unwrap_err().to_string().contains("8.1"));
     }
 
@@ -315,17 +307,13 @@ mod tests {
     fn absent_devices_are_absent() {
         let machine = Machine { iommu: Iommu::None, gpu: false, edu: false, ..Machine::default() };
         let line = line(&machine, &emulator(Version(10, 0, 2), true));
-        assert!(line.contains("iommu=none") && !line.contains("-device") && !line.contains("-append"), "{line}");
+        assert!(line.contains("iommu=none") && !line.contains("-device"), "{line}");
     }
 
     #[test]
     fn user_arguments_come_last() {
-        let machine = Machine {
-            extra: vec!["-device".into(), "edu".into()],
-            command_line: vec!["a=1".into()],
-            ..Machine::default()
-        };
-        assert!(line(&machine, &emulator(Version(10, 0, 2), true)).ends_with("-append a=1 -device edu"));
+        let machine = Machine { extra: vec!["-device".into(), "edu".into()], ..Machine::default() };
+        assert!(line(&machine, &emulator(Version(10, 0, 2), true)).ends_with("-kernel a.Image -device edu"));
     }
 
     #[test]
@@ -334,7 +322,7 @@ mod tests {
         let mut machine = Machine { trace: vec![request("a*", "f"), request("b*", "f")], ..Machine::default() };
         assert!(line(&machine, &emulator(Version(10, 0, 2), true)).contains("-trace enable=a* -trace enable=b* -D f"));
         machine.trace.push(request("c*", "g"));
-        assert!(machine.arguments(&emulator(Version(10, 0, 2), true), Path::new("a"), Path::new("b")).is_err());
+        assert!(machine.arguments(&emulator(Version(10, 0, 2), true), Vec::new(), Path::new("b")).is_err());
     }
 
     #[test]

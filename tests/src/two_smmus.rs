@@ -4,13 +4,13 @@
 //! completed here: the second root bus becomes a host of its own, with the upper half of the bus numbers and a part of each
 //! window, behind the second SMMU.
 
-use crate::trees::{self, child, set};
 use anyhow::{Context, Result, anyhow};
 use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode};
 use dtoolkit::{Node as _, Property as _};
 use qemu::emulator::{Emulator, Version};
 use qemu::machine::{Iommu, Machine};
+use qemu::trees::{self, child, set};
 
 /// The first QEMU that has several.
 const SINCE: Version = Version(10, 2, 0);

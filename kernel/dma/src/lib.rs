@@ -147,7 +147,10 @@ pub use reserve::{
     Assembled, Carved, Linkable, Linked, NotLinked, Part, Placement, Reservation, Staged, Stages,
 };
 pub use scoped::Scoped;
-pub use share::{Attachment, CpuAccess, CpuIntent, CpuReads, CpuWrites, SharedBuffer, Users};
+pub use share::{
+    Attachment, Attributes, Carved, CpuAccess, CpuIntent, CpuReads, CpuWrites, Exporter, Extents, Fence, Import,
+    Importer, Job, Remapped, SharedBuffer, TILE, TileView, Tiles, Turn, Users, Watch,
+};
 pub use stats::{DeviceStats, live};
 pub use stray::Stray;
 pub use view::View;

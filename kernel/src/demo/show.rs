@@ -58,17 +58,22 @@ pub fn show<D: Disk, S: Screen>(
     outcome.segments = filled.segments().len();
     match source.picture {
         Picture::Direct(layout) => {
-            // Disk and screen have the same pages at the same time, one to write and one to read.
+            // Disk and screen have the same pages at the same time, one to write and one to read. The screen waits for the disk by
+            // itself.
             let shown = Arc::new(file.attach::<ToDevice>(screen.device()).map_err(Failure::dma)?);
-            outcome.transfers = read(disk, &source.located.file.extents, &filled, bytes)?;
+            let reading = read(disk, &source.located.file.extents, &filled, bytes)?;
+            outcome.transfers = reading.len();
+            let presented = present(screen, &layout, &shown, screenshot);
+            // If the disk has failed, then so has the screen.
+            finish::<D>(reading)?;
+            outcome.to_screen = presented?;
             detach(filled)?;
-            // Where the screen has a copy, or does not snoop: what the disk wrote.
-            shown.sync_for_device(0, file.len()).map_err(Failure::dma)?;
-            outcome.to_screen = present(screen, &layout, &shown, screenshot)?;
             detach(shown)?;
         }
         Picture::Bmp24(_) | Picture::Png { .. } => {
-            outcome.transfers = read(disk, &source.located.file.extents, &filled, bytes)?;
+            let reading = read(disk, &source.located.file.extents, &filled, bytes)?;
+            outcome.transfers = reading.len();
+            finish::<D>(reading)?;
             detach(filled)?;
             let (pixels, layout) = decode(screen, source, &file)?;
             outcome.copied = pixels.len().min(layout_bytes(&layout));
@@ -81,13 +86,12 @@ pub fn show<D: Disk, S: Screen>(
 }
 
 /// Has the disk write the file's extents into the buffer, all transfers in flight at once as far as its queue holds them.
-/// Returns how many there were.
 fn read<D: Disk>(
     disk: &D,
     extents: &[Extent],
     buffer: &Arc<Attachment<FromDevice>>,
     bytes: u64,
-) -> Result<usize, Failure> {
+) -> Result<Vec<D::Transfer>, Failure> {
     let block = u64::from(disk.block_size());
     let deadline = Deadline::after_millis(STEP_MILLIS);
     let mut transfers = Vec::new();
@@ -111,12 +115,16 @@ fn read<D: Disk>(
     if offset != bytes {
         return Err(Failure::disk("the file's clusters hold less than its size"));
     }
-    let count = transfers.len();
+    Ok(transfers)
+}
+
+/// Waits until the disk has done what it was asked for.
+fn finish<D: Disk>(transfers: Vec<D::Transfer>) -> Result<(), Failure> {
+    let deadline = Deadline::after_millis(STEP_MILLIS);
     for transfer in transfers {
         block_on(deadline, transfer).map_err(Failure::disk)?.map_err(Failure::disk)?;
     }
-    buffer.sync_for_cpu(0, bytes).map_err(Failure::dma)?;
-    Ok(count)
+    Ok(())
 }
 
 /// Shows the rows of `layout` in `loan`. Returns how many bytes the device read for it.

@@ -7,13 +7,18 @@ use ::virtio::transport::PciTransport;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use base::Deadline;
+use core::future::Future;
 use core::ops::Range;
-use dma::{Device, Lent};
+use core::pin::Pin;
+use core::task::{Context, Poll};
+use dma::{Device, Fence, Job, Lent};
 use iommu::Iova;
 use kernel::class::{Disk, Stray};
 
 /// Bytes of a virtio sector, whatever the block size.
 const SECTOR: u64 = 512;
+/// Milliseconds for which a transfer waits for those who use the shared buffer that it is for.
+const TURN_MILLIS: u64 = 10_000;
 /// Bytes of the stray transfer: more than a machine emulator may replace by a buffer of its own.
 const STRAY: u64 = 8192;
 
@@ -87,7 +92,7 @@ impl BlockDisk {
 
 impl Disk for BlockDisk {
     type Error = ::virtio::Error;
-    type Transfer = Transfer;
+    type Transfer = Ordered;
 
     fn device(&self) -> &Device {
         self.block.device()
@@ -105,13 +110,43 @@ impl Disk for BlockDisk {
         self.block.largest_transfer(loan, offset)
     }
 
-    fn read<L: Lent>(&self, block: u64, loan: &Arc<L>, range: Range<u64>) -> Result<Transfer, ::virtio::Error> {
+    /// Others who use a shared buffer are waited for, and wait until this is over.
+    fn read<L: Lent>(&self, block: u64, loan: &Arc<L>, range: Range<u64>) -> Result<Ordered, ::virtio::Error> {
         let sector = block.saturating_mul(u64::from(self.block_size()) / SECTOR);
-        self.block.read(sector, loan, range)
+        let Some(job) = Job::begin(loan, Deadline::after_millis(TURN_MILLIS))? else {
+            return Ok(Ordered { transfer: self.block.read(sector, loan, range)?, fence: None });
+        };
+        let transfer = self.block.read(sector, &job, range)?;
+        let watch = transfer.watch().and_then(|watch| base::fallible::arc(watch).ok());
+        if let Some(watch) = watch {
+            job.watch(watch);
+        }
+        // (Without memory to look by, others wait until the queue has let go of the job.)
+        Ok(Ordered { transfer, fence: Some(job.fence()) })
     }
 
     fn wait_for_room(&self, deadline: Deadline) -> Result<(), ::virtio::Error> {
         self.block.wait_for_room(deadline)
+    }
+}
+
+/// A transfer, and what others who use the same buffer wait for.
+#[must_use = "only the result says whether the transfer succeeded"]
+pub struct Ordered {
+    transfer: Transfer,
+    fence: Option<Fence>,
+}
+
+impl Future for Ordered {
+    type Output = Result<(), ::virtio::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { transfer, fence } = &mut *self;
+        // Before the queue lets go of the job: who comes later has to know that it failed.
+        if let Some(fence) = fence.as_ref().filter(|fence| fence.outcome() == Some(false)) {
+            fence.fail();
+        }
+        Pin::new(transfer).poll(context)
     }
 }
 

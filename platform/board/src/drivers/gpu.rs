@@ -8,7 +8,7 @@ use ::virtio::transport::PciTransport;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use base::{Deadline, block_on};
-use dma::{Device, Lent};
+use dma::{Device, Job, Lent};
 use iommu::Iova;
 use kernel::class::{Frame, PixelOrder, Screen, Stray};
 
@@ -120,7 +120,10 @@ impl Screen for GpuScreen {
             let (scanout, _, _) = first_display(&self.gpu).await?;
             let resource = self.gpu.create_resource(frame.width, frame.height, format, backing).await?;
             self.gpu.set_scanout(scanout, &resource, resource.rect()).await?;
+            // Whoever still writes the picture is waited for, and nobody changes it before it has been read.
+            let reading = Job::begin(frame.loan, deadline)?;
             resource.present(resource.rect()).await?;
+            drop(reading);
             Ok(resource)
         }))
     }

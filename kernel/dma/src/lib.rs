@@ -143,12 +143,10 @@ pub use peer::{MappedPeer, PeerRange};
 pub use policy::{Bounce, Policy, PoolSource};
 pub use pool::Pool;
 pub use quarantine::Quarantined;
-pub use reserve::{
-    Assembled, Carved, Linkable, Linked, NotLinked, Part, Placement, Reservation, Staged, Stages,
-};
+pub use reserve::{Assembled, Carved, Linkable, Linked, NotLinked, Part, Placement, Reservation, Staged, Stages};
 pub use scoped::Scoped;
 pub use share::{
-    Attachment, Attributes, Carved, CpuAccess, CpuIntent, CpuReads, CpuWrites, Exporter, Extents, Fence, Import,
+    Attachment, Attributes, CarvedOut, CpuAccess, CpuIntent, CpuReads, CpuWrites, Exporter, Extents, Fence, Import,
     Importer, Job, Remapped, SharedBuffer, TILE, TileView, Tiles, Turn, Users, Watch,
 };
 pub use stats::{DeviceStats, live};

@@ -9,8 +9,8 @@ use dma::fakes::{FakeDevice, FakeSystem, Hardware};
 use dma::hal::{ForeignHal, HasSlot};
 use dma::{
     Assembled, Bidirectional, Bounce, BusWindow, Bytes, Carved, Device, DeviceConfig, DirectConfig, DmaMemory, Error,
-    FromDevice, Gather, Ladder, Limits, Linked, Mapped, OwnedDomain, PageRequest, PageSet, Pages, Part, PeerRange, Placement,
-    Policy, Pool, PoolSource, SharedBuffer, Stages, Strictness, ToDevice, tracker,
+    FromDevice, Gather, Ladder, Limits, Linked, Mapped, OwnedDomain, PageRequest, PageSet, Pages, Part, PeerRange,
+    Placement, Policy, Pool, PoolSource, SharedBuffer, Stages, Strictness, ToDevice, tracker,
 };
 use iommu::{AttachError, Iova, IovaError, PhysAddr, PhysRange};
 use std::alloc::{GlobalAlloc, Layout, System};

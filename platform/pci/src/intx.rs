@@ -211,9 +211,7 @@ mod tests {
     fn a_wire_comes_out_turned_by_every_bridge_on_the_way() {
         let legacy = FakeFunction::bridge(5, 0, None).child(endpoint(3, 0, 2)).child(endpoint(4, 0, 1));
         let switch = FakeFunction::bridge(0, 0, Some(5)).child(
-            FakeFunction::bridge(1, 0, Some(6)).child(
-                FakeFunction::bridge(0, 0, Some(7)).child(endpoint(2, 0, 4)),
-            ),
+            FakeFunction::bridge(1, 0, Some(6)).child(FakeFunction::bridge(0, 0, Some(7)).child(endpoint(2, 0, 4))),
         );
         let port = FakeFunction::bridge(6, 0, Some(4)).child(switch);
         let (host, _) = enumerate(vec![endpoint(1, 0, 3), endpoint(2, 0, 0), endpoint(7, 0, 9), legacy, port]);

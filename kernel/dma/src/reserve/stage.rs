@@ -201,9 +201,9 @@ impl<D: Direction, M: Linkable> Stages for Staged<D, M> {
     }
 
     fn lose(&mut self, cause: RevokeError) {
-        if let Some((mut loan, link)) = self.take() {
+        if let Some((loan, link)) = self.take() {
             let (device, range) = (loan.device.shared_name().clone(), loan.range());
-            let _ = loan.settle(Err(cause), self.site);
+            loan.count_lost();
             // Its device may reach it for ever: neither is ever dropped.
             mem::forget((loan, link));
             let lost = Quarantined { device, range, cause, mapped_at: self.site };

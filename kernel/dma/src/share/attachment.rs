@@ -37,10 +37,10 @@ impl SharedBuffer {
     pub(super) fn attach_at<D: Direction>(&self, device: &Device, site: Site) -> Result<Attachment<D>, Error> {
         let user = DeviceUser::enter::<D>(&self.0, !device.is_coherent())?;
         let held = match user.store() {
-            Store::Pages(_) => Held::lend(device, user, site),
+            Store::Pages(_) => Held::lend(device, user, site).map_err(|(_, error)| error),
             Store::Other { .. } => lend_other(device, user, site),
         };
-        let mut held = held.map_err(|(_, error)| error)?;
+        let mut held = held?;
         if D::DEVICE_WRITES && held.is_copy() {
             alone(&mut held)?;
         }
@@ -54,19 +54,17 @@ pub(super) fn lend_other<D: Direction, M: Spans + AsRef<DeviceUser>>(
     device: &Device,
     user: M,
     site: Site,
-) -> Result<Held<D, M>, (M, Error)> {
+) -> Result<Held<D, M>, Error> {
     match user.as_ref().store().attributes() {
         // Nobody could copy it.
         Attributes::Memory(Cacheability::Unmapped) => Held::lend_coherent(device, user, Prot::empty(), site),
-        Attributes::Memory(_) => Held::lend(device, user, site),
+        Attributes::Memory(_) => Held::lend(device, user, site).map_err(|(_, error)| error),
         Attributes::Registers => {
             let (runs, len) = (user.spans_runs(), user.spans_len());
             // SAFETY: the range may be accessed in any way (promise of the exporter of registers); it goes into the `Held`, which gives
             // it up after the revocation only.
-            match unsafe { device.lend_peer(runs, len, D::PROT, site) } {
-                Ok(loan) => Ok(Held::of(loan, user)),
-                Err(error) => Err((user, error)),
-            }
+            let loan = unsafe { device.lend_peer(runs, len, D::PROT, site) }?;
+            Ok(Held::of(loan, user))
         }
     }
 }

@@ -47,7 +47,7 @@ pub use import::{Extents, Import, Importer};
 pub(crate) use job::Synced;
 pub use job::{Fence, Job, Turn, Watch};
 pub use remap::{Remapped, TILE, TileView, Tiles};
-pub use store::{Attributes, Carved, Exporter};
+pub use store::{Attributes, CarvedOut, Exporter};
 
 use crate::error::BusyWith;
 use crate::{Error, PageSet, Rejected};

@@ -47,8 +47,10 @@ impl SharedBuffer {
         let user = DeviceUser::enter::<D>(&self.0, !device.is_coherent())?;
         let registers = matches!(user.store(), Store::Other { .. });
         let remap = Remap::new(user, device.page_size(), pieces.clone())?;
-        let held = if registers { lend_other(device, remap, site) } else { Held::lend(device, remap, site) };
-        let mut held: Held<D, Remap> = held.map_err(|(_, error)| error)?;
+        let mut held: Held<D, Remap> = match registers {
+            true => lend_other(device, remap, site)?,
+            false => Held::lend(device, remap, site).map_err(|(_, error)| error)?,
+        };
         if D::DEVICE_WRITES && held.is_copy() {
             alone(&mut held)?;
         }

@@ -23,7 +23,7 @@ pub enum Attributes {
 }
 
 /// Who has the memory behind a [`SharedBuffer`]. [`PageSet`] is the exporter of the kernel's own pages, scattered or contiguous;
-/// [`Carved`] of memory outside the frame allocator; [`PeerRange`] of another device's window. The memory needs no page
+/// [`CarvedOut`] of memory outside the frame allocator; [`PeerRange`] of another device's window. The memory needs no page
 /// structures: an exporter knows its extents, and that is all that importers get to see.
 ///
 /// # Safety
@@ -64,12 +64,12 @@ unsafe impl Exporter for PeerRange {
 
 /// Memory with attributes of its own from a source outside the frame allocator, such as a carve-out of the device tree. Freed
 /// when dropped.
-pub struct Carved {
+pub struct CarvedOut {
     pages: AttributedPages,
     cacheability: Cacheability,
 }
 
-impl Carved {
+impl CarvedOut {
     /// Allocates `bytes` of zeroed, contiguous memory of `memory`, which the CPU reaches as `cacheability` says.
     ///
     /// # Errors
@@ -82,7 +82,7 @@ impl Carved {
 }
 
 // SAFETY: the pages own their run, which does not change, and their one span is all of it where it is mapped.
-unsafe impl Exporter for Carved {
+unsafe impl Exporter for CarvedOut {
     fn runs(&self) -> &[PhysRange] {
         self.pages.spans_runs()
     }

@@ -6,7 +6,7 @@
 use base::Deadline;
 use dma::fakes::FakeSystem;
 use dma::{
-    Attributes, BusyWith, Cacheability, Carved, CpuReads, CpuWrites, Error, Extents, FromDevice, Importer, Ladder,
+    Attributes, BusyWith, Cacheability, CarvedOut, CpuReads, CpuWrites, Error, Extents, FromDevice, Importer, Ladder,
     Lent, PageSet, PeerRange, SharedBuffer, ToDevice, Users,
 };
 use iommu::{FaultReason, PhysAddr, PhysRange};
@@ -179,7 +179,7 @@ fn a_carve_out_is_shared_like_pages_with_the_attributes_that_it_has() {
     for system in [FakeSystem::new(), FakeSystem::non_coherent()] {
         let (blk, gpu) = (system.device("blk").unwrap(), system.device("gpu").unwrap());
         for kind in [Cacheability::NonCacheable, Cacheability::Unmapped, Cacheability::WriteBack] {
-            let carved = Carved::allocate(system.memory, 8000, kind).unwrap();
+            let carved = CarvedOut::allocate(system.memory, 8000, kind).unwrap();
             let buffer = SharedBuffer::export("carved", carved).unwrap();
             assert_eq!((buffer.len(), buffer.attributes()), (8192, Attributes::Memory(kind)));
             let written = buffer.attach::<FromDevice>(&blk.device).unwrap();

@@ -33,7 +33,6 @@ mod memory;
 mod messages;
 mod options;
 mod pools;
-mod strictness;
 mod viommu;
 
 pub use drivers::{BlockDisk, EduStray, GpuScreen};
@@ -44,5 +43,4 @@ pub use job::{Operator, main_job};
 pub use masters::{Master, Treatment};
 pub use memory::{COHERENT, CarveOut, KernelMemory, NON_COHERENT, alias_stats, trim_aliases};
 pub use options::{Options, Selection};
-pub use strictness::Strict;
 pub use viommu::Viommu;

@@ -143,9 +143,7 @@ pub use peer::{MappedPeer, PeerRange};
 pub use policy::{Bounce, Policy, PoolSource};
 pub use pool::Pool;
 pub use quarantine::Quarantined;
-pub use reserve::{
-    Assembled, Carved, Linkable, Linked, NotLinked, Part, Placement, Reservation, Staged, Stages,
-};
+pub use reserve::{Assembled, Carved, Linkable, Linked, NotLinked, Part, Placement, Reservation, Staged, Stages};
 pub use scoped::Scoped;
 pub use share::{Attachment, CpuAccess, CpuIntent, CpuReads, CpuWrites, SharedBuffer, Users};
 pub use stats::{DeviceStats, live};

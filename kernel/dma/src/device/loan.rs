@@ -189,7 +189,8 @@ impl Loan {
         let records = &device.0.records;
         // The end first: the first part is recorded in its place.
         records.end(slot, as_range(whole), site, site);
-        let [slot, other] = [first, second].map(|segment| records.begin(as_range(segment), prot - Prot::PAGEWISE, site));
+        let [slot, other] =
+            [first, second].map(|segment| records.begin(as_range(segment), prot - Prot::PAGEWISE, site));
         let second = device.loan(second, other, kind, site);
         (Self { device, whole: first, site, slot, kind, special: None }, second)
     }

@@ -168,7 +168,8 @@ impl<D: Direction, M: Linkable> Linked<D, Part<M>> {
         };
         // SAFETY: loan and memory are cut in the same places, and each piece is put together again below; nothing comes between.
         let (loan, Link { memory, claim }) = unsafe { self.held.into_parts() };
-        let (before, rest) = if offset == 0 { (None, loan) } else { some_first(loan.split(offset, D::PROT | M::EXTRA)) };
+        let (before, rest) =
+            if offset == 0 { (None, loan) } else { some_first(loan.split(offset, D::PROT | M::EXTRA)) };
         let (loan, after) = if end == size { (rest, None) } else { some_second(rest.split(len, D::PROT | M::EXTRA)) };
         let after = after.map(|loan| Self::piece(loan, memory.piece(end..size, after_runs), claim.at(end)));
         let (before, claim) = match before {

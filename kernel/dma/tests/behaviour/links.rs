@@ -2,9 +2,9 @@
 
 use dma::fakes::{FakeDevice, FakeSystem};
 use dma::{
-    Assembled, Bidirectional, Bounce, Carved, Ending, Error, FromDevice, Gather, Ladder, Lent, Limits, Linked, NotLinked,
-    PageSet, Pages, Part, PeerRange, Placement, Policy, PoolSource, Reservation, Staged, Stages, ToDevice, end_together,
-    quarantine,
+    Assembled, Bidirectional, Bounce, Carved, Ending, Error, FromDevice, Gather, Ladder, Lent, Limits, Linked,
+    NotLinked, PageSet, Pages, Part, PeerRange, Placement, Policy, PoolSource, Reservation, Staged, Stages, ToDevice,
+    end_together, quarantine,
 };
 use iommu::{Iova, MapError, PhysAddr, PhysRange, Prot, RevokeError};
 use proptest::prelude::*;
@@ -221,8 +221,7 @@ fn what_is_no_part_of_a_link_is_not_carved_out_of_it() {
     let system = FakeSystem::new();
     let edu = system.device("edu").unwrap();
     let reservation = edu.device.reserve(4 * PAGE, Placement::Anywhere).unwrap();
-    let mut link: Linked<FromDevice, Part<Pages>> =
-        reservation.link(0, Part::of(pages(&edu, 4)).unwrap()).unwrap();
+    let mut link: Linked<FromDevice, Part<Pages>> = reservation.link(0, Part::of(pages(&edu, 4)).unwrap()).unwrap();
     for (offset, len) in [(0, 0), (100, PAGE), (0, 100), (4 * PAGE, PAGE), (PAGE, 4 * PAGE), (u64::MAX - 4095, PAGE)] {
         let rejected = link.carve(offset, len).unwrap_err();
         assert!(matches!(rejected.error, Error::OutOfRange { .. } | Error::BadSize(_)), "{:?}", rejected.error);
@@ -241,8 +240,7 @@ fn parts_and_links_end_with_one_completion_and_neighbours_as_one_range() {
     let system = FakeSystem::new();
     let edu = system.device("edu").unwrap();
     let reservation = edu.device.reserve(16 * PAGE, Placement::Anywhere).unwrap();
-    let set: Linked<FromDevice, Part<PageSet>> =
-        reservation.link(0, Part::of(scattered(&system, 8)).unwrap()).unwrap();
+    let set: Linked<FromDevice, Part<PageSet>> = reservation.link(0, Part::of(scattered(&system, 8)).unwrap()).unwrap();
     let other: Linked<ToDevice, Pages> = reservation.link(9 * PAGE, pages(&edu, 1)).unwrap();
     let Carved { before, part: middle, after } = set.carve(2 * PAGE, 3 * PAGE).unwrap();
     let (before, after) = (before.unwrap(), after.unwrap());

@@ -293,8 +293,9 @@ impl Space {
         };
         let chunk = &chunk[..count];
         while let Some(domain) = current.take() {
-            let requests =
-                chunk.iter().map(|record| self.map_request(&domain, record.piece, record.prot.unwrap_or(Prot::empty())));
+            let requests = chunk
+                .iter()
+                .map(|record| self.map_request(&domain, record.piece, record.prot.unwrap_or(Prot::empty())));
             let mut verdict = Verdict::default();
             self.common.channel.ask_all(requests, |outcome| verdict.note(outcome, &domain));
             if verdict.lost {

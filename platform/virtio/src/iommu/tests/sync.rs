@@ -74,7 +74,10 @@ fn what_was_never_told_is_revoked_without_asking() {
     let space = attached(&driver);
     let ranges = recorded(&space, 4);
     let _ = rig.fake.log();
-    assert_eq!(record(&space, ranges[1], &[phys(0x9000_0000, 0x1000)], RW), Err(MapError::AlreadyMapped(ranges[1].start())));
+    assert_eq!(
+        record(&space, ranges[1], &[phys(0x9000_0000, 0x1000)], RW),
+        Err(MapError::AlreadyMapped(ranges[1].start()))
+    );
     space.revoke(&ranges).unwrap();
     assert_eq!(rig.fake.log(), []);
     assert_eq!(space.revoke(&ranges[..1]), Err(RevokeError::NotMapped(ranges[0].start())));

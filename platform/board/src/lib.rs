@@ -33,7 +33,6 @@ mod memory;
 mod options;
 mod pools;
 mod signals;
-mod strictness;
 mod viommu;
 
 pub use drivers::{BlockDisk, EduStray, GpuScreen, Signal};
@@ -44,5 +43,4 @@ pub use job::{Operator, main_job};
 pub use masters::{Master, Treatment};
 pub use memory::{COHERENT, CarveOut, KernelMemory, NON_COHERENT, alias_stats, trim_aliases};
 pub use options::{Options, Selection};
-pub use strictness::Strict;
 pub use viommu::Viommu;

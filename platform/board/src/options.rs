@@ -1,12 +1,12 @@
 //! What the command line says.
 
-use crate::strictness::Strict;
 use crate::{Error, Treatment};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use kernel::cmdline::CommandLine;
 use kernel::demo::DEFAULT_PICTURE;
 use kernel::faults::DEFAULT_BUDGET;
+use kernel::strictness::Strict;
 use pci::Bdf;
 
 /// The options of the main job.

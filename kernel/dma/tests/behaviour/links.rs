@@ -421,7 +421,7 @@ proptest! {
                     }
                 }
                 2 => {
-                    let mut all: Vec<_> = staged.drain(..).collect();
+                    let mut all = std::mem::take(&mut staged);
                     let mut list: Vec<&mut dyn Stages> = all.iter_mut().map(|(staged, _, _)| staged as &mut dyn Stages).collect();
                     reservation.sync(&mut list).unwrap();
                     for (staged, page, len) in all {

@@ -20,7 +20,8 @@ fn strays(bench: &Bench, edu: &EduStray, at: Iova) -> Result<(), Outcome> {
     let since = bench.watch();
     edu.edu().dma_from_device(at, 64, Completion::Interrupt, soon())?;
     let noted = bench.fault(edu.master().streams(), since).ok_or(board::Error::Missing("fault record"))?;
-    expect_eq!(noted.fault.access, Some(Access::Write));
+    // A virtio-iommu need not say which way it was.
+    expect!(noted.fault.access != Some(Access::Read), "{:?}", noted.fault);
     expect_eq!(noted.fault.iova, Some(at));
     expect!(matches!(noted.fault.reason, FaultReason::NotMapped | FaultReason::Permission));
     Ok(())

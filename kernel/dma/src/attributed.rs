@@ -40,10 +40,12 @@ impl AttributedPages {
         if request.bytes == 0 || !request.bytes.is_multiple_of(PAGE_SIZE) {
             return Err(Error::BadSize(request.bytes));
         }
-        let raw = memory.allocate_as(request, cacheability).map_err(|error| match error {
-            AttributeError::OutOfMemory => Error::OutOfMemory,
-            other => Error::Attributes(other),
-        })?;
+        // Not by `map_err`: that moves the result as what it is made of, byte by byte.
+        let raw = match memory.allocate_as(request, cacheability) {
+            Ok(raw) => raw,
+            Err(AttributeError::OutOfMemory) => return Err(Error::OutOfMemory),
+            Err(other) => return Err(Error::Attributes(other)),
+        };
         if cacheability != Cacheability::Unmapped {
             // SAFETY: just allocated, mapped, and nobody else's.
             unsafe { memory.zero(raw.ptr, to_usize(raw.bytes)) };

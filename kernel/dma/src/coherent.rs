@@ -63,13 +63,48 @@ unsafe impl<T: DeviceShared + ?Sized> Sync for Coherent<T> {}
 
 impl<T: DeviceShared> Coherent<T> {
     pub(crate) fn new(device: &Device, extra: Prot, site: Site) -> Result<Self, Error> {
-        Unpublished::<T>::new(device)?.publish_as(extra, site)
+        let pages = allocate::<T>(device, 1)?;
+        // INVARIANT: `allocate` made room for one `T`.
+        Self::publish(device, pages.start().cast(), pages, extra, site)
     }
 }
 
 impl<T: DeviceShared> Coherent<[T]> {
+    #[inline]
     pub(crate) fn new_slice(device: &Device, count: usize, extra: Prot, site: Site) -> Result<Self, Error> {
-        Unpublished::<[T]>::new_slice(device, count)?.publish_as(extra, site)
+        let pages = allocate::<T>(device, count)?;
+        // INVARIANT: `allocate` made room for `count` of them.
+        let value = NonNull::slice_from_raw_parts(pages.start().cast(), count);
+        Self::publish(device, value, pages, extra, site)
+    }
+}
+
+impl<T: DeviceShared + ?Sized> Coherent<T> {
+    /// Lends `pages`, in which `value` is, to the device.
+    #[inline(always)]
+    fn publish(
+        device: &Device,
+        value: NonNull<T>,
+        pages: AttributedPages,
+        extra: Prot,
+        site: Site,
+    ) -> Result<Self, Error> {
+        base::barrier::device_write();
+        let held = match Held::lend_coherent(device, pages, extra, site) {
+            Ok(held) => held,
+            Err(error) => return Err(refused(device, extra, error)),
+        };
+        if !extra.is_empty() && !expressed(&held, extra) {
+            held.take_back(site)?;
+            return Err(unsupported(device));
+        }
+        if held.loan().segments().len() != 1 {
+            // Only where bus windows meet in the middle of it. A ring needs one address.
+            let memory = held.memory().run();
+            return Err(Error::Unreachable { device: device.shared_name().clone(), memory });
+        }
+        // INVARIANT: `value` points into the memory that is now held.
+        Ok(Self { value, held })
     }
 }
 
@@ -218,22 +253,16 @@ impl<T: DeviceShared + ?Sized> Unpublished<T> {
 
     fn publish_as(self, extra: Prot, site: Site) -> Result<Coherent<T>, Error> {
         let Self { value, pages, device } = self;
-        base::barrier::device_write();
-        let held = Held::lend_coherent(&device, pages, extra, site).map_err(|error| match error {
-            Error::Map(MapError::BadProt) if !extra.is_empty() => unsupported(&device),
-            other => other,
-        })?;
-        if !extra.is_empty() && !expressed(&held, extra) {
-            held.take_back(site)?;
-            return Err(unsupported(&device));
-        }
-        if held.loan().segments().len() != 1 {
-            // Only where bus windows meet in the middle of it. A ring needs one address.
-            let memory = held.memory().run();
-            return Err(Error::Unreachable { device: device.shared_name().clone(), memory });
-        }
-        // INVARIANT: `value` points into the memory that is now held.
-        Ok(Coherent { value, held })
+        Coherent::publish(&device, value, pages, extra, site)
+    }
+}
+
+/// Why memory was not lent.
+#[cold]
+fn refused(device: &Device, extra: Prot, error: Error) -> Error {
+    match error {
+        Error::Map(MapError::BadProt) if !extra.is_empty() => unsupported(device),
+        other => other,
     }
 }
 

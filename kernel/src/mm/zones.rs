@@ -61,13 +61,15 @@ struct Region {
 }
 
 impl Region {
-    /// The word of the map with the frame's bit, and that bit.
+    #[inline]
+    fn has(&self, frame: usize) -> bool {
+        self.frames.start <= frame && frame < self.frames.end
+    }
+
+    /// The word of the map with the bit of a frame of the region, and that bit.
     #[inline]
     fn bit(&mut self, frame: usize) -> Option<(&mut u64, u64)> {
         let at = frame.wrapping_sub(self.frames.start);
-        if at >= self.frames.end - self.frames.start {
-            return None;
-        }
         Some((self.allocated.get_mut(at / 64)?, 1 << (at % 64)))
     }
 
@@ -95,13 +97,15 @@ struct Tree {
     buddy: FrameAllocator<ORDER>,
     shelf: [usize; SHELF],
     on_shelf: usize,
+    /// The region that a frame of the shelf lay in last.
+    near: usize,
     total: usize,
     free: usize,
 }
 
 impl Tree {
     const fn new() -> Self {
-        Self { buddy: FrameAllocator::new(), shelf: [0; SHELF], on_shelf: 0, total: 0, free: 0 }
+        Self { buddy: FrameAllocator::new(), shelf: [0; SHELF], on_shelf: 0, near: 0, total: 0, free: 0 }
     }
 
     fn alloc_one(&mut self) -> Option<usize> {
@@ -164,6 +168,15 @@ impl Tree {
             frames.start += size;
         }
     }
+}
+
+/// The region of a frame: most often the one at `near`, where the last one was found.
+#[inline]
+fn region_near<'a>(regions: &'a mut [Region], near: &mut usize, frame: usize) -> Option<&'a mut Region> {
+    if !regions.get(*near).is_some_and(|region| region.has(frame)) {
+        *near = regions.iter().position(|region| region.has(frame))?;
+    }
+    regions.get_mut(*near)
 }
 
 /// All frames of the machine.
@@ -254,7 +267,7 @@ impl Zones {
         };
         let place = tree.on_shelf.checked_sub(1)?;
         let frame = *tree.shelf.get(place)?;
-        let (word, mask) = self.regions.iter_mut().find_map(|region| region.bit(frame))?;
+        let (word, mask) = region_near(&mut self.regions, &mut tree.near, frame)?.bit(frame)?;
         *word |= mask;
         tree.on_shelf = place;
         tree.free -= 1;
@@ -267,8 +280,8 @@ impl Zones {
         let frame = frame_of(address);
         let tree = if frame < HIGH { &mut self.low } else { &mut self.high };
         let Some(place) = tree.shelf.get_mut(tree.on_shelf) else { return false };
-        let found = self.regions.iter_mut().filter(|region| !region.area).find_map(|region| region.bit(frame));
-        match found {
+        let region = region_near(&mut self.regions, &mut tree.near, frame).filter(|region| !region.area);
+        match region.and_then(|region| region.bit(frame)) {
             Some((word, mask)) if *word & mask != 0 && address.is_aligned(PAGE_SIZE) => {
                 *word &= !mask;
                 *place = frame;

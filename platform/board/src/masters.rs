@@ -17,10 +17,10 @@ use crate::{Error, PassthroughError};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use base::irq::Handler;
 use dma::{
     Bounce, BusWindow, Device, DeviceConfig, DirectConfig, DmaMemory, Limits, PeerRange, Policy, Pool, PoolSource,
 };
-use base::irq::Handler;
 use iommu::contract::Iommu;
 use iommu::domain::{Domain, DomainKind, ReservedKind};
 use iommu::group::{AttachmentState, Group};
@@ -73,14 +73,7 @@ impl Master {
     /// `device` is that function, and the caller vouches for it: it accesses no memory but what its driver tells it to.
     pub(crate) unsafe fn of_iommu(function: &Arc<Function>, device: Device, signals: &Arc<Signals>) -> Self {
         let covered = function.requester_ids().collect();
-        Self {
-            function: function.clone(),
-            device,
-            group: None,
-            covered,
-            signals: signals.clone(),
-            _registration: None,
-        }
+        Self { function: function.clone(), device, group: None, covered, signals: signals.clone(), _registration: None }
     }
 
     /// The function.

@@ -45,6 +45,12 @@ pub enum Error {
          add an IOMMU (iommu=smmuv3) to the machine, or iommu.off=allow to the command line to run unprotected"
     )]
     NotIsolated(String),
+    /// A device has no way to interrupt.
+    #[error(
+        "{0} cannot interrupt: nothing takes its messages, and it has no wire that the host bridge's interrupt-map leads on; \
+         add an MSI controller to the machine, or give the device a pin"
+    )]
+    NoInterrupt(String),
     /// A device was to be let through untranslated, and cannot be.
     #[error("{name} cannot be passed through: {why}")]
     Passthrough {

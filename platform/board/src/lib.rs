@@ -12,7 +12,7 @@
 //!
 //! # Locking
 //!
-//! The list of messages given to devices (`messages`) has a lock of its own, a leaf, and so has the list of masters in use
+//! The lists of messages given to devices and of shared lines (`signals`) have locks of their own, leaves, and so has the list of masters in use
 //! (`containment`), and the list of restricted pools (`pools`). Everything else is set up by the first
 //! core and not changed afterwards.
 
@@ -30,13 +30,13 @@ mod interrupts;
 mod job;
 mod masters;
 mod memory;
-mod messages;
 mod options;
 mod pools;
+mod signals;
 mod strictness;
 mod viommu;
 
-pub use drivers::{BlockDisk, EduStray, GpuScreen};
+pub use drivers::{BlockDisk, EduStray, GpuScreen, Signal};
 pub use error::{Error, PassthroughError};
 pub use hardware::Hardware;
 pub use interrupts::{gic, init_core};

@@ -25,6 +25,9 @@ pub struct MsiMessage {
 
 /// Who turns messages into interrupts. Implemented by the board over its interrupt controller and IOMMU.
 pub trait MsiController: Send + Sync {
+    /// Whether `requester` could be given `count` interrupts now.
+    fn has(&self, requester: RequesterId, count: usize) -> bool;
+
     /// Allocates an interrupt for `requester` that calls `handler`, and returns the message that raises it. The interrupt is
     /// enabled on return.
     ///

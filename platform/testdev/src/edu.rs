@@ -114,7 +114,7 @@ impl Edu {
     }
 
     /// Takes the device and checks that it is alive. With `controller` it interrupts by message; without, only
-    /// [`Completion::Polling`] works. Bus mastering is the caller's to enable, and both DMA and messages need it.
+    /// [`Completion::Polling`] works until [`Edu::wired_handler`] serves its wire. Bus mastering is the caller's to enable, and both DMA and messages need it.
     ///
     /// # Errors
     ///
@@ -323,7 +323,12 @@ impl Edu {
     }
 
     /// Whether the device interrupts by message.
-    pub fn has_interrupt(&self) -> bool {
+    pub fn has_message(&self) -> bool {
         self.msi.is_some()
+    }
+
+    /// What serves the device's wired interrupt, where it does not interrupt by message.
+    pub fn wired_handler(&self) -> Arc<dyn Handler> {
+        self.shared.clone()
     }
 }

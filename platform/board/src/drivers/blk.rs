@@ -1,6 +1,6 @@
 //! virtio-blk as a disk, and as a device that strays.
 
-use super::{LIFECYCLE_MILLIS, Wiring, virtio};
+use super::{LIFECYCLE_MILLIS, Signal, Wiring, virtio};
 use crate::{Error, Master};
 use ::virtio::blk::{Block, Options, Transfer};
 use ::virtio::transport::PciTransport;
@@ -21,7 +21,7 @@ const STRAY: u64 = 8192;
 pub struct BlockDisk {
     // In the order of dropping: the driver resets the device, then its vectors go.
     block: Block,
-    _wiring: Wiring,
+    wiring: Wiring,
     master: Master,
 }
 
@@ -34,7 +34,7 @@ impl BlockDisk {
     pub fn start(master: Master) -> Result<Self, Error> {
         master.release()?;
         match Self::try_start(&master) {
-            Ok((block, wiring)) => Ok(Self { block, _wiring: wiring, master }),
+            Ok((block, wiring)) => Ok(Self { block, wiring, master }),
             Err(error) => {
                 // The first error says why; that the device could not even be stopped is for the log.
                 if let Err(second) = master.arrest() {
@@ -51,14 +51,19 @@ impl BlockDisk {
         let mut wiring = Wiring::new(master)?;
         let options = Options { vectors: wiring.vectors, ..Options::default() };
         let deadline = Deadline::after_millis(LIFECYCLE_MILLIS);
-        let block = Block::new(transport, master.device().clone(), &options, deadline).map_err(failed)?;
-        wiring.connect(master, block.config_handler().map_err(failed)?, block.queue_handler())?;
+        let block = Block::new(transport.clone(), master.device().clone(), &options, deadline).map_err(failed)?;
+        wiring.connect(master, &transport, block.config_handler().map_err(failed)?, block.queue_handler())?;
         Ok((block, wiring))
     }
 
     /// The driver itself.
     pub fn block(&self) -> &Block {
         &self.block
+    }
+
+    /// How it interrupts.
+    pub fn signal(&self) -> Signal {
+        self.wiring.signal()
     }
 
     /// The bus master.
@@ -72,7 +77,7 @@ impl BlockDisk {
     ///
     /// [`Error::Virtio`] where it does not finish the reset, [`Error::Pci`], [`Error::Dma`].
     pub fn stop(self) -> Result<(), Error> {
-        let Self { block, _wiring: wiring, master } = self;
+        let Self { block, wiring, master } = self;
         let reset = block.shut_down(Deadline::after_millis(LIFECYCLE_MILLIS)).map_err(|error| virtio(&master, error));
         drop(wiring);
         master.arrest()?;

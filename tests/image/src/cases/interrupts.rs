@@ -32,7 +32,7 @@ ktest! {
         group.attach_owned(bare)?;
         let since = bench.watch();
         expect!(edu.edu().raise_interrupt(1, Deadline::after_millis(50)).is_err());
-        let doorbell = board::gic().ok_or(board::Error::Missing("GIC"))?.doorbell()?;
+        let doorbell = edu.master().doorbell().ok_or(board::Error::Missing("doorbell"))?;
         let noted = bench.fault(group.streams(), since).ok_or(board::Error::Missing("fault record"))?;
         expect_eq!(noted.fault.iova.map(iommu::Iova::get), Some(doorbell.get()));
         expect_eq!(noted.fault.access, Some(Access::Write));

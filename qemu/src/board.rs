@@ -169,7 +169,7 @@ mod tests {
         let has = |wanted: &str| text.iter().any(|argument| argument.contains(wanted));
         assert!(has("file=an,,Image,addr=0x80200000,force-raw=on"), "{text:?}");
         assert!(has("tree,addr=0x48001008,") && has("initrd,addr=0x49000000,"), "{text:?}");
-        assert!(has("addr=0x48000018,data=0x80200000,data-len=8"), "{text:?}");
+        assert!(has("addr=0x48000020,data=0x80200000,data-len=8"), "{text:?}");
         assert_eq!(text.last().unwrap(), "loader,addr=0x48000008,cpu-num=0");
     }
 }

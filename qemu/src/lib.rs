@@ -20,6 +20,8 @@
 //! | [`trace`] | QEMU's trace files |
 //! | [`picture`], [`disk`] | the picture, and disks of every shape around it |
 //! | [`progress`] | one line that says what is going on |
+//! | [`topology`] | machines by name, and what the kernel comes to on each |
+//! | [`matrix`] | all of them on several QEMUs, and the table in README.md |
 //! | [`trial`] | the main job on one machine, watched and judged |
 //! | [`demo`] | the main job, from the command line to the exit code |
 //! | [`describe`] | what the kernel would find on the board of a device tree |
@@ -39,12 +41,14 @@ pub mod disk;
 pub mod emulator;
 pub mod firmware;
 pub mod machine;
+pub mod matrix;
 pub mod picture;
 pub mod progress;
 pub mod qmp;
 pub mod session;
 pub mod setup;
 pub mod symbols;
+pub mod topology;
 pub mod trace;
 pub mod trees;
 pub mod trial;

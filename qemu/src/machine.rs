@@ -66,11 +66,37 @@ pub enum Iommu {
     None,
 }
 
+/// Where the devices are, in QEMU's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slots {
+    /// The edu.
+    pub edu: String,
+    /// The virtio-blk disk.
+    pub disk: String,
+    /// The virtio-gpu.
+    pub display: String,
+}
+
+impl Slots {
+    /// Slots 1, 2 and 3 of the root bus; slot 1 of an sbsa-ref has the board's own display, its edu is in slot 16.
+    fn of(board: &Board) -> Self {
+        let edu = if matches!(board, Board::Sbsa { .. }) { "10" } else { "1" };
+        let slot = |number: &str| format!("bus=pcie.0,addr={number}");
+        Self { edu: slot(edu), disk: slot("2"), display: slot("3") }
+    }
+}
+
 /// A machine.
 #[derive(Debug, Clone)]
 pub struct Machine {
     /// The board.
     pub board: Board,
+    /// Further options of the board, in QEMU's words.
+    pub options: Vec<String>,
+    /// Bridges and the like, which come before all other devices.
+    pub bridges: Vec<String>,
+    /// Where the devices are, if not in slots 1 to 3 of the root bus.
+    pub slots: Option<Slots>,
     /// Number of cores.
     pub smp: u32,
     /// Main memory, in QEMU's notation.
@@ -79,12 +105,14 @@ pub struct Machine {
     pub cpu: String,
     /// What translates for the devices on the PCIe bus.
     pub iommu: Iommu,
-    /// Whether there is a virtio-gpu, at slot 3.
+    /// Whether there is a virtio-gpu.
     pub gpu: bool,
-    /// Whether there is an edu device, at slot 1 (of an sbsa-ref at slot 16).
+    /// Whether there is an edu device.
     pub edu: bool,
-    /// The virtio-blk disk, at slot 2.
+    /// The virtio-blk disk.
     pub disk: Option<Disk>,
+    /// Further disks with the same content, from slot 4 of the root bus on. What the guest writes to one is that one's.
+    pub more_disks: u32,
     /// Count instructions instead of time.
     pub icount: bool,
     /// The display backend that opens a window.
@@ -101,6 +129,9 @@ impl Default for Machine {
     fn default() -> Self {
         Self {
             board: Board::Virt,
+            options: Vec::new(),
+            bridges: Vec::new(),
+            slots: None,
             smp: 2,
             memory: "512M".into(),
             cpu: "cortex-a72".into(),
@@ -108,6 +139,7 @@ impl Default for Machine {
             gpu: true,
             edu: true,
             disk: None,
+            more_disks: 0,
             icount: false,
             window: None,
             trace: Vec::new(),
@@ -129,7 +161,8 @@ impl Machine {
             Board::Virt | Board::Loaded { .. } => {
                 let iommu = if self.iommu == Iommu::SmmuV3 { "smmuv3" } else { "none" };
                 // The tree's random seeds would make two runs of one machine differ.
-                arguments.two("-M", format!("virt,iommu={iommu},gic-version=3,dtb-randomness=off"));
+                let options = self.options.iter().fold(String::new(), |all, option| all + "," + option);
+                arguments.two("-M", format!("virt,iommu={iommu},gic-version=3,dtb-randomness=off{options}"));
             }
             Board::Sbsa { .. } if self.iommu != Iommu::SmmuV3 => {
                 bail!("the board sbsa has an SMMUv3, always; leave --iommu out");
@@ -163,19 +196,18 @@ impl Machine {
     }
 
     fn add_devices(&self, emulator: &Emulator, arguments: &mut Arguments) {
-        let virtio = if emulator.bounce_buffer_limit {
-            "disable-legacy=on,iommu_platform=on,x-max-bounce-buffer-size=0"
-        } else {
-            "disable-legacy=on,iommu_platform=on"
-        };
+        let virtio = virtio_options(emulator);
+        let of_board = Slots::of(&self.board);
+        let Slots { edu, disk: disk_slot, display } = self.slots.as_ref().unwrap_or(&of_board);
+        for bridge in &self.bridges {
+            arguments.two("-device", bridge);
+        }
         if self.iommu == Iommu::Virtio {
             // Before the devices that it translates for. It starts as machines do, letting everything through.
-            arguments.two("-device", "virtio-iommu-pci,addr=6");
+            arguments.two("-device", "virtio-iommu-pci,bus=pcie.0,addr=6");
         }
         if self.edu {
-            // Slot 1 of an sbsa-ref has the board's own display.
-            let slot = if matches!(self.board, Board::Sbsa { .. }) { "10" } else { "1" };
-            arguments.two("-device", format!("edu,addr={slot},dma_mask=0xffffffffffffffff"));
+            arguments.two("-device", format!("edu,{edu},dma_mask=0xffffffffffffffff"));
         }
         if let Some(disk) = &self.disk {
             let format = match disk.format {
@@ -183,12 +215,16 @@ impl Machine {
                 DiskFormat::Qcow2 => "qcow2",
             };
             let access = if disk.writable { "snapshot=on" } else { "readonly=on" };
-            let options = format!(",format={format},{access}").into();
-            arguments.two("-drive", joined(["if=none,id=disk0,file=".into(), escaped(&disk.file), options]));
-            arguments.two("-device", format!("virtio-blk-pci,addr=2,drive=disk0,{virtio}"));
+            for number in 0..=self.more_disks {
+                let options = format!(",format={format},{access}").into();
+                let name = format!("if=none,id=disk{number},file=").into();
+                arguments.two("-drive", joined([name, escaped(&disk.file), options]));
+                let slot = if number == 0 { disk_slot.clone() } else { format!("bus=pcie.0,addr={:x}", number + 3) };
+                arguments.two("-device", format!("virtio-blk-pci,{slot},drive=disk{number},{virtio}"));
+            }
         }
         if self.gpu {
-            arguments.two("-device", format!("virtio-gpu-pci,addr=3,id={DISPLAY},{virtio}"));
+            arguments.two("-device", format!("virtio-gpu-pci,{display},id={DISPLAY},{virtio}"));
         }
     }
 
@@ -202,6 +238,15 @@ impl Machine {
         }
         arguments.two("-D", &first.file);
         Ok(())
+    }
+}
+
+/// What makes a virtio device one whose accesses the IOMMU translates, and that fails where it may not reach.
+pub fn virtio_options(emulator: &Emulator) -> &'static str {
+    if emulator.bounce_buffer_limit {
+        "disable-legacy=on,iommu_platform=on,x-max-bounce-buffer-size=0"
+    } else {
+        "disable-legacy=on,iommu_platform=on"
     }
 }
 
@@ -285,7 +330,7 @@ mod tests {
         let line = line(&machine, &emulator(Version(10, 0, 2), true));
         assert!(line.contains("iommu=none"), "{line}");
         let place = |device: &str| line.find(device).unwrap_or_else(|| panic!("no {device} in {line}"));
-        assert!(place("virtio-iommu-pci,addr=6") < place("edu,addr=1"), "{line}");
+        assert!(place("virtio-iommu-pci,") < place("edu,bus=pcie.0,addr=1,"), "{line}");
     }
 
     #[test]
@@ -294,7 +339,7 @@ mod tests {
         let machine = Machine { board, command_line: vec!["a=1".into()], ..Machine::default() };
         let line = line(&machine, &emulator(Version(10, 0, 2), true));
         assert!(line.contains("-M sbsa-ref"), "{line}");
-        assert!(line.contains("edu,addr=10,"), "{line}");
+        assert!(line.contains("edu,bus=pcie.0,addr=10,"), "{line}");
         let machine = Machine { iommu: Iommu::None, ..machine };
         let refused = machine.arguments(&emulator(Version(10, 0, 2), true), Vec::new(), Path::new("b"));
         assert!(refused.unwrap_err().to_string().contains("--iommu"));
@@ -308,6 +353,31 @@ mod tests {
         let machine = Machine { iommu: Iommu::None, gpu: false, edu: false, ..Machine::default() };
         let line = line(&machine, &emulator(Version(10, 0, 2), true));
         assert!(line.contains("iommu=none") && !line.contains("-device"), "{line}");
+    }
+
+    #[test]
+    fn bridges_come_before_what_is_behind_them_and_options_after_those_of_every_machine() {
+        let slots = Slots { edu: "bus=a".into(), disk: "bus=b".into(), display: "bus=a,addr=1".into() };
+        let machine = Machine {
+            options: vec!["gic-version=2".into(), "its=off".into()],
+            bridges: vec!["bridge,id=a".into()],
+            slots: Some(slots),
+            ..Machine::default()
+        };
+        let line = line(&machine, &emulator(Version(10, 0, 2), true));
+        assert!(line.contains("dtb-randomness=off,gic-version=2,its=off "), "{line}");
+        let place = |device: &str| line.find(device).unwrap_or_else(|| panic!("no {device} in {line}"));
+        assert!(place("-device bridge,id=a") < place("-device edu,bus=a"), "{line}");
+        assert!(line.contains("virtio-gpu-pci,bus=a,addr=1,id=gpu0,"), "{line}");
+    }
+
+    #[test]
+    fn further_disks_have_drives_and_slots_of_their_own() {
+        let disk = Disk { file: "d".into(), format: DiskFormat::Raw, writable: true };
+        let machine = Machine { disk: Some(disk), more_disks: 19, ..Machine::default() };
+        let line = line(&machine, &emulator(Version(10, 0, 2), true));
+        assert_eq!(line.matches("file=d,format=raw,snapshot=on").count(), 20, "{line}");
+        assert!(line.contains("addr=2,drive=disk0,") && line.contains("addr=16,drive=disk19,"), "{line}");
     }
 
     #[test]

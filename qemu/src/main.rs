@@ -4,7 +4,7 @@
 
 use clap::Parser;
 use qemu::cli::{Cli, Command};
-use qemu::{arm64_image, bench, demo, describe};
+use qemu::{arm64_image, bench, demo, describe, matrix};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -13,6 +13,8 @@ fn main() -> ExitCode {
     let verdict = match cli.command {
         Some(Command::Describe(options)) => return ended(describe::run(&options).map(|()| ExitCode::SUCCESS)),
         Some(Command::Image(options)) => return ended(arm64_image::run(&options).map(|()| ExitCode::SUCCESS)),
+        Some(Command::Topologies(options)) => return ended(matrix::list(&options).map(|()| ExitCode::SUCCESS)),
+        Some(Command::Matrix(options)) => matrix::run(&options),
         Some(Command::Bench(options)) => bench::run(&options),
         Some(Command::Demo(options)) => demo::run(&options),
         None => demo::run(&cli.options),

@@ -11,7 +11,11 @@ use crate::session::{Event, Session};
 use anyhow::{Context, Result};
 use image::RgbImage;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::Duration;
+
+/// The picture on the default disk: drawn once, as that takes a while.
+static PICTURE: LazyLock<RgbImage> = LazyLock::new(|| picture::draw(disk::PICTURE_SIZE.0, disk::PICTURE_SIZE.1));
 
 /// What a machine is to come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,16 +115,17 @@ impl<'a> Device<'a> {
 }
 
 impl Ran {
-    /// Says what of the run is not as expected.
+    /// Says what of the run is not as expected. `says` has lines of the report, by how they begin, and words that must be in them.
     ///
     /// # Errors
     ///
     /// One sentence, followed by all that was said.
-    pub fn judge(&self, expect: Expect) -> Result<(), String> {
+    pub fn judge(&self, expect: Expect, says: &[(&str, &str)]) -> Result<(), String> {
         let verdict = match expect {
             Expect::Picture => self.picture(),
             Expect::Refusal(words) => self.refusal(words),
         };
+        let verdict = verdict.and_then(|()| says.iter().try_for_each(|(label, words)| self.says(label, words)));
         verdict.map_err(|problem| {
             format!(
                 "{problem}\nconsole:\n  {}\nQEMU: {}",
@@ -186,7 +191,7 @@ impl Ran {
     }
 
     fn screen(&self) -> Result<(), String> {
-        let wanted = picture::draw(disk::PICTURE_SIZE.0, disk::PICTURE_SIZE.1);
+        let wanted = &*PICTURE;
         let Some(screen) = &self.screen else { return Err("it showed nothing".into()) };
         if screen.dimensions() != wanted.dimensions() {
             return Err(format!("the screen has {:?} pixels", screen.dimensions()));
@@ -243,7 +248,7 @@ mappings  0 live at the end of 13 made, 0 pages in quarantine
             code: Some(0),
             console: CONSOLE.into(),
             words: String::new(),
-            screen: Some(picture::draw(disk::PICTURE_SIZE.0, disk::PICTURE_SIZE.1)),
+            screen: Some(PICTURE.clone()),
             trace: TRACE.into(),
             elapsed: Duration::ZERO,
         }
@@ -252,13 +257,16 @@ mappings  0 live at the end of 13 made, 0 pages in quarantine
     fn problem(change: impl FnOnce(&mut Ran), expect: Expect) -> String {
         let mut ran = good();
         change(&mut ran);
-        ran.judge(expect).expect_err("this was found good")
+        ran.judge(expect, &[]).expect_err("this was found good")
     }
 
     /// Each line of the judgement has something here that only it finds.
     #[test]
     fn a_good_run_is_good_and_whatever_is_wrong_is_found() {
-        good().judge(Expect::Picture).unwrap();
+        good().judge(Expect::Picture, &[("mappings", "of 13 made")]).unwrap();
+        for (label, words) in [("mappings", "of 14 made"), ("device    edu", "0x8")] {
+            assert!(good().judge(Expect::Picture, &[(label, words)]).unwrap_err().contains(label));
+        }
         type Change = fn(&mut Ran);
         let changes: [(&str, Change); 14] = [
             ("ended with 1", |ran| ran.code = Some(1)),
@@ -286,7 +294,7 @@ mappings  0 live at the end of 13 made, 0 pages in quarantine
     fn a_refusal_is_one_sentence_about_the_matter_and_no_picture() {
         let refused = |console: &str| Ran { code: Some(1), console: console.into(), screen: None, ..good() };
         let expect = Expect::Refusal("no iommu");
-        refused("error: it has No IOMMU\n").judge(expect).unwrap();
+        refused("error: it has No IOMMU\n").judge(expect, &[]).unwrap();
         for (words, ran) in [
             ("ended with 0", Ran { code: Some(0), ..refused("error: no iommu\n") }),
             ("0 sentences", refused("fine\n")),
@@ -294,7 +302,7 @@ mappings  0 live at the end of 13 made, 0 pages in quarantine
             ("not about", refused("error: no disk\n")),
             ("showed", Ran { screen: good().screen, ..refused("error: no iommu\n") }),
         ] {
-            let said = ran.judge(expect).unwrap_err();
+            let said = ran.judge(expect, &[]).unwrap_err();
             assert!(said.lines().next().unwrap().contains(words), "{words:?}: {said}");
         }
     }

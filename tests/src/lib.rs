@@ -17,7 +17,6 @@ mod pools;
 pub mod profile;
 pub mod restricted;
 pub mod runner;
-mod two_smmus;
 
 use anyhow::{Context, Result};
 use qemu::emulator::Emulator;

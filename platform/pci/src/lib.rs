@@ -49,6 +49,6 @@ pub use config::{CONFIG_SIZE, ConfigSpace, Ecam, Width};
 pub use error::{MsiError, PciError};
 pub use function::{Function, InterruptPin};
 pub use host::{Host, HostConfig, PciEnv};
-pub use msi::{Msi, MsiController, MsiMessage, Msix};
+pub use msi::{MessageGate, Msi, MsiController, MsiMessage, Msix, msix_bars};
 pub use scan::Ids;
 pub use window::{Window, WindowKind};

@@ -33,6 +33,7 @@ mod memory;
 mod messages;
 mod options;
 mod pools;
+mod processes;
 mod strictness;
 mod viommu;
 
@@ -44,5 +45,6 @@ pub use job::{Operator, main_job};
 pub use masters::{Master, Treatment};
 pub use memory::{COHERENT, CarveOut, KernelMemory, NON_COHERENT, alias_stats, trim_aliases};
 pub use options::{Options, Selection};
+pub use processes::{Assignment, Crash, End, Killer, UserProcess, UserTables};
 pub use strictness::Strict;
 pub use viommu::Viommu;

@@ -31,6 +31,14 @@ pub enum Error {
         /// What it is.
         error: smmuv3::Error,
     },
+    /// A process.
+    #[error("process {name}: {error}")]
+    Process {
+        /// Which.
+        name: String,
+        /// What it is.
+        error: process::Error,
+    },
     /// A PCIe host or function.
     #[error("{name}: {error}")]
     Pci {

@@ -32,6 +32,7 @@ mod masters;
 mod memory;
 mod options;
 mod pools;
+mod processes;
 mod signals;
 mod viommu;
 
@@ -43,4 +44,5 @@ pub use job::{Operator, main_job};
 pub use masters::{Master, Treatment};
 pub use memory::{COHERENT, CarveOut, KernelMemory, NON_COHERENT, alias_stats, trim_aliases};
 pub use options::{Options, Selection};
+pub use processes::{Assignment, Crash, End, Killer, UserProcess, UserTables};
 pub use viommu::Viommu;

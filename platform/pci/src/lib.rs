@@ -51,6 +51,6 @@ pub use error::{MsiError, PciError};
 pub use function::{Function, InterruptPin};
 pub use host::{Host, HostConfig, PciEnv};
 pub use intx::{Line, LineControl, PATIENCE, Wire};
-pub use msi::{Msi, MsiController, MsiMessage, Msix};
+pub use msi::{MessageGate, Msi, MsiController, MsiMessage, Msix, msix_bars};
 pub use scan::Ids;
 pub use window::{Window, WindowKind};

@@ -246,6 +246,12 @@ pub(crate) fn drop_identity() {
     unsafe { asm!("tlbi vmalle1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
 }
 
+/// Empties this core's lower half again: nothing that a process may have named can be reached. Interrupts are masked.
+pub(crate) fn leave_user() {
+    TTBR0_EL1.set(EMPTY.load(Ordering::Relaxed));
+    barrier::isb(barrier::SY);
+}
+
 /// Maps the `len` bytes of device registers at physical address `phys`, Device-nGnRE.
 ///
 /// The address need not be aligned to a page; whole pages are mapped. What is mapped already is not mapped again.

@@ -8,6 +8,8 @@
 //! that nobody uses, and its pages are mapped one by one elsewhere (`map_alias`). So there are never two aliases that differ, and
 //! never a block that is split while cores run.
 //!
+//! The lower half is empty but while a process runs ([`crate::user`]).
+//!
 //! # Locking
 //!
 //! One `IrqMutex` guards the tables. Frames for tables are asked for while it is held, so the frame allocator must not map.
@@ -22,5 +24,5 @@ pub use kernel::{
     Physical, enter_linear, image, init, leave_linear, map_alias, map_device, set_table_source, translate, unmap_alias,
 };
 #[cfg(target_os = "none")]
-pub(crate) use kernel::{drop_identity, map_core_stacks, note_image};
-pub use tables::{MapError, Tables, Use, first_mapped, map, map_with, unmap};
+pub(crate) use kernel::{drop_identity, leave_user, map_core_stacks, note_image};
+pub use tables::{MAIR, MapError, Tables, Use, first_mapped, map, map_with, unmap};

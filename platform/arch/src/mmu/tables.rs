@@ -32,10 +32,11 @@ const PXN: u64 = 1 << 53;
 const UXN: u64 = 1 << 54;
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 
-/// MAIR_EL1 as the entry code sets it.
-const DEVICE_NGNRE: u64 = 1 << 2;
-const NORMAL: u64 = 2 << 2;
-const NORMAL_NON_CACHEABLE: u64 = 3 << 2;
+/// MAIR_EL1 as the entry code sets it. The first three are what IOMMUs have, so that one table can be walked by both.
+pub const MAIR: u64 = 0x0004_44ff;
+const NORMAL: u64 = 0 << 2;
+const NORMAL_NON_CACHEABLE: u64 = 1 << 2;
+const DEVICE_NGNRE: u64 = 2 << 2;
 
 impl Use {
     const fn bits(self) -> u64 {

@@ -20,6 +20,7 @@ mod memory;
 mod misuse;
 mod narrow;
 mod pcie;
+mod processes;
 mod removal;
 mod reservations;
 mod screen;

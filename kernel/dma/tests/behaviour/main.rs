@@ -29,3 +29,4 @@ mod reserve;
 mod sharing;
 mod spaces;
 mod syncing;
+mod vcm;

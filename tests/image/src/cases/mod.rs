@@ -22,9 +22,11 @@ mod pcie;
 mod removal;
 mod reservations;
 mod screen;
+mod sharing;
 mod smp;
 mod spaces;
 mod translation;
+mod vcm;
 
 use alloc::vec::Vec;
 

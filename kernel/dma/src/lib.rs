@@ -118,6 +118,7 @@ mod stats;
 mod stray;
 pub mod tracker;
 mod translated;
+pub mod vcm;
 mod view;
 
 pub use buffer::Buffer;

@@ -116,6 +116,19 @@ impl OwnedDomain {
         &self.0.name
     }
 
+    pub(crate) fn shared_name(&self) -> &Arc<str> {
+        &self.0.name
+    }
+
+    pub(crate) fn domain(&self) -> &Arc<Domain> {
+        &self.0.domain
+    }
+
+    /// Whether the devices that it is fit for snoop the caches.
+    pub(crate) fn is_coherent(&self) -> bool {
+        self.0.coherent
+    }
+
     /// Maps `buffer` at `iova`, for every device that is attached now or later. Until the mapping is unmapped or dropped nobody
     /// else has the buffer.
     ///

@@ -15,6 +15,7 @@
 #![allow(unsafe_code)] // Declarations only: what is promised here is what safe code above relies on.
 
 use crate::domain::Reserved;
+use crate::pgtable::Leaves;
 use crate::{AttachError, Iova, IovaRange, MapError, OutOfMemory, PhysAddr, PhysRange, Prot, RevokeError, StreamId};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -221,6 +222,12 @@ pub unsafe trait AddressSpace: Any + Send + Sync {
 
     /// Translates as the device would be, without a device.
     fn translate(&self, iova: Iova) -> Option<(PhysAddr, Prot)>;
+
+    /// For reports: the leaves that map `range`; `None` where there are no tables to look at.
+    fn leaves(&self, range: IovaRange) -> Option<Leaves> {
+        let _ = range;
+        None
+    }
 
     /// For reports: what the hardware calls it, such as its ASID.
     fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;

@@ -35,6 +35,7 @@ mod pools;
 mod processes;
 mod signals;
 mod viommu;
+mod virtual_memory;
 
 pub use drivers::{BlockDisk, EduStray, GpuScreen, Signal};
 pub use error::{Error, PassthroughError};
@@ -46,3 +47,4 @@ pub use memory::{COHERENT, CarveOut, KernelMemory, NON_COHERENT, alias_stats, tr
 pub use options::{Options, Selection};
 pub use processes::{Assignment, Crash, End, Killer, UserProcess, UserTables};
 pub use viommu::Viommu;
+pub use virtual_memory::KERNEL_SPACE;

@@ -92,6 +92,11 @@ impl<A: CpuIntent> CpuAccess<'_, A> {
         Ok(count(if A::WRITES { &mut state.users.cpu_writers } else { &mut state.users.cpu_readers })?)
     }
 
+    /// Whether it is an access of `buffer`.
+    pub(crate) fn is_of(&self, buffer: &SharedBuffer) -> bool {
+        Arc::ptr_eq(self.buffer, &buffer.0)
+    }
+
     fn store(&self) -> &Store {
         self.buffer.store_of_user()
     }
@@ -114,8 +119,13 @@ impl CpuAccess<'_, CpuWrites> {
     /// [`Error::OutOfRange`]; nothing was copied.
     pub fn write_at(&mut self, offset: u64, from: &[u8]) -> Result<(), Error> {
         view::write(self.store(), offset, from)?;
+        self.written(offset, from.len() as u64)
+    }
+
+    /// Lets devices see what was written to the `len` bytes at `offset`.
+    pub(crate) fn written(&self, offset: u64, len: u64) -> Result<(), Error> {
         if self.buffer.state.lock().users.unsnooping != 0 {
-            crate::held::prepare::<crate::ToDevice, _>(self.store(), offset, from.len() as u64)?;
+            crate::held::prepare::<crate::ToDevice, _>(self.store(), offset, len)?;
         }
         base::barrier::device_write();
         Ok(())

@@ -134,11 +134,12 @@ impl DeviceUser {
             if D::DEVICE_WRITES && users.copied_writers != 0 {
                 return Err(BusyWith::DeviceWrites);
             }
+            count(if D::DEVICE_WRITES { &mut users.device_writers } else { &mut users.device_readers })?;
             if unsnooping {
-                // Never more than there are devices, which are counted next.
-                users.unsnooping = users.unsnooping.saturating_add(1);
+                // Of both kinds together there are fewer than a sum of 32 bits: each has a loan in memory.
+                users.unsnooping = users.unsnooping.wrapping_add(1);
             }
-            count(if D::DEVICE_WRITES { &mut users.device_writers } else { &mut users.device_readers })
+            Ok(())
         })?;
         Ok(Self { buffer: buffer.clone(), writes: D::DEVICE_WRITES, unsnooping, copied: false })
     }
@@ -149,7 +150,7 @@ impl Drop for DeviceUser {
     fn drop(&mut self) {
         self.buffer.leave(|users| {
             *(if self.writes { &mut users.device_writers } else { &mut users.device_readers }) -= 1;
-            users.unsnooping -= u32::from(self.unsnooping);
+            users.unsnooping = users.unsnooping.wrapping_sub(self.unsnooping.into());
             users.copied_writers -= u32::from(self.copied);
         });
     }
@@ -276,7 +277,7 @@ impl<D: Direction> super::job::Synced for Attachment<D> {
 }
 
 /// Syncs all of a loan where that moves data.
-pub(super) fn synced<D: Direction, M: Spans>(
+pub(crate) fn synced<D: Direction, M: Spans>(
     held: &Held<D, M>,
     concerned: bool,
     sync: impl Fn(&Held<D, M>, u64, u64) -> Result<(), Error>,

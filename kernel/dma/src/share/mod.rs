@@ -42,7 +42,7 @@ mod store;
 
 pub use access::{CpuAccess, CpuIntent, CpuReads, CpuWrites};
 pub use attachment::Attachment;
-use attachment::DeviceUser;
+pub(crate) use attachment::{DeviceUser, synced};
 pub use import::{Extents, Import, Importer};
 pub(crate) use job::Synced;
 pub use job::{Fence, Job, Turn, Watch};
@@ -166,6 +166,10 @@ impl SharedBuffer {
         fallible::arc(Inner { name, len, store: UnsafeCell::new(store), state: IrqMutex::default() }).map(Self)
     }
 
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.0
+    }
+
     /// The name.
     pub fn name(&self) -> &str {
         &self.0.name
@@ -230,14 +234,10 @@ impl Inner {
         unsafe { &*self.store.get() }
     }
 
-    /// Lets somebody in, if `admit` finds a way to count them; otherwise nothing is changed.
+    /// Lets somebody in, if `admit` finds a way to count them. It changes nothing where it fails.
     #[inline]
     fn enter(&self, admit: impl FnOnce(&mut Users) -> Result<(), BusyWith>) -> Result<(), Error> {
-        let admitted = {
-            let mut state = self.state.lock();
-            let mut counted = state.users;
-            admit(&mut counted).map(|()| state.users = counted)
-        };
+        let admitted = admit(&mut self.state.lock().users);
         admitted.map_err(|by| self.busy(by))
     }
 

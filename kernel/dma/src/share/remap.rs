@@ -97,6 +97,9 @@ impl Remap {
             if start > end || end > size {
                 return Err(out);
             }
+            if start == end {
+                continue;
+            }
             for page in start / unit..end.div_ceil(unit) {
                 let place = remap.places.get_mut(to_usize(page)).ok_or(out.clone())?;
                 if *place == ABSENT {

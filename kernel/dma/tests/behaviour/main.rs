@@ -30,3 +30,4 @@ mod reserve;
 mod sharing;
 mod spaces;
 mod syncing;
+mod vcm;

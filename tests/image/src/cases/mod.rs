@@ -24,9 +24,11 @@ mod processes;
 mod removal;
 mod reservations;
 mod screen;
+mod sharing;
 mod smp;
 mod spaces;
 mod translation;
+mod vcm;
 mod wires;
 
 use alloc::vec::Vec;

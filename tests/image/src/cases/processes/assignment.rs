@@ -86,7 +86,7 @@ ktest! {
 
 ktest! {
     fn what_a_driver_may_not_do_has_a_code_each(bench) {
-        let doorbell = board::gic().and_then(|gic| gic.doorbell().ok()).map_or(0, |doorbell| doorbell.get());
+        let doorbell = board::gic().and_then(|gic| gic.doorbell(gic::Source::Its { device: 0 }).ok()).map_or(0, |doorbell| doorbell.get());
         let end = with_edu(bench, [edu::REFUSALS, 0, doorbell])?.run(soon());
         expect_eq!(end, End::Exited(0));
         Ok(())

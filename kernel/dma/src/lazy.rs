@@ -123,7 +123,8 @@ impl Lazy {
     /// Those of a core, if it has had any.
     #[inline]
     fn of(&self, core: usize) -> Option<&Lapses> {
-        self.cores.get(core)?.get().map(|lapses| &**lapses)
+        // The index of a core, by which nothing is left out.
+        self.cores[core % cpu::MAX_CPUS].get().map(|lapses| &**lapses)
     }
 
     /// Those of this core, made on first use.

@@ -23,7 +23,10 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// No limits.
+    /// No limits: those of a PCI Express function and of a modern virtio device. The first puts out 64 address bits, in packets that
+    /// the bus cuts for itself; the second takes addresses of 64 bits and lengths of 32, for rings and buffers alike (the legacy
+    /// interface, with its page numbers of 32 bits, is not used), and its driver has the segments of a request counted against
+    /// what the device says (`seg_max`, the size of the queue). What a function cannot do is its driver's to say, or the board's.
     pub const NONE: Self = Self {
         address_mask: u64::MAX,
         coherent_mask: u64::MAX,

@@ -262,19 +262,29 @@ impl Device {
         Loan { device: self.clone(), whole, site, slot, kind, special: None }
     }
 
-    /// Takes note of the end of a loan of `len` bytes at `range`, and gives its address range back.
+    /// Takes note of the end of a loan of `len` bytes at `range`, and gives its address range back. `translated` is its way, unless it was
+    /// [`Kind::Direct`].
     #[inline(always)]
-    pub(super) fn finish(&self, range: IovaRange, len: u64, slot: Slot, kind: Kind, mapped_at: Site, site: Site) {
-        let inner = &*self.0;
-        if kind == Kind::Direct {
-            inner.records.end_direct(slot, range, len, mapped_at, site);
-        } else if let Some(translated) = self.translated_way() {
-            inner.records.end(slot, range, mapped_at, site);
-            match kind {
-                Kind::Plain => translated.release(range),
-                Kind::Fixed => translated.release_fixed(range),
-                Kind::Reserved | Kind::Direct => (),
-            }
+    #[expect(clippy::too_many_arguments, reason = "what a loan is made of")]
+    pub(super) fn finish(
+        &self,
+        translated: Option<&Translated>,
+        range: IovaRange,
+        len: u64,
+        slot: Slot,
+        kind: Kind,
+        mapped_at: Site,
+        site: Site,
+    ) {
+        let records = &*self.0.records;
+        let Some(translated) = translated.filter(|_| kind != Kind::Direct) else {
+            return records.end_direct(slot, range, len, mapped_at, site);
+        };
+        records.end(slot, range, mapped_at, site);
+        match kind {
+            Kind::Plain => translated.release(range),
+            Kind::Fixed => translated.release_fixed(range),
+            Kind::Reserved | Kind::Direct => (),
         }
     }
 

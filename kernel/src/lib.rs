@@ -16,3 +16,4 @@ pub mod log;
 pub mod machine;
 pub mod mm;
 pub mod picture;
+pub mod strictness;

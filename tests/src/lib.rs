@@ -17,8 +17,6 @@ mod pools;
 pub mod profile;
 pub mod restricted;
 pub mod runner;
-mod trees;
-mod two_smmus;
 
 use anyhow::{Context, Result};
 use qemu::emulator::Emulator;

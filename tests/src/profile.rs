@@ -1,9 +1,10 @@
 //! The machines that on-target tests ask for by name.
 
-use crate::{carried, firmware_regions, pools, two_smmus};
+use crate::{carried, firmware_regions, pools};
 use anyhow::{Result, bail};
 use qemu::emulator::{Emulator, Version};
-use qemu::machine::{Disk, Iommu, Machine};
+use qemu::machine::{Disk, Iommu, Machine, virtio_options};
+use qemu::topology::two_smmus;
 use std::ffi::OsString;
 
 /// The names, with what each is for.
@@ -21,6 +22,7 @@ pub const PROFILES: &[(&str, &str)] = &[
     ("stage1", "as default, with an SMMU that has stage 1 only where this QEMU has such a machine"),
     ("testdev", "as default, and an iommu-testdev at slot 4 where this QEMU has one"),
     ("two_smmus", "as default without disk and display, and a second edu behind a second SMMU where this QEMU has one"),
+    ("crowd", "as default, with 19 disks more from slot 4 on, and a second virtio-gpu"),
     ("foreign", "as default, with a virtio-rng and two virtio-serial, whose consoles are the ends of one wire"),
     ("firmware", "as default, with a second edu in slot 8, and firmware that uses addresses of the first"),
     ("viommu", "as default, with a virtio-iommu in slot 6 in place of the SMMU"),
@@ -31,6 +33,11 @@ pub const PROFILES: &[(&str, &str)] = &[
     ),
     ("pools", "as default, with a carve-out of the edu's and an area for large allocations in the device tree"),
     ("carried", "as default without disk and display, and a PCIe bus that carries three pieces of the DMA addresses"),
+    ("gicv2", "as default, with eight cores and a GICv2 with GICv2m"),
+    (
+        "intx",
+        "as default, with nothing that takes messages, two more disks in slots 6 and 10, and edu where QEMU lets it be",
+    ),
     ("bare", "no IOMMU, no disk, no display; two edus with few address lines"),
 ];
 
@@ -80,7 +87,14 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
         }
         "two_smmus" => {
             machine = Machine { gpu: false, ..Machine::default() };
-            two_smmus::fit(&mut machine, emulator)?;
+            if emulator.can_have("virt", two_smmus::NEEDS)? {
+                two_smmus::fit(&mut machine, emulator)?;
+                machine.extra.extend(words(["-device", "edu,bus=port1,dma_mask=0xffffffffffffffff"]));
+            }
+        }
+        "crowd" => {
+            machine.more_disks = 19;
+            machine.extra = words(["-device", &format!("virtio-gpu-pci,addr=18,{}", virtio_options(emulator))]);
         }
         "foreign" => {
             let virtio = "disable-legacy=on,iommu_platform=on";
@@ -108,6 +122,20 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
         "carried" => {
             machine = Machine { disk: None, gpu: false, ..Machine::default() };
             carried::fit(&mut machine, emulator)?;
+        }
+        "gicv2" => {
+            machine.smp = 8;
+            machine.extra = words(["-machine", "gic-version=2"]);
+        }
+        "intx" => {
+            // Before, an edu without messages was refused.
+            machine.edu = emulator.version >= Version(11, 0, 0);
+            machine.extra = words(["-machine", "its=off"]);
+            for (name, slot) in [("b", "6"), ("c", "a")] {
+                let drive = format!("driver=null-co,node-name={name},size=67108864,read-zeroes=on");
+                let disk = format!("virtio-blk-pci,addr={slot},drive={name},disable-legacy=on,iommu_platform=on");
+                machine.extra.extend(words(["-blockdev", &drive, "-device", &disk]));
+            }
         }
         "bare" => {
             let memory = "4G".into();

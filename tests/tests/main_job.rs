@@ -128,6 +128,49 @@ fn every_coding_of_the_picture_shows_the_same_and_only_32_bits_need_no_copy() {
     }
 }
 
+/// The picture with its tiles of 32 x 32 pixels turned clockwise so often by a quarter, each staying upright.
+fn with_tiles_turned(picture: &RgbImage, quarters: u32) -> RgbImage {
+    let mut turned = picture.clone();
+    for _ in 0..quarters {
+        let (from, rows) = (turned.clone(), turned.height() / 32);
+        turned = RgbImage::from_fn(from.height(), from.width(), |x, y| {
+            let (column, row) = (y / 32, rows - 1 - x / 32);
+            *from.get_pixel(column * 32 + x % 32, row * 32 + y % 32)
+        });
+    }
+    turned
+}
+
+/// The disk writes the file into tiles, and the screen reads them in another order: no pixel is copied. Seen red: tiles in the
+/// order of the file; `attach_pieces` that cuts segments at the offsets in the buffer; a screen that does not wait for the disk.
+#[test]
+fn a_picture_in_tiles_is_shown_linear_upside_down_and_turned_and_no_pixel_is_copied() {
+    let upside_down = image::imageops::flip_vertical(&original());
+    let turned = |quarters| with_tiles_turned(&original(), quarters);
+    let bottom_up = ["--picture", disk::PICTURE_BOTTOM_UP];
+    for (more, view, expected) in [
+        (&[][..], "upright", original()),
+        (&[], "upside-down", upside_down),
+        (&[], "quarter", turned(1)),
+        (&[], "three-quarters", turned(3)),
+        (&bottom_up, "half", turned(2)),
+    ] {
+        let view = format!("screen.tiles={view}");
+        let ran = shows(&[&["--append", &view], more].concat(), &expected);
+        assert!(report(&ran, "by CPU").contains(" 0 bytes"), "{ran:#?}");
+        assert!(
+            report(&ran, "tiles")
+                .split_whitespace()
+                .filter_map(|word| word.parse::<u32>().ok())
+                .any(|pieces| (9000..=9600).contains(&pieces)),
+            "{ran:#?}"
+        );
+        assert!(report(&ran, "mappings").contains(" 0 live"), "{ran:#?}");
+    }
+    // With copies in between, made by the DMA-API, the order is the same.
+    shows(&["--append", "screen.tiles=quarter iommu.bounce=force"], &turned(1));
+}
+
 /// In the report, for each device: that it was stopped, then the record with its stream and the address it was sent to.
 fn every_device_was_stopped(ran: &Ran) {
     let lines: Vec<&str> = ran.stdout.lines().collect();

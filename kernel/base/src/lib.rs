@@ -21,6 +21,8 @@ extern crate std;
 pub mod barrier;
 pub mod cpu;
 pub mod deferred;
+#[cfg(not(target_os = "none"))]
+pub mod failing;
 pub mod fallible;
 mod hooks;
 pub mod irq;

@@ -70,6 +70,11 @@ impl AttributedPages {
         let [run] = self.run;
         run
     }
+
+    /// The memory that it came from.
+    pub(crate) fn source(&self) -> &'static dyn DmaMemory {
+        self.memory
+    }
 }
 
 impl Drop for AttributedPages {

@@ -90,6 +90,15 @@ pub enum Error {
         /// Who stands in the way.
         by: BusyWith,
     },
+    /// A device has not done to the buffer what was to be awaited.
+    #[error("what a device was doing to {0} has failed")]
+    JobFailed(Arc<str>),
+    /// The CPU has no mapping of the buffer.
+    #[error("the CPU does not reach {0}")]
+    NotForCpu(Arc<str>),
+    /// The buffer's memory stays where it is.
+    #[error("{0} cannot be moved")]
+    Immovable(Arc<str>),
     /// The device still has the memory of a scoped mapping that has ended; what it wrote was not taken over.
     #[error("{0} has not given back the memory of a scoped mapping")]
     StillLent(Arc<str>),
@@ -123,6 +132,9 @@ pub enum Error {
     /// Part of a reservation is in use by another link, which is there.
     #[error("something is linked at {0} already")]
     Linked(IovaRange),
+    /// What is staged here is another reservation's.
+    #[error("what is staged at {0} belongs to another reservation")]
+    ForeignLink(IovaRange),
     /// What was asked for cannot be had for this device.
     #[error("{device} cannot have {what}")]
     Unsupported {
@@ -173,6 +185,12 @@ pub enum BusyWith {
     CpuReads,
     /// The CPU writes.
     CpuWrites,
+    /// A device is at work on it.
+    AtWork,
+    /// Somebody has it mapped.
+    Mapped,
+    /// It is being moved.
+    Moving,
     /// More users than can be counted.
     TooMany,
 }
@@ -183,6 +201,9 @@ impl fmt::Display for BusyWith {
             Self::DeviceWrites => "a device may write it",
             Self::CpuReads => "the CPU reads it",
             Self::CpuWrites => "the CPU writes it",
+            Self::AtWork => "a device is at work on it",
+            Self::Mapped => "somebody has it mapped",
+            Self::Moving => "it is being moved",
             Self::TooMany => "too many use it",
         })
     }

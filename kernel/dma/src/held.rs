@@ -158,8 +158,14 @@ impl<D: Direction, M: Spans> Held<D, M> {
         }
     }
 
-    /// Lends `memory` at `iova`, which the caller has reserved for it until the loan has ended.
-    pub(crate) fn lend_reserved(device: &Device, iova: Iova, memory: M, site: Site) -> Result<Self, (M, Error)> {
+    /// Lends `memory` with more attributes than its direction's at `iova`, which the caller has reserved for it until the loan has ended.
+    pub(crate) fn lend_reserved(
+        device: &Device,
+        iova: Iova,
+        memory: M,
+        extra: Prot,
+        site: Site,
+    ) -> Result<Self, (M, Error)> {
         let len = memory.spans_len();
         if !device.is_coherent()
             && let Err(error) = prepare::<D, M>(&memory, 0, len)
@@ -167,7 +173,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
             return Err((memory, error));
         }
         // SAFETY: as in `lend_at`.
-        match unsafe { device.lend_reserved(iova, memory.spans_runs(), len, D::PROT, site) } {
+        match unsafe { device.lend_reserved(iova, memory.spans_runs(), len, D::PROT | extra, site) } {
             Ok(loan) => Ok(Self::of(loan, memory)),
             Err(error) => Err((memory, error)),
         }

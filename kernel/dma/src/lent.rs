@@ -1,5 +1,6 @@
 //! Memory that one device has access to at this moment, as drivers see it.
 
+use crate::share::Synced;
 use crate::{Device, Error};
 use alloc::vec::Vec;
 use core::slice;
@@ -32,7 +33,16 @@ pub trait Lent: sealed::Sealed + Send + Sync + 'static {
     fn device_reads(&self) -> bool;
     /// Whether the device may write it.
     fn device_writes(&self) -> bool;
+    /// The shared buffer's side of it, if it has one.
+    #[doc(hidden)]
+    fn shared(&self) -> Option<SharedLoan<'_>> {
+        None
+    }
 }
+
+/// A loan of a shared buffer.
+#[derive(Clone, Copy)]
+pub struct SharedLoan<'a>(pub(crate) &'a dyn Synced);
 
 pub(crate) mod sealed {
     pub trait Sealed {}

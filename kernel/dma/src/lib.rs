@@ -101,6 +101,7 @@ mod limits;
 mod list;
 mod mapped;
 mod memory;
+mod open;
 mod owned;
 mod page_set;
 mod pages;
@@ -117,6 +118,7 @@ mod stats;
 mod stray;
 pub mod tracker;
 mod translated;
+pub mod vcm;
 mod view;
 
 pub use buffer::Buffer;
@@ -136,6 +138,7 @@ pub use limits::Limits;
 pub use list::{ListView, MappedList, ScatterList};
 pub use mapped::Mapped;
 pub use memory::{AttributeError, Cacheability, DmaMemory, PageRequest, RawPages};
+pub use open::OpenPages;
 pub use owned::{IdentityAttachment, OwnedAttachment, OwnedDomain, Placed, vouch};
 pub use page_set::{Ladder, PageSet};
 pub use pages::Pages;
@@ -143,9 +146,12 @@ pub use peer::{MappedPeer, PeerRange};
 pub use policy::{Bounce, Policy, PoolSource};
 pub use pool::Pool;
 pub use quarantine::Quarantined;
-pub use reserve::{Assembled, Linked, Placement, Reservation};
+pub use reserve::{Assembled, Carved, Linkable, Linked, NotLinked, Part, Placement, Reservation, Staged, Stages};
 pub use scoped::Scoped;
-pub use share::{Attachment, CpuAccess, CpuIntent, CpuReads, CpuWrites, SharedBuffer, Users};
+pub use share::{
+    Attachment, Attributes, CarvedOut, CpuAccess, CpuIntent, CpuReads, CpuWrites, Exporter, Extents, Fence, Import,
+    Importer, Job, Remapped, SharedBuffer, TILE, TileView, Tiles, Turn, Users, Watch,
+};
 pub use stats::{DeviceStats, live};
 pub use stray::Stray;
 pub use view::View;

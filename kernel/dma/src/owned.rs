@@ -35,7 +35,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::mem::{self, ManuallyDrop};
 use core::panic::Location;
-use iommu::contract::Iommu;
+use iommu::contract::{AddressSpace, Iommu};
 use iommu::domain::{Domain, DomainKind, ReservedKind};
 use iommu::group::{AttachmentState, Group};
 use iommu::{
@@ -74,17 +74,34 @@ impl OwnedDomain {
     /// [`Error::NotIsolated`] where nothing translates for the device; [`Error::Attach`] where the IOMMU has no more address
     /// spaces; [`Error::Map`], [`Error::OutOfMemory`].
     pub fn new(name: &str, device: &Device) -> Result<Self, Error> {
-        let translated = device.translated()?;
-        let (group, model) = (translated.group(), translated.domain());
-        let domain = Domain::new(DomainKind::Owned, group.iommu().create()?, model.iova().window())?;
+        let space = device.translated()?.group().iommu().create()?;
+        // SAFETY: nobody else maps in it.
+        unsafe { Self::around(name, device, space, Prot::empty()) }
+    }
+
+    /// Makes a domain fit for `device` around an address space that others fill: what is mapped there, now and later, the device
+    /// reaches. What the device always needs is mapped with the additional `prot`.
+    ///
+    /// # Errors
+    ///
+    /// As [`OwnedDomain::new`]; [`Error::Attach`] on attaching a space that is not of the device's IOMMU.
+    ///
+    /// # Safety
+    ///
+    /// For as long as the domain is attached, or its space can be, every device of it may access what is mapped in `space`, within
+    /// the permissions there: whoever maps in it keeps that promise as for [`OwnedDomain::map_raw`], and maps nothing where the
+    /// device's domain has something reserved.
+    pub unsafe fn around(name: &str, device: &Device, space: Arc<dyn AddressSpace>, prot: Prot) -> Result<Self, Error> {
+        let model = device.translated()?.domain();
+        let domain = Domain::new(DomainKind::Owned, space, model.iova().window())?;
         for reserved in model.reserved() {
             domain.reserve(reserved.range, reserved.kind)?;
         }
         let fixed = fixed(model)?;
-        for Fixed { iova, to, prot } in &fixed {
+        for Fixed { iova, to, prot: needed } in &fixed {
             // SAFETY: the board has mapped this for the device in its DMA domain, for good; only devices that have the same in
             // theirs are ever attached here (`check`).
-            unsafe { domain.space().map(*iova, &[*to], *prot) }?;
+            unsafe { domain.space().map(*iova, &[*to], *needed | prot) }?;
         }
         let raw = IrqMutex::new(Vec::new());
         let coherent = device.is_coherent();
@@ -97,6 +114,19 @@ impl OwnedDomain {
     /// Its name in reports.
     pub fn name(&self) -> &str {
         &self.0.name
+    }
+
+    pub(crate) fn shared_name(&self) -> &Arc<str> {
+        &self.0.name
+    }
+
+    pub(crate) fn domain(&self) -> &Arc<Domain> {
+        &self.0.domain
+    }
+
+    /// Whether the devices that it is fit for snoop the caches.
+    pub(crate) fn is_coherent(&self) -> bool {
+        self.0.coherent
     }
 
     /// Maps `buffer` at `iova`, for every device that is attached now or later. Until the mapping is unmapped or dropped nobody

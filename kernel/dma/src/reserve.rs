@@ -6,7 +6,9 @@
 //! reservation on until the reservation *and* all its links are gone: neither the allocator nor
 //! [`Device::map_at`](crate::Device::map_at) hands out a part of it.
 //!
-//! Several links without a gap can be named as one, by an [`Assembled`].
+//! Many links are made with one completion by [`Reservation::stage`] and [`Reservation::sync`], and ended with one by a
+//! [`Gather`](crate::Gather). A link of a [`Part`] can be carved ([`Linked::carve`]), and ended piece by piece. Several links without a gap
+//! can be named as one, by an [`Assembled`].
 //!
 //! # Invariants
 //!
@@ -18,21 +20,24 @@
 //! One [`IrqMutex`] for each reservation around the list of its claims; the heap's lock comes after it. It is not held while
 //! mapping or revoking.
 
-#![expect(unsafe_code, reason = "promises that the memory of a link is that of its buffer")]
+mod assembled;
+mod link;
+mod part;
+mod stage;
 
-use crate::buffer::{Span, Spans};
-use crate::gather::{Endable, Parts};
+pub use assembled::Assembled;
+pub use link::{Carved, Link, Linkable, Linked};
+pub use part::Part;
+pub use stage::{NotLinked, Staged, Stages};
+
 use crate::held::Held;
-use crate::lent::{Lent, Segment, sealed};
-use crate::memory::DmaMemory;
-use crate::quarantine::Quarantined;
-use crate::{Buffer, Device, DeviceReads, DeviceWrites, Direction, Error, Rejected, View};
+use crate::{Device, Direction, Error, Rejected};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::{IrqMutex, fallible};
 use core::fmt;
 use core::panic::Location;
-use iommu::{Iova, IovaError, IovaRange, PhysRange};
+use iommu::{Iova, IovaError, IovaRange, MapError};
 
 /// Where a reservation is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,24 +134,24 @@ impl Reservation {
         self.0.claims.lock().iter().map(|(_, len)| len).sum()
     }
 
-    /// Lends `buffer` to the device at byte `offset` of the reservation, a multiple of [`Device::page_size`]. When this returns,
-    /// the device has it: nothing remains to be made visible.
+    /// Lends `memory` to the device at byte `offset` of the reservation, a multiple of [`Device::page_size`]. When this returns,
+    /// the device has it: nothing remains to be made visible. (For many links with one completion: [`Reservation::stage`].)
     ///
     /// # Errors
     ///
-    /// [`Rejected`] gives the buffer back: [`Error::OutOfRange`] where it is not inside the reservation, [`Error::Linked`] where
+    /// [`Rejected`] gives the memory back: [`Error::OutOfRange`] where it is not inside the reservation, [`Error::Linked`] where
     /// something is linked already, and as [`Device::map`](crate::Device::map).
     #[track_caller]
-    pub fn link<D: Direction, B: Buffer>(&self, offset: u64, buffer: B) -> Result<Linked<D, B>, Rejected<B>> {
+    pub fn link<D: Direction, M: Linkable>(&self, offset: u64, memory: M) -> Result<Linked<D, M>, Rejected<M>> {
         let site = Location::caller();
-        let claim = match Claim::new(&self.0, offset, Buffer::len(&buffer)) {
+        let claim = match Claim::new(&self.0, offset, memory.spans_len()) {
             Ok(claim) => claim,
-            Err(error) => return Err(Rejected { buffer, error }),
+            Err(error) => return Err(Rejected { buffer: memory, error }),
         };
         let iova = Iova::new(self.0.range.start().get() + offset);
-        match Held::lend_reserved(&self.0.device, iova, Link { buffer, claim }, site) {
+        match Held::lend_reserved(&self.0.device, iova, Link { memory, claim }, M::EXTRA, site) {
             Ok(held) => Ok(Linked { held }),
-            Err((link, error)) => Err(Rejected { buffer: link.buffer, error }),
+            Err((link, error)) => Err(Rejected { buffer: link.memory, error }),
         }
     }
 
@@ -177,6 +182,10 @@ impl Claim {
         let size = of.range.len();
         let end = offset.checked_add(len).filter(|end| *end <= size);
         let end = end.ok_or(Error::OutOfRange { offset, len, size })?;
+        let page_size = of.device.page_size();
+        if (offset | len) & (page_size - 1) != 0 {
+            return Err(Error::Map(MapError::Misaligned(page_size)));
+        }
         let mut claims = of.claims.lock();
         let index = claims.partition_point(|(start, _)| *start < offset);
         let before = index.checked_sub(1).and_then(|before| claims.get(before)).copied();
@@ -190,6 +199,37 @@ impl Claim {
         drop(claims);
         Ok(Self { of: of.clone(), offset })
     }
+
+    /// Makes claims of their own of what lies behind each of `cuts`, which are offsets in this one, in order; those at its edges are
+    /// none. The handle of each is to be had from [`Claim::at`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`]; nothing has changed.
+    fn divide<const N: usize>(&self, cuts: [u64; N]) -> Result<(), Error> {
+        let mut claims = self.of.claims.lock();
+        claims.try_reserve(N)?;
+        let Ok(mut index) = claims.binary_search_by_key(&self.offset, |(start, _)| *start) else { return Ok(()) };
+        for at in cuts.map(|cut| self.offset + cut) {
+            if let Some((start, len)) = claims.get(index).copied()
+                && let (Some(before), Some(after)) = (at.checked_sub(start), (start + len).checked_sub(at))
+                && before != 0
+                && after != 0
+            {
+                claims.insert(index + 1, (at, after));
+                if let Some(first) = claims.get_mut(index) {
+                    first.1 = before;
+                }
+                index += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// The handle of the claim that [`Claim::divide`] has made at `offset` in this one. Called once for each.
+    fn at(&self, offset: u64) -> Self {
+        Self { of: self.of.clone(), offset: self.offset + offset }
+    }
 }
 
 impl Drop for Claim {
@@ -198,192 +238,5 @@ impl Drop for Claim {
         if let Ok(index) = claims.binary_search_by_key(&self.offset, |(start, _)| *start) {
             claims.remove(index);
         }
-    }
-}
-
-/// A buffer and its place.
-pub struct Link<B: Buffer> {
-    buffer: B,
-    claim: Claim,
-}
-
-// SAFETY: all are those of the buffer, which this owns and makes no reference into; forgotten, it forgets the buffer.
-unsafe impl<B: Buffer> Spans for Link<B> {
-    fn spans_runs(&self) -> &[PhysRange] {
-        self.buffer.spans_runs()
-    }
-    fn spans_len(&self) -> u64 {
-        self.buffer.spans_len()
-    }
-    fn span(&self, offset: u64) -> Option<Span> {
-        self.buffer.span(offset)
-    }
-    fn maintained_by(&self) -> Option<&'static dyn DmaMemory> {
-        self.buffer.maintained_by()
-    }
-}
-
-/// A buffer that a device has at its place in a [`Reservation`], in direction `D`. [`Linked::unlink`] and dropping it revoke.
-#[must_use = "dropping a link ends it"]
-pub struct Linked<D: Direction, B: Buffer> {
-    held: Held<D, Link<B>>,
-}
-
-impl<D: Direction, B: Buffer> Linked<D, B> {
-    /// The device's address of the first byte.
-    pub fn iova(&self) -> Iova {
-        self.held.loan().start()
-    }
-
-    /// Where in the reservation it is, in bytes.
-    pub fn offset(&self) -> u64 {
-        self.held.memory().claim.offset
-    }
-
-    /// Looks at the memory while the device has it: see [`Mapped::view`](crate::Mapped::view).
-    pub fn view(&self) -> View<'_, D, Link<B>> {
-        View::new(self.held.memory())
-    }
-
-    /// Revokes the device's access and gives the buffer back, with what the device wrote. The addresses stay reserved. Many
-    /// links end with one completion in a [`Gather`](crate::Gather).
-    ///
-    /// # Errors
-    ///
-    /// [`Quarantined`] if the revocation failed: the buffer is lost, and the reservation never ends.
-    #[track_caller]
-    pub fn unlink(self) -> Result<B, Quarantined> {
-        self.held.take_back(Location::caller()).map(|link| link.buffer)
-    }
-}
-
-impl<D: DeviceWrites, B: Buffer> Linked<D, B> {
-    /// Lets the CPU see what the device has written so far to the `len` bytes at `offset`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`].
-    pub fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
-        self.held.sync_for_cpu(offset, len)
-    }
-}
-
-impl<D: DeviceReads, B: Buffer> Linked<D, B> {
-    /// Lets the device see what the CPU has written so far to the `len` bytes at `offset`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`].
-    pub fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
-        self.held.sync_for_device(offset, len)
-    }
-}
-
-impl<D: Direction, B: Buffer> Parts for Linked<D, B> {
-    type Direction = D;
-    type Memory = Link<B>;
-    fn into_held(self) -> Held<D, Link<B>> {
-        self.held
-    }
-}
-
-impl<D: Direction, B: Buffer> Endable for Linked<D, B> {
-    type Back = B;
-    fn back(link: Link<B>) -> B {
-        link.buffer
-    }
-}
-
-impl<D: Direction, B: Buffer> sealed::Sealed for Linked<D, B> {}
-
-impl<D: Direction, B: Buffer> Lent for Linked<D, B> {
-    fn device(&self) -> &Device {
-        &self.held.loan().device
-    }
-    fn len(&self) -> u64 {
-        self.held.memory().spans_len()
-    }
-    fn segments(&self) -> &[Segment] {
-        self.held.loan().segments()
-    }
-    fn device_reads(&self) -> bool {
-        D::DEVICE_READS
-    }
-    fn device_writes(&self) -> bool {
-        D::DEVICE_WRITES
-    }
-}
-
-impl<D: Direction, B: Buffer> fmt::Debug for Linked<D, B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let loan = self.held.loan();
-        write!(f, "Linked({} at {}, {:?})", loan.device.name(), loan.range(), D::PROT)
-    }
-}
-
-/// Links that follow one another without a gap, as one loan: for descriptors that name more than one of them.
-#[must_use = "dropping it ends the links"]
-pub struct Assembled<D: Direction, B: Buffer> {
-    /// At least one.
-    links: Vec<Linked<D, B>>,
-    device: Device,
-    segment: Segment,
-}
-
-impl<D: Direction, B: Buffer> Assembled<D, B> {
-    /// Joins `links`, in their order.
-    ///
-    /// # Errors
-    ///
-    /// The links, if there is none, or if one does not begin where the one before ends, for the same device.
-    pub fn new(links: Vec<Linked<D, B>>) -> Result<Self, Vec<Linked<D, B>>> {
-        let Some(first) = links.first() else { return Err(links) };
-        let (device, start) = (first.device().clone(), first.iova());
-        let mut end = start;
-        for link in &links {
-            let range = link.held.loan().range();
-            if range.start() != end || *link.device() != device {
-                return Err(links);
-            }
-            end = range.end();
-        }
-        let len = end.offset_from(start).unwrap_or(0);
-        Ok(Self { links, device, segment: Segment { iova: start, len } })
-    }
-
-    /// The links.
-    pub fn links(&self) -> &[Linked<D, B>] {
-        &self.links
-    }
-
-    /// The links, each for itself again.
-    pub fn into_links(self) -> Vec<Linked<D, B>> {
-        self.links
-    }
-}
-
-impl<D: Direction, B: Buffer> sealed::Sealed for Assembled<D, B> {}
-
-impl<D: Direction, B: Buffer> Lent for Assembled<D, B> {
-    fn device(&self) -> &Device {
-        &self.device
-    }
-    fn len(&self) -> u64 {
-        self.segment.len
-    }
-    fn segments(&self) -> &[Segment] {
-        core::slice::from_ref(&self.segment)
-    }
-    fn device_reads(&self) -> bool {
-        D::DEVICE_READS
-    }
-    fn device_writes(&self) -> bool {
-        D::DEVICE_WRITES
-    }
-}
-
-impl<D: Direction, B: Buffer> fmt::Debug for Assembled<D, B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Assembled({} links at {}, {:?})", self.links.len(), self.segment.iova, D::PROT)
     }
 }

@@ -253,7 +253,7 @@ impl Translated {
         self.group.is_in_default() && !self.has_left()
     }
 
-    fn check_attached(&self, device: &Arc<str>) -> Result<(), Error> {
+    pub(crate) fn check_attached(&self, device: &Arc<str>) -> Result<(), Error> {
         if self.is_attached() { Ok(()) } else { Err(self.why_not_attached(device)) }
     }
 

@@ -3,78 +3,25 @@
 //! for. An allocation that could not fail would end this process.
 
 use base::Deadline;
+use base::failing::{self, Failing};
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicU64;
-use dma::fakes::{FakeDevice, FakeSystem, Hardware};
+use dma::fakes::{FakeDevice, FakeSystem};
 use dma::hal::{ForeignHal, HasSlot};
 use dma::{
-    Assembled, Bidirectional, Bounce, BusWindow, Bytes, Device, DeviceConfig, DirectConfig, DmaMemory, Error,
-    FromDevice, Gather, Ladder, Limits, Linked, Mapped, OwnedDomain, PageRequest, PageSet, Pages, PeerRange, Placement,
-    Policy, Pool, PoolSource, SharedBuffer, Strictness, ToDevice, tracker,
+    Assembled, Bidirectional, Bounce, BusWindow, Bytes, Carved, Device, DeviceConfig, DirectConfig, DmaMemory, Error,
+    FromDevice, Gather, Ladder, Limits, Linked, Mapped, OwnedDomain, PageRequest, PageSet, Pages, Part, PeerRange,
+    Placement, Policy, Pool, PoolSource, SharedBuffer, Stages, Strictness, ToDevice, tracker,
 };
 use iommu::{AttachError, Iova, IovaError, PhysAddr, PhysRange};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-use std::ptr::null_mut;
 use std::sync::{Arc, Mutex, PoisonError};
 use virtio_drivers::{BufferDirection, Hal};
-
-thread_local! {
-    /// Allocations until one fails, on this thread; `u64::MAX` for never.
-    static LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
-    /// Bytes of the heap that this thread has and did not give back.
-    static BYTES: Cell<i64> = const { Cell::new(0) };
-}
 
 /// One test at a time: there are lists for the whole system, and whoever lets go of something last frees it.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> impl Drop {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Whether the allocation that is being asked for fails.
-fn fails() -> bool {
-    match LEFT.get() {
-        u64::MAX => false,
-        0 => {
-            LEFT.set(u64::MAX);
-            true
-        }
-        left => {
-            LEFT.set(left - 1);
-            false
-        }
-    }
-}
-
-fn charge(bytes: usize, sign: i64) {
-    if !Hardware::is_entered() {
-        BYTES.set(BYTES.get() + sign * bytes as i64);
-    }
-}
-
-struct Failing;
-
-// SAFETY: everything is the system's allocator's, but for parked blocks, which came from here with their layout.
-unsafe impl GlobalAlloc for Failing {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let parked = base::fallible::take(layout);
-        if !parked.is_null() {
-            return parked;
-        }
-        if !Hardware::is_entered() && fails() {
-            return null_mut();
-        }
-        charge(layout.size(), 1);
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        charge(layout.size(), -1);
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(ptr, layout) }
-    }
 }
 
 #[global_allocator]
@@ -104,22 +51,21 @@ fn survives_with(
     is_expected: fn(&Error) -> bool,
     mut operation: impl FnMut() -> Result<(), Error>,
 ) -> u64 {
-    Hardware::fail_when(fails);
     // Once without: caches of the address allocator and the like, which are kept.
     operation().unwrap();
     let frames = system.memory.live_allocations();
     for n in 0.. {
-        let heap = BYTES.get();
-        LEFT.set(n);
+        let heap = failing::heap();
+        failing::arm(n);
         let result = operation();
-        let failed = LEFT.replace(u64::MAX) == u64::MAX;
+        let failed = failing::disarm();
         assert_eq!(system.memory.live_allocations(), frames, "{what}: failure {n} leaks memory");
         assert_eq!(device.device.stats().live_mappings, 0, "{what}: failure {n} leaves a mapping");
         assert_eq!(system.memory.violations(), Vec::<String>::new(), "{what}: failure {n}");
         match result {
             Ok(()) => {
                 // What an error frees may have been allocated by the failing round itself; a round that succeeds is even.
-                assert_eq!(BYTES.get(), heap, "{what}: the heap has grown");
+                assert_eq!(failing::heap(), heap, "{what}: the heap has grown");
                 if !failed {
                     return n;
                 }
@@ -129,7 +75,7 @@ fn survives_with(
                 assert!(is_expected(&error), "{what}: failure {n}: {error}");
                 // It may name things.
                 drop(error);
-                assert_eq!(BYTES.get(), heap, "{what}: failure {n} leaks heap");
+                assert_eq!(failing::heap(), heap, "{what}: failure {n} leaks heap");
             }
         }
     }
@@ -413,6 +359,39 @@ fn reservations_survive_every_failure() {
             assert!(count > 8, "only {count} allocations");
             all_addresses_are_free(&edu);
         }
+    }
+}
+
+/// Caught: `Part::of` with an `Arc::new`; `Runs::cut` and `Claim::divide` that allocate what they do not reserve.
+#[test]
+fn links_made_together_and_parts_of_them_survive_every_failure() {
+    let _alone = alone();
+    for system in both() {
+        let edu = system.device_with("edu", Limits::address_bits(16)).unwrap();
+        let device = &edu.device;
+        let reservation = device.reserve(8 * 4096, Placement::Anywhere).unwrap();
+        let count = survives("staged", &system, &edu, || {
+            let set = PageSet::zeroed(system.memory, 4 * 4096, Ladder::SINGLE_PAGES)?;
+            let mut one = reservation.stage::<FromDevice, _>(0, Part::of(set)?)?;
+            let mut two = reservation.stage::<ToDevice, _>(5 * 4096, device.pages(8192)?)?;
+            reservation.sync::<&mut dyn Stages>(&mut [&mut one, &mut two])?;
+            let whole = one.linked().map_err(|_| Error::BadSize(0))?;
+            let Carved { before, part, after } = whole.carve(4096, 8192)?;
+            let part = part.unlink()?;
+            let (left, right) = part.split(4096)?;
+            drop((before, left));
+            if let Some(after) = after {
+                after.unlink()?;
+            }
+            // The only one that is left.
+            assert!(right.into_whole().is_ok());
+            two.withdraw()?;
+            Ok(())
+        });
+        assert!(count > 12, "only {count} allocations");
+        assert_eq!(reservation.linked(), 0);
+        assert!(reservation.release().is_ok());
+        all_addresses_are_free(&edu);
     }
 }
 

@@ -15,6 +15,7 @@
 #![allow(unsafe_code)] // Declarations only: what is promised here is what safe code above relies on.
 
 use crate::domain::Reserved;
+use crate::pgtable::Leaves;
 use crate::{AttachError, Iova, IovaRange, MapError, OutOfMemory, PhysAddr, PhysRange, Prot, RevokeError, StreamId};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -185,6 +186,33 @@ pub unsafe trait AddressSpace: Any + Send + Sync {
     /// already makes this fail.)
     unsafe fn map(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError>;
 
+    /// As [`AddressSpace::map`], but the devices need not find the mapping before a [`AddressSpace::sync`] of its range has returned
+    /// `Ok`: for many mappings with one completion. They may find it at once, and it is revoked as any other, synced or not.
+    ///
+    /// # Errors
+    ///
+    /// As [`AddressSpace::map`].
+    ///
+    /// # Safety
+    ///
+    /// As [`AddressSpace::map`].
+    unsafe fn map_unsynced(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.map(iova, runs, prot) }
+    }
+
+    /// Completes the mappings in `ranges` that [`AddressSpace::map_unsynced`] has made, with one completion for all: what had been
+    /// remembered of there being none is forgotten, what had not been told is told. (Nothing, where a mapping that is visible
+    /// to the walker is found at once, as on an SMMU.)
+    ///
+    /// # Errors
+    ///
+    /// See [`MapError`]. Devices may or may not find any of it then, until it is revoked.
+    fn sync(&self, ranges: &[IovaRange]) -> Result<(), MapError> {
+        let _ = ranges;
+        Ok(())
+    }
+
     /// Revokes all mappings in `ranges`, with one completion for all. `Ok` means what the module's contract says.
     ///
     /// # Errors
@@ -194,6 +222,12 @@ pub unsafe trait AddressSpace: Any + Send + Sync {
 
     /// Translates as the device would be, without a device.
     fn translate(&self, iova: Iova) -> Option<(PhysAddr, Prot)>;
+
+    /// For reports: the leaves that map `range`; `None` where there are no tables to look at.
+    fn leaves(&self, range: IovaRange) -> Option<Leaves> {
+        let _ = range;
+        None
+    }
 
     /// For reports: what the hardware calls it, such as its ASID.
     fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;

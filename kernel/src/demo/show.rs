@@ -4,12 +4,19 @@ use super::{Failure, STEP_MILLIS, Source};
 use crate::class::{Disk, Frame, PixelOrder, Screen};
 use crate::disk::Extent;
 use crate::picture::{Layout, Picture, PixelFormat};
+use alloc::collections::VecDeque;
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::{Deadline, block_on};
+use core::fmt::Display;
+use core::future::Future;
 use core::ops::Range;
-use dma::{Attachment, CpuReads, FromDevice, Ladder, Lent, SharedBuffer, ToDevice};
+use dma::{Attachment, CpuReads, FromDevice, Ladder, Lent, Remapped, SharedBuffer, TileView, Tiles, ToDevice};
+use iommu::PAGE_SIZE;
+
+/// Transfers that the disk is asked for at a time.
+const IN_FLIGHT: usize = 64;
 
 /// What was moved, and by whom.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +33,10 @@ pub struct Outcome {
     pub segments: usize,
     /// Transfers that the disk was asked for.
     pub transfers: usize,
+    /// Pieces that the screen was told, where the picture lies in tiles.
+    pub pieces: usize,
+    /// Width and height of what the screen shows, in pixels.
+    pub size: (u32, u32),
 }
 
 /// Who wants to know that the picture is on the screen.
@@ -34,7 +45,8 @@ pub trait Screenshot {
     fn ready(&self, width: u32, height: u32);
 }
 
-/// Brings the picture to the screen, lets `screenshot` look at it, and takes everything back.
+/// Brings the picture to the screen, lets `screenshot` look at it, and takes everything back. With a `view`, a 32-bit picture lies
+/// in tiles meanwhile: the disk writes it into them, and the screen reads it out of them in that view.
 ///
 /// # Errors
 ///
@@ -44,31 +56,41 @@ pub fn show<D: Disk, S: Screen>(
     disk: &D,
     screen: &S,
     source: &Source,
+    view: Option<TileView>,
     screenshot: &impl Screenshot,
 ) -> Result<Outcome, Failure> {
+    if let (Some(view), Picture::Direct(layout)) = (view, source.picture) {
+        return tiled(disk, screen, source, &layout, view, screenshot);
+    }
     let block = u64::from(disk.block_size());
     let bytes = source.located.file.size.next_multiple_of(block);
     // Single pages: as scattered as memory gets, and one contiguous range for the devices all the same.
     let pages = disk.device().page_set(bytes, Ladder::SINGLE_PAGES).map_err(Failure::dma)?;
     let runs = pages.runs().len();
     let file = SharedBuffer::try_new("picture", pages).map_err(|rejected| Failure::dma(rejected.error))?;
-    let mut outcome = Outcome { runs, from_disk: bytes, ..Outcome::default() };
+    let size = (source.picture.width(), source.picture.height());
+    let mut outcome = Outcome { runs, from_disk: bytes, size, ..Outcome::default() };
 
     let filled = Arc::new(file.attach::<FromDevice>(disk.device()).map_err(Failure::dma)?);
     outcome.segments = filled.segments().len();
     match source.picture {
         Picture::Direct(layout) => {
-            // Disk and screen have the same pages at the same time, one to write and one to read.
+            // Disk and screen have the same pages at the same time, one to write and one to read. The screen waits for the disk by
+            // itself.
             let shown = Arc::new(file.attach::<ToDevice>(screen.device()).map_err(Failure::dma)?);
-            outcome.transfers = read(disk, &source.located.file.extents, &filled, bytes)?;
+            let reading = read(disk, &source.located.file.extents, &filled, bytes)?;
+            outcome.transfers = reading.count;
+            let presented = present(screen, &layout, &shown, screenshot);
+            // If the disk has failed, then so has the screen.
+            finish(reading)?;
+            outcome.to_screen = presented?;
             detach(filled)?;
-            // Where the screen has a copy, or does not snoop: what the disk wrote.
-            shown.sync_for_device(0, file.len()).map_err(Failure::dma)?;
-            outcome.to_screen = present(screen, &layout, &shown, screenshot)?;
             detach(shown)?;
         }
         Picture::Bmp24(_) | Picture::Png { .. } => {
-            outcome.transfers = read(disk, &source.located.file.extents, &filled, bytes)?;
+            let reading = read(disk, &source.located.file.extents, &filled, bytes)?;
+            outcome.transfers = reading.count;
+            finish(reading)?;
             detach(filled)?;
             let (pixels, layout) = decode(screen, source, &file)?;
             outcome.copied = pixels.len().min(layout_bytes(&layout));
@@ -80,17 +102,70 @@ pub fn show<D: Disk, S: Screen>(
     Ok(outcome)
 }
 
-/// Has the disk write the file's extents into the buffer, all transfers in flight at once as far as its queue holds them.
-/// Returns how many there were.
-fn read<D: Disk>(
+/// As [`show`], of a picture that lies in tiles of a page each between disk and screen. Neither the CPU nor a copy turns it: the
+/// disk is told where the rows of the file lie in the tiles, the screen where those of the view do.
+fn tiled<D: Disk, S: Screen>(
+    disk: &D,
+    screen: &S,
+    source: &Source,
+    layout: &Layout,
+    view: TileView,
+    screenshot: &impl Screenshot,
+) -> Result<Outcome, Failure> {
+    let block = u64::from(disk.block_size());
+    let bytes = source.located.file.size.next_multiple_of(block);
+    let unfit = || Failure::dma("a picture in tiles has sides of whole tiles, and rows without gaps");
+    // What stands before the pixels in the file has pages of its own, and what follows them too.
+    let head = u64::from(layout.offset);
+    let first = head.next_multiple_of(PAGE_SIZE);
+    let tiles = Tiles::new(first, layout.width, layout.height).filter(|_| layout.stride == layout.row_bytes());
+    let tiles = tiles.ok_or_else(unfit)?;
+    let behind = first + tiles.bytes();
+    let tail = bytes.checked_sub(head + tiles.bytes()).ok_or_else(unfit)?;
+    let pages = disk.device().page_set(behind + tail, Ladder::SINGLE_PAGES).map_err(Failure::dma)?;
+    let mut outcome = Outcome { runs: pages.runs().len(), from_disk: bytes, ..Outcome::default() };
+    let picture = SharedBuffer::try_new("picture in tiles", pages).map_err(|rejected| Failure::dma(rejected.error))?;
+
+    let stored = if layout.top_down { TileView::Upright } else { TileView::UpsideDown };
+    let file = core::iter::once(0..head).chain(tiles.linear(stored)).chain(core::iter::once(behind..behind + tail));
+    let filled: Remapped<FromDevice> = picture.attach_pieces(disk.device(), file).map_err(Failure::dma)?;
+    let filled = Arc::new(filled);
+    let shown: Remapped<ToDevice> = picture.attach_pieces(screen.device(), tiles.linear(view)).map_err(Failure::dma)?;
+    let shown = Arc::new(shown);
+    (outcome.segments, outcome.pieces) = (filled.segments().len(), shown.segments().len());
+
+    let (width, height) = tiles.size(view);
+    outcome.size = (width, height);
+    let seen = Layout { width, height, offset: 0, stride: width * 4, top_down: true, format: layout.format };
+    let reading = read(disk, &source.located.file.extents, &filled, bytes)?;
+    outcome.transfers = reading.count;
+    let presented = present(screen, &seen, &shown, screenshot);
+    finish(reading)?;
+    outcome.to_screen = presented?;
+    for ended in [Arc::try_unwrap(filled).map(Remapped::detach).ok(), Arc::try_unwrap(shown).map(Remapped::detach).ok()]
+    {
+        ended.ok_or_else(|| Failure::dma("a device still has the picture"))?.map_err(Failure::dma)?;
+    }
+    Ok(outcome)
+}
+
+/// Transfers of which some are under way.
+struct Reading<T> {
+    transfers: VecDeque<T>,
+    count: usize,
+}
+
+/// Has the disk write the file's extents into the buffer, many transfers in flight at once.
+fn read<D: Disk, L: Lent>(
     disk: &D,
     extents: &[Extent],
-    buffer: &Arc<Attachment<FromDevice>>,
+    buffer: &Arc<L>,
     bytes: u64,
-) -> Result<usize, Failure> {
+) -> Result<Reading<D::Transfer>, Failure> {
     let block = u64::from(disk.block_size());
     let deadline = Deadline::after_millis(STEP_MILLIS);
-    let mut transfers = Vec::new();
+    let mut reading: Reading<D::Transfer> = Reading { transfers: VecDeque::new(), count: 0 };
+    reading.transfers.try_reserve_exact(IN_FLIGHT).map_err(|_| Failure::OutOfMemory("the list of transfers"))?;
     let mut offset = 0;
     for extent in extents {
         let mut at = extent.lba;
@@ -100,9 +175,14 @@ fn read<D: Disk>(
             if len == 0 {
                 return Err(Failure::disk("it cannot transfer a single block to the buffer"));
             }
+            if reading.transfers.len() >= IN_FLIGHT
+                && let Some(oldest) = reading.transfers.pop_front()
+            {
+                block_on(deadline, oldest).map_err(Failure::disk)?.map_err(Failure::disk)?;
+            }
             disk.wait_for_room(deadline).map_err(Failure::disk)?;
-            transfers.try_reserve(1).map_err(|_| Failure::OutOfMemory("the list of transfers"))?;
-            transfers.push(disk.read(at, buffer, offset..offset + len).map_err(Failure::disk)?);
+            reading.transfers.push_back(disk.read(at, buffer, offset..offset + len).map_err(Failure::disk)?);
+            reading.count += 1;
             at += len / block;
             offset += len;
             left -= len;
@@ -111,12 +191,20 @@ fn read<D: Disk>(
     if offset != bytes {
         return Err(Failure::disk("the file's clusters hold less than its size"));
     }
-    let count = transfers.len();
-    for transfer in transfers {
+    Ok(reading)
+}
+
+/// Waits until the disk has done what it was asked for.
+fn finish<T, E>(reading: Reading<T>) -> Result<(), Failure>
+where
+    T: Future<Output = Result<(), E>>,
+    E: Display,
+{
+    let deadline = Deadline::after_millis(STEP_MILLIS);
+    for transfer in reading.transfers {
         block_on(deadline, transfer).map_err(Failure::disk)?.map_err(Failure::disk)?;
     }
-    buffer.sync_for_cpu(0, bytes).map_err(Failure::dma)?;
-    Ok(count)
+    Ok(())
 }
 
 /// Shows the rows of `layout` in `loan`. Returns how many bytes the device read for it.

@@ -70,7 +70,7 @@ pub struct V2m {
     pub registers: PhysRange,
     /// Its phandle, if anything refers to it.
     pub phandle: Option<u32>,
-    /// First SPI (an SPI's number, INTID minus 32), where that is not what MSI_TYPER says.
+    /// The INTID of the first SPI, where that is not what MSI_TYPER says (which has an INTID, too).
     pub first_spi: Option<u32>,
     /// Number of SPIs, where that is not what MSI_TYPER says.
     pub spis: Option<u32>,
@@ -153,7 +153,7 @@ pub(super) fn v2m(tree: &Tree<'_>) -> Result<Vec<V2m>, Error> {
 pub(super) fn v2m_of(node: Node<'_, '_>) -> Result<V2m, Error> {
     let (first_spi, spis) = (node.u32("arm,msi-base-spi")?, node.u32("arm,msi-num-spis")?);
     for (property, value) in [("arm,msi-base-spi", first_spi), ("arm,msi-num-spis", spis)] {
-        if let Some(value) = value.filter(|&value| value > 988) {
+        if let Some(value) = value.filter(|&value| value > 1019) {
             return Err(node.fault(property, PropertyFault::Value(value.into())));
         }
     }

@@ -47,6 +47,12 @@ maintenance! {
         written by a core and not yet cleaned is needed."
 }
 
+/// Has all cores fetch instructions anew, after some were written and cleaned to memory.
+pub fn forget_instructions() {
+    // SAFETY: drops instructions that are cached; those that are needed are fetched again.
+    unsafe { asm!("dsb ish", "ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags)) };
+}
+
 /// Fills whole pages with zeros, a block of the cache at a time where that is allowed (`DC ZVA`).
 ///
 /// # Safety

@@ -46,7 +46,7 @@ pub enum Kind {
     Fiq,
     /// An asynchronous abort.
     SError,
-    /// Something from a lower exception level, where nothing runs.
+    /// Something from a lower exception level in a state in which nothing runs there. (What processes do, see [`crate::user`].)
     LowerLevel,
 }
 

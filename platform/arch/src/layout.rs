@@ -6,6 +6,7 @@
 //! | `0xffff_8000_0000_0000` | device registers, in the order in which they were asked for |
 //! | `0xffff_a000_0000_0000` | stacks of all cores but the first, each with an unmapped page below |
 //! | `0xffff_c000_0000_0000` | pages that are not in the linear map: physical address plus [`ALIAS_BASE`] |
+//! | `0xffff_e000_0000_0000` | scattered memory in one piece, where whoever asked for it wants it |
 //! | `0xffff_ffff_8000_0000` | the image (`IMAGE_VA` in the linker script), with the first core's stacks |
 //! | `0xffff_ffff_c000_0000` | the device tree, until the final tables are on |
 //!
@@ -29,6 +30,10 @@ pub const STACK_BASE: u64 = 0xffff_a000_0000_0000;
 pub const ALIAS_BASE: u64 = 0xffff_c000_0000_0000;
 /// The first physical address that cannot be reached so.
 pub const ALIAS_LIMIT: u64 = 1 << 45;
+/// Where scattered memory is mapped in one piece.
+pub const VIRTUAL_BASE: u64 = 0xffff_e000_0000_0000;
+/// Bytes of addresses for it.
+pub const VIRTUAL_LEN: u64 = 1 << 44;
 /// Where the early tables map the device tree.
 pub const FDT_VA: u64 = 0xffff_ffff_c000_0000;
 /// The most that a device tree may measure, in bytes. The boot protocol allows 2 MiB, but QEMU makes more of a large one given

@@ -11,7 +11,8 @@
 //! # Stacks
 //!
 //! A core has three, each with an unmapped page below: the main one (SP_EL0), the one on which exceptions are taken (SP_EL1), and
-//! an emergency one for faults of handlers. So an overflow of the main stack is reported like any other fault.
+//! an emergency one for faults of handlers. So an overflow of the main stack is reported like any other fault. While a process
+//! runs at EL0, SP_EL0 is the process's, and the main stack's pointer waits on the exception stack (see `user`).
 
 #![no_std]
 
@@ -50,6 +51,8 @@ pub mod psci;
 pub mod smp;
 #[cfg(target_os = "none")]
 pub mod timer;
+#[cfg(target_os = "none")]
+pub mod user;
 
 #[cfg(target_os = "none")]
 pub use hooks::{allow_wfi, set_kick};

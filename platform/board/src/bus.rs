@@ -1,6 +1,6 @@
 //! PCIe hosts, as the device tree describes them.
 
-use crate::messages::Messages;
+use crate::signals::Signals;
 use crate::{Error, interrupts};
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -15,7 +15,7 @@ pub(crate) struct Bus {
     /// Its place in the machine's list.
     pub index: usize,
     pub host: Host,
-    pub messages: Arc<Messages>,
+    pub signals: Arc<Signals>,
 }
 
 /// Maps BARs.
@@ -56,6 +56,6 @@ impl Bus {
         };
         let host = Host::new(&config, Arc::new(Environment))
             .map_err(|error| Error::Pci { name: description.path.to_string(), error })?;
-        Ok(Self { index, host, messages: Messages::new(description.msi_map.clone()) })
+        Ok(Self { index, host, signals: Signals::new(description) })
     }
 }

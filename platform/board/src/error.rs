@@ -31,6 +31,14 @@ pub enum Error {
         /// What it is.
         error: smmuv3::Error,
     },
+    /// A process.
+    #[error("process {name}: {error}")]
+    Process {
+        /// Which.
+        name: String,
+        /// What it is.
+        error: process::Error,
+    },
     /// A PCIe host or function.
     #[error("{name}: {error}")]
     Pci {
@@ -45,6 +53,12 @@ pub enum Error {
          add an IOMMU (iommu=smmuv3) to the machine, or iommu.off=allow to the command line to run unprotected"
     )]
     NotIsolated(String),
+    /// A device has no way to interrupt.
+    #[error(
+        "{0} cannot interrupt: nothing takes its messages, and it has no wire that the host bridge's interrupt-map leads on; \
+         add an MSI controller to the machine, or give the device a pin"
+    )]
+    NoInterrupt(String),
     /// A device was to be let through untranslated, and cannot be.
     #[error("{name} cannot be passed through: {why}")]
     Passthrough {

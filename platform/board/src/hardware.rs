@@ -5,7 +5,7 @@ use crate::containment::Containment;
 use crate::masters::{Context, Known};
 use crate::memory::{COHERENT, NON_COHERENT};
 use crate::viommu::{self, Viommu};
-use crate::{Error, Master, Treatment, interrupts};
+use crate::{Error, Master, Treatment, interrupts, signals};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -153,7 +153,7 @@ impl Hardware {
             machine: self.machine,
             functions: bus.host.functions(),
             containment: &self.containment,
-            messages: &bus.messages,
+            signals: &bus.signals,
             treatment,
             known: &mut known,
         }
@@ -199,14 +199,13 @@ fn connect_messages(
     parent: Option<(machine::MsiController, u32)>,
     name: &str,
 ) -> Result<bool, smmuv3::Error> {
-    let (Some((machine::MsiController::Its(0), device)), Some(gic), true) =
-        (parent, interrupts::gic(), smmu.features().msi)
-    else {
+    let source = parent.and_then(|(controller, device)| signals::source(controller, device));
+    let (Some(source), Some(gic), true) = (source, interrupts::gic(), smmu.features().msi) else {
         return Ok(false);
     };
     let handlers = [smmu.event_handler(), smmu.error_handler(), smmu.page_request_handler()];
     let mut messages = Vec::new();
-    let allocated = gic.allocate_msi(device, handlers.len(), 0).and_then(|list| {
+    let allocated = gic.allocate_msi(source, handlers.len(), 0).and_then(|list| {
         for (msi, handler) in list.into_iter().zip(handlers) {
             gic.enable_msi(&msi, handler)?;
             messages.push(Message { address: msi.doorbell().get(), data: msi.data() });

@@ -7,8 +7,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arch::mmio::Mmio;
 use base::irq::Handler;
-use gic::{Gic, IntId, Priority, Region, Trigger};
-use iommu::{PhysAddr, PhysRange};
+use gic::{FrameConfig, Gic, IntId, Priority, Region, Trigger};
+use iommu::PhysRange;
 use kernel::machine::{self, Interrupt, Machine};
 use spin::Once;
 
@@ -41,29 +41,46 @@ pub(crate) fn connect(interrupt: Interrupt, priority: Priority, handler: Arc<dyn
     Ok(gic().ok_or(Error::Missing("interrupt controller"))?.enable(id, trigger, priority, handler)?)
 }
 
-/// Sets the controller up, and this core's part of it, and lets interrupts in.
-pub(crate) fn init(machine: &Machine) -> Result<&'static Gic, Error> {
-    let description = match &machine.gic {
-        Some(machine::Gic::V3(v3)) => v3,
-        Some(machine::Gic::V2(_)) => return Err(Error::Unsupported("GICv2 interrupt controller")),
-        None => return Err(Error::Missing("interrupt controller")),
-    };
+/// Resets the controller.
+fn start(machine: &Machine) -> Result<Gic, Error> {
     let region = |what: &str, range: PhysRange| -> Result<Region, Error> {
         Ok(Region { mmio: map(what, range)?, phys: range.start() })
     };
-    let distributor = map("GIC distributor", description.distributor)?;
-    let mut redistributors = Vec::new();
-    for range in &description.redistributors {
-        redistributors.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
-        redistributors.push(region("GIC redistributors", *range)?);
+    let mut frames = Vec::new();
+    for frame in &machine.v2m {
+        frames.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
+        let region = region("MSI frame", frame.registers)?;
+        frames.push(FrameConfig { region, first: frame.first_spi, count: frame.spis });
     }
-    let its = machine.its.first().map(|its| region("ITS", its.registers)).transpose()?;
-    // SAFETY:
-    // - the windows are where the device tree says the GIC's are, mapped as device registers for good, and this is the only
-    //   driver of them (the static is set once, by the first core);
-    // - the tables come from memory that lives as long as they do. They are cleaned to memory at every change, which is rare:
-    //   the device tree does not say whether a GIC snoops.
-    let gic = unsafe { Gic::new(distributor, &redistributors, its, &NON_COHERENT) }?;
+    let started = match machine.gic.as_ref().ok_or(Error::Missing("interrupt controller"))? {
+        machine::Gic::V3(v3) => {
+            let distributor = map("GIC distributor", v3.distributor)?;
+            let mut redistributors = Vec::new();
+            for range in &v3.redistributors {
+                redistributors.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
+                redistributors.push(region("GIC redistributors", *range)?);
+            }
+            let its = machine.its.first().map(|its| region("ITS", its.registers)).transpose()?;
+            // SAFETY:
+            // - the windows are where the device tree says the GIC's are, mapped as device registers for good, and this is the only
+            //   driver of them (the static is set once, by the first core);
+            // - the tables come from memory that lives as long as they do. They are cleaned to memory at every change, which is
+            //   rare: the device tree does not say whether a GIC snoops.
+            unsafe { Gic::new(distributor, &redistributors, its, &frames, &NON_COHERENT) }
+        }
+        machine::Gic::V2(v2) => {
+            let distributor = map("GIC distributor", v2.distributor)?;
+            let interface = map("GIC CPU interface", v2.cpu_interface)?;
+            // SAFETY: the windows, as above; there are no tables.
+            unsafe { Gic::new_v2(distributor, interface, &frames) }
+        }
+    };
+    Ok(started?)
+}
+
+/// Sets the controller up, and this core's part of it, and lets interrupts in.
+pub(crate) fn init(machine: &Machine) -> Result<&'static Gic, Error> {
+    let gic = start(machine)?;
     let gic = GIC.call_once(|| gic);
     arch::exception::set_irq_entry(|| {
         if let Some(gic) = GIC.get() {
@@ -90,9 +107,4 @@ pub fn init_core(core: usize) {
         Ok(()) => arch::allow_wfi(),
         Err(error) => log::error!("core {core}: {error}"),
     }
-}
-
-/// Where writes become interrupts: the page of the doorbell.
-pub(crate) fn doorbell() -> Option<PhysAddr> {
-    gic()?.doorbell().ok()
 }

@@ -206,11 +206,11 @@ fn picture(disk: &BlockDisk, screen: &GpuScreen, options: &Options, operator: &i
         source.picture.height(),
         Count(source.located.file.extents.len(), "extent", "extents")
     );
-    let outcome = demo::show(disk, screen, &source, operator)?;
+    let outcome = demo::show(disk, screen, &source, options.tiles, operator)?;
     println!(
         "screen    {} x {} of {} x {}, from {} in {}, {}",
-        source.picture.width(),
-        source.picture.height(),
+        outcome.size.0,
+        outcome.size.1,
         source.screen.0,
         source.screen.1,
         Count(outcome.from_disk.div_ceil(iommu::PAGE_SIZE) as usize, "page", "pages"),
@@ -224,6 +224,9 @@ fn picture(disk: &BlockDisk, screen: &GpuScreen, options: &Options, operator: &i
         Bytes(outcome.to_screen),
         Bytes(source.metadata)
     );
+    if outcome.pieces != 0 {
+        println!("tiles     the screen was told {}", Count(outcome.pieces, "piece", "pieces"));
+    }
     println!("by CPU    {} bytes of the picture copied", Bytes(outcome.copied));
     for device in [disk.master().device(), screen.master().device()] {
         if device.copies() != 0 {

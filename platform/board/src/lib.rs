@@ -12,7 +12,7 @@
 //!
 //! # Locking
 //!
-//! The list of messages given to devices (`messages`) has a lock of its own, a leaf, and so has the list of masters in use
+//! The lists of messages given to devices and of shared lines (`signals`) have locks of their own, leaves, and so has the list of masters in use
 //! (`containment`), and the list of restricted pools (`pools`). Everything else is set up by the first
 //! core and not changed afterwards.
 
@@ -30,13 +30,14 @@ mod interrupts;
 mod job;
 mod masters;
 mod memory;
-mod messages;
 mod options;
 mod pools;
-mod strictness;
+mod processes;
+mod signals;
 mod viommu;
+mod virtual_memory;
 
-pub use drivers::{BlockDisk, EduStray, GpuScreen};
+pub use drivers::{BlockDisk, EduStray, GpuScreen, Signal};
 pub use error::{Error, PassthroughError};
 pub use hardware::Hardware;
 pub use interrupts::{gic, init_core};
@@ -44,5 +45,6 @@ pub use job::{Operator, main_job};
 pub use masters::{Master, Treatment};
 pub use memory::{COHERENT, CarveOut, KernelMemory, NON_COHERENT, alias_stats, trim_aliases};
 pub use options::{Options, Selection};
-pub use strictness::Strict;
+pub use processes::{Assignment, Crash, End, Killer, UserProcess, UserTables};
 pub use viommu::Viommu;
+pub use virtual_memory::KERNEL_SPACE;

@@ -11,20 +11,20 @@
 //! given up; one that is arrested before is off the bus, and that is all that can be done about it alone.
 
 use crate::containment::{Containment, Registration};
-use crate::interrupts;
-use crate::messages::Messages;
 use crate::pools;
+use crate::signals::Signals;
 use crate::{Error, PassthroughError};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use base::irq::Handler;
 use dma::{
     Bounce, BusWindow, Device, DeviceConfig, DirectConfig, DmaMemory, Limits, PeerRange, Policy, Pool, PoolSource,
 };
 use iommu::contract::Iommu;
 use iommu::domain::{Domain, DomainKind, ReservedKind};
 use iommu::group::{AttachmentState, Group};
-use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, StreamId};
+use iommu::{Iova, IovaRange, PAGE_SIZE, PhysAddr, PhysRange, Prot, StreamId};
 use kernel::machine::{FirmwareRegion, IommuRef, Machine, PcieHost, WindowKind};
 use pci::{Attached, Bdf, Function, RequesterId};
 
@@ -60,7 +60,7 @@ pub struct Master {
     device: Device,
     group: Option<Arc<Group>>,
     covered: Vec<RequesterId>,
-    messages: Arc<Messages>,
+    signals: Arc<Signals>,
     /// For containment, while the function is in use.
     _registration: Option<Registration>,
 }
@@ -71,16 +71,9 @@ impl Master {
     /// # Safety
     ///
     /// `device` is that function, and the caller vouches for it: it accesses no memory but what its driver tells it to.
-    pub(crate) unsafe fn of_iommu(function: &Arc<Function>, device: Device, messages: &Arc<Messages>) -> Self {
+    pub(crate) unsafe fn of_iommu(function: &Arc<Function>, device: Device, signals: &Arc<Signals>) -> Self {
         let covered = function.requester_ids().collect();
-        Self {
-            function: function.clone(),
-            device,
-            group: None,
-            covered,
-            messages: messages.clone(),
-            _registration: None,
-        }
+        Self { function: function.clone(), device, group: None, covered, signals: signals.clone(), _registration: None }
     }
 
     /// The function.
@@ -105,7 +98,22 @@ impl Master {
 
     /// Who gives it interrupts by message.
     pub fn messages(&self) -> Arc<dyn pci::MsiController> {
-        self.messages.clone()
+        self.signals.clone()
+    }
+
+    /// The register that the function writes its messages to; `None` where nothing takes them.
+    pub fn doorbell(&self) -> Option<PhysAddr> {
+        self.signals.doorbell(self.function.requester_id())
+    }
+
+    /// Has `handler` serve the function's wire, which is shared. The handler has to make the function take its interrupt back, and
+    /// is called only while the function says that it interrupts.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoInterrupt`] if it has none, or it leads nowhere; [`Error::Pci`] if its line has been masked.
+    pub fn connect_wire(&self, handler: Arc<dyn Handler>) -> Result<pci::Wire, Error> {
+        self.signals.wire(&self.function, self.device.name(), handler)
     }
 
     /// The function's memory BAR `index`, to be lent to other devices. The function has to be isolated: its registers, whatever
@@ -191,7 +199,7 @@ pub(crate) struct Context<'a> {
     /// All functions of the host.
     pub functions: &'a [Arc<Function>],
     pub containment: &'a Arc<Containment>,
-    pub messages: &'a Arc<Messages>,
+    pub signals: &'a Arc<Signals>,
     pub treatment: &'a Treatment,
     pub known: &'a mut Vec<Known>,
 }
@@ -232,14 +240,28 @@ impl Context<'_> {
         let device = device.map_err(|error| Error::Dma { name: String::from(name), error })?;
         let registration =
             group.as_ref().map(|group| self.containment.register(function, &device, group)).transpose()?;
-        let messages = self.messages.clone();
-        Ok(Master { function: function.clone(), device, group, covered, messages, _registration: registration })
+        let signals = self.signals.clone();
+        Ok(Master { function: function.clone(), device, group, covered, signals, _registration: registration })
     }
 
     /// All functions of the group that `function` is in, itself included, without bridges.
     fn members(&self, function: &Function) -> impl Iterator<Item = &'_ Arc<Function>> {
         let group = function.group();
         self.functions.iter().filter(move |other| other.group() == group && !other.is_bridge())
+    }
+
+    /// Where the functions of `function`'s group write their messages to.
+    fn doorbells(&self, function: &Function) -> Result<Vec<PhysAddr>, Error> {
+        let mut found: Vec<PhysAddr> = Vec::new();
+        for member in self.members(function) {
+            if let Some(doorbell) = self.signals.doorbell(member.requester_id())
+                && !found.contains(&doorbell)
+            {
+                found.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
+                found.push(doorbell);
+            }
+        }
+        Ok(found)
     }
 
     /// The IOMMU and the streams of a function and of all others in its group. None if no IOMMU translates for it.
@@ -356,26 +378,31 @@ impl Context<'_> {
             };
             domain.reserve(bus, ReservedKind::PciWindow).map_err(space)?;
         }
-        let mut direct_messages = false;
+        let mut doorbells = self.doorbells(function)?;
         for stream in streams {
             for region in iommu.reserved(*stream).map_err(|error| Error::Attach { name: String::from(name), error })? {
-                let doorbell = interrupts::doorbell().map(|doorbell| Iova::new(doorbell.get()));
-                direct_messages |= region.kind == ReservedKind::MsiDoorbell
-                    && doorbell.is_some_and(|doorbell| region.range.contains(doorbell));
+                if region.kind == ReservedKind::MsiDoorbell {
+                    // Messages do not pass the IOMMU there.
+                    doorbells.retain(|doorbell| !region.range.contains(Iova::new(doorbell.get())));
+                }
                 // Another stream of the group may have said so.
                 if !domain.reserved().any(|reserved| reserved.kind == region.kind && reserved.range == region.range) {
                     domain.reserve(region.range, region.kind).map_err(space)?;
                 }
             }
         }
-        if let Some(doorbell) = interrupts::doorbell().filter(|_| !direct_messages) {
+        for doorbell in doorbells {
             let page = aperture.page_size().max(PAGE_SIZE);
             let phys = doorbell.align_down(page);
             let iova = IovaRange::new(Iova::new(phys.get()), page).unwrap_or_default();
+            if domain.reserved().any(|reserved| reserved.kind == ReservedKind::MsiDoorbell && reserved.range == iova) {
+                continue;
+            }
             domain.reserve(iova, ReservedKind::MsiDoorbell).map_err(space)?;
             let run = PhysRange::new(phys, page).unwrap_or_default();
-            // SAFETY: the page holds the ITS's doorbell register and no memory; what a device can do there is to raise the
-            // interrupts that were allocated to it, since the ITS knows it by its DeviceID.
+            // SAFETY: the page holds a doorbell register and no memory. What a device can do there is to raise the interrupts that
+            // were allocated to it, since an ITS knows it by its DeviceID; or, at a GICv2m frame, which does not, any of those of the
+            // frame: a handler of another device's then runs for nothing, and looks at what its own device says.
             unsafe { domain.space().map(iova, &[run], Prot::WRITE | Prot::READ | Prot::MMIO) }
                 .map_err(|error| Error::Doorbell { name: String::from(name), error })?;
         }

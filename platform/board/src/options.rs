@@ -1,12 +1,13 @@
 //! What the command line says.
 
-use crate::strictness::Strict;
 use crate::{Error, Treatment};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use dma::TileView;
 use kernel::cmdline::CommandLine;
 use kernel::demo::DEFAULT_PICTURE;
 use kernel::faults::DEFAULT_BUDGET;
+use kernel::strictness::Strict;
 use pci::Bdf;
 
 /// The options of the main job.
@@ -14,6 +15,8 @@ use pci::Bdf;
 pub struct Options {
     /// The picture's path on the disk.
     pub picture: String,
+    /// The picture lies in tiles, and the screen shows it in this view.
+    pub tiles: Option<TileView>,
     /// Wait for the operator while the picture is on the screen.
     pub wait: bool,
     /// Run devices that no IOMMU translates for.
@@ -70,10 +73,16 @@ impl Selection {
     }
 }
 
+/// Ways to see a picture that lies in tiles, and their names.
+const VIEWS: [TileView; 5] =
+    [TileView::Upright, TileView::UpsideDown, TileView::Turned(1), TileView::Turned(2), TileView::Turned(3)];
+const VIEW_NAMES: &[&str; 5] = &["upright", "upside-down", "quarter", "half", "three-quarters"];
+
 /// Keys that something in the image reads.
 const KNOWN: &[&str] = &[
     "picture",
     "screen.wait",
+    "screen.tiles",
     "iommu.off",
     "iommu.strict",
     "iommu.passthrough",
@@ -99,6 +108,7 @@ impl Options {
         }
         Ok(Self {
             picture: line.text("picture").unwrap_or(DEFAULT_PICTURE).to_string(),
+            tiles: line.choice("screen.tiles", VIEW_NAMES)?.and_then(|choice| VIEWS.get(choice).copied()),
             wait: line.flag("screen.wait")?,
             allow_unprotected: line.choice("iommu.off", &["forbid", "allow"])? == Some(1),
             track: line.choice("dma.track", &["off", "all"])?.map_or(dma::tracker::is_on(), |choice| choice == 1),

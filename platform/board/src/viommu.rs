@@ -4,20 +4,19 @@
 //! it, as it does for the walker of an SMMU. What it translates for is blocked once it runs, and masters the bus after that only.
 
 use crate::bus::Bus;
-use crate::drivers::{LIFECYCLE_MILLIS, Wiring, virtio};
+use crate::drivers::{LIFECYCLE_MILLIS, Signal, Wiring, virtio};
 use crate::masters::direct;
-use crate::{COHERENT, Error, Master, interrupts};
+use crate::{COHERENT, Error, Master};
 use ::virtio::iommu::{Config, VirtioIommu};
 use ::virtio::transport::PciTransport;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use base::Deadline;
 use dma::{Limits, Policy};
-use gic::Priority;
 use iommu::contract::{AddressSpace, Iommu};
 use iommu::{AttachError, FaultSink, Iova, IovaRange, PAGE_SIZE, PhysRange, Prot, StreamId};
-use kernel::machine::{self, Interrupt, IommuRef, Machine, PcieHost, VirtioIommuIndex};
-use pci::{Bdf, Function, PciError};
+use kernel::machine::{self, IommuRef, Machine, PcieHost, VirtioIommuIndex};
+use pci::{Bdf, Function};
 
 /// Base class and subclass of a host bridge.
 const HOST_BRIDGE: u32 = 0x0600;
@@ -26,7 +25,7 @@ const HOST_BRIDGE: u32 = 0x0600;
 pub struct Viommu {
     driver: Arc<VirtioIommu>,
     iommu: Arc<dyn Iommu>,
-    _wiring: Option<Wiring>,
+    _wiring: Wiring,
     _master: Master,
     /// What its own messages go through, where it translates for itself.
     _doorbell: Option<Arc<dyn AddressSpace>>,
@@ -69,13 +68,12 @@ pub(crate) fn start(
     let device = unsafe { direct(host, &name, Limits::NONE, None, Policy::default(), &COHERENT) };
     let device = device.map_err(|error| Error::Dma { name: name.clone(), error })?;
     // SAFETY: as above.
-    let master = unsafe { Master::of_iommu(function, device, &bus.messages) };
+    let master = unsafe { Master::of_iommu(function, device, &bus.signals) };
     master.release()?;
     let own = StreamId::new(description.rid.into());
-    // On the host's own bus a function's pin is the pin at the host.
-    let wire = function.interrupt_pin().and_then(|pin| host.intx.lookup(devfn >> 3, pin.number()));
-    let started = run(&master, name, spare(host, bus, this), wire, faults, defer).and_then(|(driver, wiring)| {
-        let doorbell = if wiring.is_some() { own_messages(&driver, host, this, own)? } else { None };
+    let started = run(&master, name, spare(host, bus, this), faults, defer).and_then(|(driver, wiring)| {
+        let by_message = wiring.signal() == Signal::Message;
+        let doorbell = if by_message { own_messages(&driver, &master, host, this, own)? } else { None };
         Ok((doorbell, driver, wiring))
     });
     match started {
@@ -98,32 +96,20 @@ fn run(
     master: &Master,
     name: String,
     spare: Option<StreamId>,
-    wire: Option<Interrupt>,
     faults: Arc<dyn FaultSink>,
     defer: fn(),
-) -> Result<(VirtioIommu, Option<Wiring>), Error> {
+) -> Result<(VirtioIommu, Wiring), Error> {
     let failed = |error| virtio(master, error);
     let function = master.function();
     let transport = Arc::new(PciTransport::new(function.clone()).map_err(failed)?);
-    // Some have no vectors.
-    let mut wiring = match Wiring::new(master) {
-        Ok(wiring) => Some(wiring),
-        Err(Error::Pci { error: PciError::NoCapability(_), .. }) => None,
-        Err(error) => return Err(error),
-    };
-    let vectors = wiring.as_ref().map(|wiring| wiring.vectors).unwrap_or_default();
-    let config = Config { name, spare, vectors, defer: Some(defer), ..Config::default() };
+    let mut wiring = Wiring::new(master)?;
+    let config = Config { name, spare, vectors: wiring.vectors, defer: Some(defer), ..Config::default() };
     let deadline = Deadline::after_millis(LIFECYCLE_MILLIS);
-    let driver = VirtioIommu::new(transport, master.device().clone(), faults, config, deadline).map_err(failed)?;
-    match (&mut wiring, wire) {
-        (Some(wiring), _) => {
-            wiring.connect(master, driver.config_handler().map_err(failed)?, driver.events().clone())?;
-        }
-        (None, Some(wire)) => {
-            interrupts::connect(wire, Priority::URGENT, driver.wired_handler().map_err(failed)?)?;
-            function.set_wired_interrupt(true);
-        }
-        (None, None) => log::warn!("{}: it has no interrupt; faults are not seen", driver.name()),
+    let driver =
+        VirtioIommu::new(transport.clone(), master.device().clone(), faults, config, deadline).map_err(failed)?;
+    match wiring.connect(master, &transport, driver.config_handler().map_err(failed)?, driver.events().clone()) {
+        Err(Error::NoInterrupt(_)) => log::warn!("{}: it has no interrupt; faults are not seen", driver.name()),
+        connected => connected?,
     }
     Ok((driver, wiring))
 }
@@ -139,6 +125,7 @@ fn spare(host: &PcieHost, bus: &Bus, this: IommuRef) -> Option<StreamId> {
 /// Lets the IOMMU's own messages through, where it is one of its own endpoints: to the doorbell, and nowhere else.
 fn own_messages(
     driver: &VirtioIommu,
+    master: &Master,
     host: &PcieHost,
     this: IommuRef,
     own: StreamId,
@@ -147,13 +134,13 @@ fn own_messages(
     let other = host.iommu_map.entries.iter().any(|entry| {
         entry.target == this && own.get().checked_sub(entry.output).is_some_and(|offset| offset < entry.count)
     });
-    let Some(doorbell) = interrupts::doorbell().filter(|_| !other) else { return Ok(None) };
+    let Some(doorbell) = master.doorbell().filter(|_| !other) else { return Ok(None) };
     let space = driver.create().map_err(|error| Error::Attach { name: name(), error })?;
     let page = driver.aperture().page_size().max(PAGE_SIZE);
     let phys = doorbell.align_down(page);
     let iova = IovaRange::new(Iova::new(phys.get()), page).unwrap_or_default();
     let run = PhysRange::new(phys, page).unwrap_or_default();
-    // SAFETY: the page holds the ITS's doorbell register and no memory.
+    // SAFETY: the page holds a doorbell register and no memory.
     unsafe { space.map(iova, &[run], Prot::WRITE | Prot::READ | Prot::MMIO) }
         .map_err(|error| Error::Doorbell { name: name(), error })?;
     match driver.attach(own, &space) {

@@ -1,4 +1,4 @@
-//! The CPU interface: system registers of the calling core.
+//! The CPU interface of a GICv3: system registers of the calling core.
 
 #[cfg(all(target_os = "none", target_arch = "aarch64"))]
 mod hardware {
@@ -33,10 +33,15 @@ mod hardware {
         id.into()
     }
 
+    /// Awaits all accesses of this core so far, also those to devices.
+    pub fn finish() {
+        barrier::dsb(barrier::SY);
+    }
+
     /// Ends the interrupt `id`, which this core acknowledged.
     pub fn end(id: u32) {
         // The handler's register writes, which silence a level-triggered device, come first.
-        barrier::dsb(barrier::SY);
+        finish();
         if let Ok(id) = IntId::try_from(id) {
             GicCpuInterface::end_interrupt(id, InterruptGroup::Group1);
         }
@@ -75,6 +80,7 @@ mod imagined {
         AFFINITY.get()
     }
     pub fn enable() {}
+    pub fn finish() {}
     pub fn acknowledge() -> u32 {
         PENDING.with_borrow_mut(Vec::pop).unwrap_or(1023)
     }

@@ -28,7 +28,8 @@ const CTLR_AFFINITY_ROUTING: u32 = 1 << 4;
 const CTLR_WRITE_PENDING: u32 = 1 << 31;
 
 pub(crate) struct Distributor {
-    regs: IrqMutex<GicDistributor<'static>>,
+    /// Whoever has the lock is the only one that accesses the registers.
+    regs: IrqMutex<Mmio>,
     /// The first interrupt ID after the SPIs.
     limit: u32,
     /// Bits of interrupt ID; LPIs need 14.
@@ -74,13 +75,8 @@ impl Distributor {
         if window.read32(CTLR) & CTLR_AFFINITY_ROUTING == 0 {
             return Err(GicError::Unsupported("affinity routing"));
         }
-        // SAFETY:
-        // - the window holds at least a `Gicd` (checked) and is mapped for ever (invariant of `Mmio`), page aligned;
-        // - nothing else accesses it from here on (caller), and this function's own accesses through `window` end here.
-        let pointer = unsafe { UniqueMmioPointer::new(window.as_ptr().cast::<Gicd>()) };
         let id_bits = (typer >> 19 & 0x1f) + 1;
-        let regs = IrqMutex::new(GicDistributor::new(pointer));
-        Ok(Self { regs, limit, id_bits, lpis: typer & 1 << 17 != 0 })
+        Ok(Self { regs: IrqMutex::new(window), limit, id_bits, lpis: typer & 1 << 17 != 0 })
     }
 
     /// The first interrupt ID after the SPIs.
@@ -98,28 +94,52 @@ impl Distributor {
         IntId::try_from(id).ok().filter(|_| valid).ok_or(GicError::NoSuchInterrupt(id))
     }
 
+    /// Has `arm-gic` change the registers of an SPI.
+    fn change(
+        &self,
+        id: u32,
+        change: impl FnOnce(&mut GicDistributor<'_>, IntId) -> Result<(), arm_gic::gicv3::GicError>,
+    ) -> Result<(), GicError> {
+        let spi = self.spi(id)?;
+        let window = self.regs.lock();
+        // SAFETY:
+        // - the window holds at least a `Gicd` (checked in `new`) and is mapped for ever (invariant of `Mmio`), page aligned;
+        // - nothing else accesses it (caller of `new`) while the lock is held, and the pointer ends before that.
+        let pointer = unsafe { UniqueMmioPointer::new(window.as_ptr().cast::<Gicd>()) };
+        change(&mut GicDistributor::new(pointer), spi).map_err(|_| GicError::NoSuchInterrupt(id))
+    }
+
     /// Configures and enables an SPI, and routes it to the core with `affinity`.
     pub fn enable(&self, id: u32, trigger: Trigger, priority: u8, affinity: u32) -> Result<(), GicError> {
-        let spi = self.spi(id)?;
-        let mut regs = self.regs.lock();
-        let failed = |_| GicError::NoSuchInterrupt(id);
-        regs.enable_interrupt(spi, false).map_err(failed)?;
-        regs.set_trigger(spi, trigger).map_err(failed)?;
-        regs.set_interrupt_priority(spi, priority).map_err(failed)?;
-        regs.set_routing(spi, Some(mpidr(affinity))).map_err(failed)?;
-        regs.enable_interrupt(spi, true).map_err(failed)
+        self.change(id, |regs, spi| {
+            regs.enable_interrupt(spi, false)?;
+            regs.set_trigger(spi, trigger)?;
+            regs.set_interrupt_priority(spi, priority)?;
+            regs.set_routing(spi, Some(mpidr(affinity)))?;
+            regs.enable_interrupt(spi, true)
+        })
     }
 
     /// Routes an SPI to the core with `affinity`.
     pub fn route(&self, id: u32, affinity: u32) -> Result<(), GicError> {
-        let spi = self.spi(id)?;
-        self.regs.lock().set_routing(spi, Some(mpidr(affinity))).map_err(|_| GicError::NoSuchInterrupt(id))
+        self.change(id, |regs, spi| regs.set_routing(spi, Some(mpidr(affinity))))
     }
 
     /// Disables an SPI. May be called from a handler; it takes effect soon, not at once.
     pub fn disable(&self, id: u32) -> Result<(), GicError> {
-        let spi = self.spi(id)?;
-        self.regs.lock().enable_interrupt(spi, false).map_err(|_| GicError::NoSuchInterrupt(id))
+        self.change(id, |regs, spi| regs.enable_interrupt(spi, false))
+    }
+
+    /// Enables an SPI that was configured before.
+    pub fn unmask(&self, id: u32) -> Result<(), GicError> {
+        self.change(id, |regs, spi| regs.enable_interrupt(spi, true))
+    }
+
+    /// Forgets that an SPI, which is disabled, is pending.
+    pub fn forget(&self, id: u32) -> Result<(), GicError> {
+        self.spi(id)?;
+        self.regs.lock().write32(ICPENDR + 4 * (id / 32) as usize, 1 << (id % 32));
+        Ok(())
     }
 }
 

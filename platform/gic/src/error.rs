@@ -9,12 +9,23 @@ pub enum GicError {
     /// The registers are not those of a GICv3 or GICv4.
     #[error("the distributor is of architecture revision {0}, not 3 or 4")]
     NotGicV3(u8),
+    /// The registers are not those of a GICv2.
+    #[error("the distributor is of architecture revision {0}, not 2")]
+    NotGicV2(u8),
     /// A register window is smaller than the architecture says.
     #[error("the {0} window is too small")]
     WindowTooSmall(&'static str),
     /// The hardware lacks something that this driver needs.
     #[error("the interrupt controller lacks {0}")]
     Unsupported(&'static str),
+    /// A message frame claims SPIs that there are not.
+    #[error("the message frame claims {count} interrupts from {first} on, which are not all shared interrupts")]
+    BadFrame {
+        /// The first interrupt ID.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
     /// No redistributor belongs to the calling core.
     #[error("no redistributor has affinity {0:#010x}")]
     NoRedistributor(u32),
@@ -27,8 +38,8 @@ pub enum GicError {
     /// The interrupt has a handler already.
     #[error("interrupt {0} has a handler already")]
     InUse(u32),
-    /// The machine has no ITS, or it does not do physical LPIs.
-    #[error("the machine has no interrupt translation service")]
+    /// The machine has no ITS (or it does not do physical LPIs), and no message frame of that number.
+    #[error("the machine has nothing that turns messages into interrupts")]
     NoMsi,
     /// The DeviceID is beyond what the ITS can tell apart.
     #[error("DeviceID {0:#x} is beyond the ITS's device table")]
@@ -39,6 +50,9 @@ pub enum GicError {
     /// All LPIs are in use.
     #[error("no LPI is free")]
     NoLpi,
+    /// All SPIs of the message frame are in use.
+    #[error("no interrupt of the message frame is free")]
+    NoSpi,
     /// The hardware did not accept a table.
     #[error("the hardware did not accept the {0} table")]
     TableRejected(&'static str),

@@ -1,7 +1,8 @@
-//! GICv3: distributor, redistributors, CPU interface, and the ITS that turns messages into LPIs (IHI 0069).
+//! GICv3 (IHI 0069): distributor, redistributors, CPU interface, and the ITS that turns messages into LPIs; GICv2 (IHI 0048); and
+//! the frames of GICv2m, which turn messages into SPIs of either.
 //!
-//! The CPU interface and the distributor's per-interrupt registers go through the crate `arm-gic`; bringing up
-//! redistributors, LPIs and the ITS is done here, since every wait must end.
+//! A GICv3's CPU interface and the distributor's per-interrupt registers go through the crate `arm-gic`; bringing up
+//! redistributors, LPIs and the ITS is done here, since every wait must end. Who uses a [`Gic`] does not see which one it is.
 //!
 //! # Interrupts
 //!
@@ -14,7 +15,8 @@
 //! | lock | guards | taken by handlers |
 //! |---|---|---|
 //! | distributor | its registers | to disable an interrupt nobody serves |
-//! | private | registers and settings of SGIs and PPIs | no |
+//! | private | registers and settings of SGIs and PPIs | of a GICv2: when another core has changed the settings |
+//! | frame | which SPIs of a message frame are given out | no |
 //! | LPI bitmap | which LPIs are given out | no |
 //! | ITS exclusive | what is mapped; waited for with a deadline, held across commands | no |
 //! | ITS devices | tables by DeviceID; inside ITS exclusive | no |
@@ -32,6 +34,7 @@ extern crate std;
 mod cpu;
 mod distributor;
 mod error;
+mod frame;
 #[allow(unsafe_code)] // `Gic::new` takes the registers on the caller's word.
 mod gic;
 mod its;
@@ -39,15 +42,19 @@ mod lpi;
 mod redistributor;
 mod regs;
 mod table;
+mod v2;
 
 #[cfg(test)]
 mod fake;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod v2_tests;
 
 pub use arm_gic::{IntId, Trigger};
 pub use error::GicError;
-pub use gic::{Gic, Msi, Priority, Region, Sgi, Stray};
+pub use frame::FrameConfig;
+pub use gic::{Gic, Msi, Priority, Region, Sgi, Source, Stray};
 
 /// The interrupt ID of SPI number `number`, as device trees count them.
 ///

@@ -26,11 +26,20 @@ fn counter() -> (Arc<AtomicUsize>, Arc<dyn base::irq::Handler>) {
 }
 
 fn one(machine: &Machine, device: u32) -> Msi {
-    machine.gic.allocate_msi(device, 1, index()).unwrap().remove(0)
+    machine.gic.allocate_msi(its(device), 1, index()).unwrap().remove(0)
+}
+
+fn its(device: u32) -> Source {
+    Source::Its { device }
+}
+
+fn device(msi: &Msi) -> u32 {
+    let Source::Its { device } = msi.source() else { panic!("{msi:?} is not the ITS's") };
+    device
 }
 
 fn raise(machine: &Machine, msi: &Msi) -> Option<(u16, u32)> {
-    machine.its.0.lock().unwrap().raise(msi.device(), msi.data())
+    machine.its.0.lock().unwrap().raise(device(msi), msi.data())
 }
 
 fn opcodes(machine: &Machine) -> Vec<u8> {
@@ -46,10 +55,10 @@ fn a_message_reaches_its_handler() {
         assert_eq!(raise(&machine, &msi), None, "disabled until it has a handler");
         let (count, handler) = counter();
         machine.gic.enable_msi(&msi, handler).unwrap();
-        assert_eq!(raise(&machine, &msi), Some((index() as u16, msi.lpi())));
-        machine.take(msi.lpi());
+        assert_eq!(raise(&machine, &msi), Some((index() as u16, msi.interrupt())));
+        machine.take(msi.interrupt());
         assert_eq!(count.load(Ordering::SeqCst), 1);
-        assert_eq!(cpu::ENDED.take(), [msi.lpi()]);
+        assert_eq!(cpu::ENDED.take(), [msi.interrupt()]);
         assert_eq!(machine.gic.stray(), Stray::default());
         let target = machine.its.0.lock().unwrap().collections[&(index() as u16)];
         assert_eq!(target, if by_address { 0x80a_0000 } else { 0 });
@@ -60,7 +69,7 @@ fn a_message_reaches_its_handler() {
 fn a_message_given_back_is_silent_and_its_numbers_return_after_discard_and_sync() {
     let machine = Machine::new(Quirks::default());
     let msi = one(&machine, DEVICE);
-    let (event, lpi) = (msi.data(), msi.lpi());
+    let (event, lpi) = (msi.data(), msi.interrupt());
     let (count, handler) = counter();
     machine.gic.enable_msi(&msi, handler).unwrap();
     let before = opcodes(&machine).len();
@@ -69,7 +78,7 @@ fn a_message_given_back_is_silent_and_its_numbers_return_after_discard_and_sync(
     assert_eq!(machine.its.0.lock().unwrap().raise(DEVICE, event), None);
     assert_eq!(Arc::strong_count(&count), 1, "the handler is dropped");
     let again = one(&machine, DEVICE);
-    assert_eq!((again.data(), again.lpi()), (event, lpi));
+    assert_eq!((again.data(), again.interrupt()), (event, lpi));
     assert_eq!(raise(&machine, &again), None, "the next owner's message starts disabled");
 }
 
@@ -80,7 +89,7 @@ fn a_message_can_be_moved_to_another_core() {
     machine.gic.enable_msi(&msi, Arc::new(|| {})).unwrap();
     let other = thread::scope(|scope| scope.spawn(|| machine.start(1)).join().unwrap());
     machine.gic.route_msi(&mut msi, other).unwrap();
-    assert_eq!(raise(&machine, &msi), Some((other as u16, msi.lpi())));
+    assert_eq!(raise(&machine, &msi), Some((other as u16, msi.interrupt())));
     assert_eq!(opcodes(&machine)[opcodes(&machine).len() - 3..], [0x01, 0x05, 0x05]);
     // Indices of threads that have ended are given out again, so this thread's may be any.
     let offline = (0..).find(|core| ![index(), other].contains(core)).unwrap();
@@ -91,12 +100,12 @@ fn a_message_can_be_moved_to_another_core() {
 #[test]
 fn several_messages_are_consecutive_and_aligned_and_share_a_device() {
     let machine = Machine::new(Quirks::default());
-    let first = machine.gic.allocate_msi(DEVICE, 1, index()).unwrap();
-    let three = machine.gic.allocate_msi(DEVICE, 3, index()).unwrap();
-    let four = machine.gic.allocate_msi(DEVICE, 4, index()).unwrap();
+    let first = machine.gic.allocate_msi(its(DEVICE), 1, index()).unwrap();
+    let three = machine.gic.allocate_msi(its(DEVICE), 3, index()).unwrap();
+    let four = machine.gic.allocate_msi(its(DEVICE), 4, index()).unwrap();
     let data = |all: &[Msi]| all.iter().map(Msi::data).collect::<Vec<_>>();
     assert_eq!((data(&first), data(&three), data(&four)), (vec![0], vec![4, 5, 6], vec![8, 9, 10, 11]));
-    let mut lpis: Vec<_> = first.iter().chain(&three).chain(&four).map(Msi::lpi).collect();
+    let mut lpis: Vec<_> = first.iter().chain(&three).chain(&four).map(Msi::interrupt).collect();
     lpis.dedup();
     assert_eq!(lpis.len(), 8);
     let mapped = opcodes(&machine).iter().filter(|opcode| **opcode == 0x08).count();
@@ -107,19 +116,19 @@ fn several_messages_are_consecutive_and_aligned_and_share_a_device() {
 fn requests_that_cannot_be_met_are_errors_and_leave_nothing_behind() {
     let machine = Machine::new(Quirks::default());
     let gic = &machine.gic;
-    assert_eq!(gic.allocate_msi(0x1_0000, 1, index()), Err(GicError::NoSuchDevice(0x1_0000)));
-    assert_eq!(gic.allocate_msi(DEVICE, 0, index()), Err(GicError::NoEvent(DEVICE)));
-    assert_eq!(gic.allocate_msi(DEVICE, 2049, index()), Err(GicError::NoEvent(DEVICE)));
-    assert_eq!(gic.allocate_msi(DEVICE, 8193, index()), Err(GicError::NoLpi));
-    assert_eq!(gic.allocate_msi(DEVICE, 1, 63), Err(GicError::CoreOffline(63)));
-    let full: Vec<_> = (0..4).flat_map(|device| gic.allocate_msi(device, 2048, index()).unwrap()).collect();
-    assert_eq!(full.iter().map(Msi::lpi).max(), Some(8192 + 8191));
-    assert_eq!(gic.allocate_msi(9, 1, index()), Err(GicError::NoLpi));
+    assert_eq!(gic.allocate_msi(its(0x1_0000), 1, index()), Err(GicError::NoSuchDevice(0x1_0000)));
+    assert_eq!(gic.allocate_msi(its(DEVICE), 0, index()), Err(GicError::NoEvent(DEVICE)));
+    assert_eq!(gic.allocate_msi(its(DEVICE), 2049, index()), Err(GicError::NoEvent(DEVICE)));
+    assert_eq!(gic.allocate_msi(its(DEVICE), 8193, index()), Err(GicError::NoLpi));
+    assert_eq!(gic.allocate_msi(its(DEVICE), 1, 63), Err(GicError::CoreOffline(63)));
+    let full: Vec<_> = (0..4).flat_map(|device| gic.allocate_msi(its(device), 2048, index()).unwrap()).collect();
+    assert_eq!(full.iter().map(Msi::interrupt).max(), Some(8192 + 8191));
+    assert_eq!(gic.allocate_msi(its(9), 1, index()), Err(GicError::NoLpi));
     for msi in full {
         gic.free_msi(msi).unwrap();
     }
-    assert_eq!(gic.allocate_msi(0, 2048, index()).map(|all| all.len()), Ok(2048));
-    assert_eq!(gic.allocate_msi(0, 1, index()), Err(GicError::NoEvent(0)));
+    assert_eq!(gic.allocate_msi(its(0), 2048, index()).map(|all| all.len()), Ok(2048));
+    assert_eq!(gic.allocate_msi(its(0), 1, index()), Err(GicError::NoEvent(0)));
 }
 
 #[test]
@@ -143,7 +152,7 @@ fn cores_allocate_and_free_at_once() {
             let machine = &machine;
             scope.spawn(move || {
                 for round in 0..200 {
-                    let all = machine.gic.allocate_msi(device / 2, 1 + round % 3, core).unwrap();
+                    let all = machine.gic.allocate_msi(its(device / 2), 1 + round % 3, core).unwrap();
                     for msi in &all {
                         machine.gic.enable_msi(msi, Arc::new(|| {})).unwrap();
                         assert!(raise(machine, msi).is_some());
@@ -162,36 +171,36 @@ fn cores_allocate_and_free_at_once() {
 fn an_its_that_does_not_answer_is_a_timeout_and_its_numbers_are_not_used_again() {
     let machine = Machine::new(Quirks::default());
     let msi = one(&machine, DEVICE);
-    let lpi = msi.lpi();
+    let lpi = msi.interrupt();
     machine.its.0.lock().unwrap().quirks.mute = true;
     let timed_out = GicError::TimedOut("the ITS did not consume its commands");
     let live = machine.memory.live.load(Ordering::SeqCst);
     assert_eq!(machine.gic.free_msi(msi), Err(timed_out));
-    assert_eq!(machine.gic.allocate_msi(DEVICE, 1, index()), Err(timed_out));
-    assert_eq!(machine.gic.allocate_msi(DEVICE + 1, 1, index()), Err(timed_out));
+    assert_eq!(machine.gic.allocate_msi(its(DEVICE), 1, index()), Err(timed_out));
+    assert_eq!(machine.gic.allocate_msi(its(DEVICE + 1), 1, index()), Err(timed_out));
     assert!(machine.memory.live.load(Ordering::SeqCst) > live, "a table the ITS may have taken is not freed");
     machine.its.0.lock().unwrap().quirks.mute = false;
     let next = one(&machine, DEVICE);
-    assert!(next.data() == 2 && next.lpi() != lpi, "{next:?}");
+    assert!(next.data() == 2 && next.interrupt() != lpi, "{next:?}");
     let events = machine.its.0.lock().unwrap().events.clone();
     assert_eq!(events.len(), 2, "the late command has mapped the event that was given up: {events:?}");
-    assert_eq!(events.values().filter(|(lpi, _)| *lpi == next.lpi()).count(), 1);
+    assert_eq!(events.values().filter(|(lpi, _)| *lpi == next.interrupt()).count(), 1);
 }
 
 #[test]
 fn an_its_that_stalls_is_dead() {
     let machine = Machine::new(Quirks { stall_at: Some(0x0a), ..Default::default() });
-    assert_eq!(machine.gic.allocate_msi(DEVICE, 1, index()), Err(GicError::Dead));
+    assert_eq!(machine.gic.allocate_msi(its(DEVICE), 1, index()), Err(GicError::Dead));
     machine.its.0.lock().unwrap().recover();
-    assert_eq!(machine.gic.allocate_msi(DEVICE, 1, index()), Err(GicError::Dead));
+    assert_eq!(machine.gic.allocate_msi(its(DEVICE), 1, index()), Err(GicError::Dead));
 }
 
 #[test]
 fn hardware_that_does_not_snoop_gets_non_cacheable_tables() {
     let machine = build(Quirks { no_snoop: true, ..Default::default() }, true).unwrap();
-    let its = |offset| regs::Registers::read64(&machine.its, offset);
+    let register = |offset| regs::Registers::read64(&machine.its, offset);
     for offset in [0x80, 0x100, 0x108] {
-        assert_eq!((its(offset) >> 59 & 7, its(offset) >> 10 & 3), (1, 0), "register {offset:#x}");
+        assert_eq!((register(offset) >> 59 & 7, register(offset) >> 10 & 3), (1, 0), "register {offset:#x}");
     }
     machine.redistributors[0].0.lock().unwrap().no_snoop = true;
     machine.start(0);
@@ -211,7 +220,7 @@ fn the_only_page_size_of_the_hardware_is_taken() {
         let value = regs::Registers::read64(&machine.its, 0x100);
         let bytes = ((value & 0xff) + 1) << (12 + 2 * page_size);
         assert_eq!((value >> 8 & 3, bytes), (page_size, 512 << 10), "64 Ki devices of 8 bytes");
-        assert!(machine.gic.allocate_msi(0xffff, 1, index()).is_ok());
+        assert!(machine.gic.allocate_msi(its(0xffff), 1, index()).is_ok());
     }
 }
 
@@ -220,8 +229,8 @@ fn without_an_its_there_are_no_messages_and_everything_else_works() {
     let machine = build(Quirks::default(), false).unwrap();
     machine.start(0);
     assert!(!machine.gic.has_msi());
-    assert_eq!(machine.gic.allocate_msi(DEVICE, 1, index()), Err(GicError::NoMsi));
-    assert_eq!(machine.gic.doorbell(), Err(GicError::NoMsi));
+    assert_eq!(machine.gic.allocate_msi(its(DEVICE), 1, index()), Err(GicError::NoMsi));
+    assert_eq!(machine.gic.doorbell(its(DEVICE)), Err(GicError::NoMsi));
     let (count, handler) = counter();
     machine.gic.enable(spi(1).unwrap(), Trigger::Level, Priority::NORMAL, handler).unwrap();
     machine.take(33);
@@ -272,7 +281,7 @@ fn an_interrupt_that_nobody_serves_is_counted_and_silenced() {
     assert_eq!(machine.distributor.read32(0x184), 1 << 8);
     let msi = one(&machine, DEVICE);
     machine.gic.enable_msi(&msi, Arc::new(|| {})).unwrap();
-    let other = msi.lpi() + 1;
+    let other = msi.interrupt() + 1;
     machine.take(other);
     machine.gic.irq_entry();
     assert_eq!(machine.gic.stray(), Stray { spurious: 1, unknown: 2 });
@@ -316,7 +325,7 @@ fn another_architecture_revision_is_refused() {
     window.write32(0xffe8, 0x20);
     let memory = machine_memory();
     // SAFETY: the window is ours alone.
-    let refused = unsafe { Gic::new(window, &[], None, memory) };
+    let refused = unsafe { Gic::new(window, &[], None, &[], memory) };
     assert_eq!(refused.err(), Some(GicError::NotGicV3(2)));
 }
 

@@ -85,6 +85,12 @@ pub enum PciError {
     /// The interrupt controller gave no message.
     #[error(transparent)]
     Msi(#[from] MsiError),
+    /// An interrupt line was asserted over and over by none of the functions that use it, and has been masked.
+    #[error("a PCI interrupt line was asserted by nobody that uses it, again and again: it is masked")]
+    LineMasked,
+    /// A function did not take its wired interrupt back, and has been cut off from the line.
+    #[error("{0} does not take its interrupt back: it has none any more")]
+    WireStuck(Bdf),
     /// Registers could not be mapped.
     #[error("the registers could not be mapped")]
     MapFailed,

@@ -215,6 +215,13 @@ impl FakeSpace {
         Arc::new(Self { root_bus, root: Mutex::new(root) })
     }
 
+    /// Sets 16 bits that a function reports, whether software could write them or not.
+    pub fn poke(&self, bdf: Bdf, offset: u16, value: u16) {
+        let mut root = self.root.lock().unwrap();
+        let set = &mut |function: &mut FakeFunction| function.set(usize::from(offset), &value.to_le_bytes());
+        Self::with(&mut root, self.root_bus, bdf, set);
+    }
+
     /// The functions as they stand.
     pub fn snapshot(&self) -> Vec<FakeFunction> {
         self.root.lock().unwrap().clone()
@@ -304,6 +311,10 @@ impl FakeMsi {
 }
 
 impl MsiController for FakeMsi {
+    fn has(&self, _: RequesterId, _: usize) -> bool {
+        true
+    }
+
     fn allocate(&self, requester: RequesterId, handler: Arc<dyn Handler>) -> Result<MsiMessage, MsiError> {
         let mut next = self.next.lock().unwrap();
         let data = *next;

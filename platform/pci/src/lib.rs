@@ -13,7 +13,7 @@
 //! # Locking
 //!
 //! One lock per function, for its Command register and capabilities; a bridge's after that of what is behind it. A single
-//! configuration access takes none.
+//! configuration access takes none. One lock per wired interrupt, outside the functions' (see `intx`).
 
 #![no_std]
 #![deny(unsafe_code)]
@@ -32,6 +32,7 @@ mod error;
 mod function;
 mod groups;
 mod host;
+mod intx;
 mod msi;
 mod scan;
 mod window;
@@ -49,6 +50,7 @@ pub use config::{CONFIG_SIZE, ConfigSpace, Ecam, Width};
 pub use error::{MsiError, PciError};
 pub use function::{Function, InterruptPin};
 pub use host::{Host, HostConfig, PciEnv};
-pub use msi::{Msi, MsiController, MsiMessage, Msix};
+pub use intx::{Line, LineControl, PATIENCE, Wire};
+pub use msi::{MessageGate, Msi, MsiController, MsiMessage, Msix, msix_bars};
 pub use scan::Ids;
 pub use window::{Window, WindowKind};

@@ -25,6 +25,9 @@ pub struct MsiMessage {
 
 /// Who turns messages into interrupts. Implemented by the board over its interrupt controller and IOMMU.
 pub trait MsiController: Send + Sync {
+    /// Whether `requester` could be given `count` interrupts now.
+    fn has(&self, requester: RequesterId, count: usize) -> bool;
+
     /// Allocates an interrupt for `requester` that calls `handler`, and returns the message that raises it. The interrupt is
     /// enabled on return.
     ///
@@ -131,6 +134,18 @@ impl Msix {
         }
     }
 
+    /// The gate of a vector's messages.
+    ///
+    /// # Errors
+    ///
+    /// [`PciError::NoVector`].
+    pub fn gate(&self, vector: u16) -> Result<MessageGate, PciError> {
+        if vector >= self.count() {
+            return Err(PciError::NoVector { vector, count: self.count() });
+        }
+        Ok(MessageGate(Gate::Vector { table: self.table, at: usize::from(vector) * MSIX_ENTRY + 12 }))
+    }
+
     /// Masks or unmasks a vector. A masked one is remembered as pending by the device. The write has arrived on return.
     ///
     /// # Errors
@@ -172,7 +187,54 @@ pub struct Msi {
     message: MsiMessage,
 }
 
+/// Lets a function's messages through, or not: for interrupts that are masked by their handler. A gate that outlives the
+/// [`Msi`] or [`Msix`] that it belongs to does nothing that matters.
+#[derive(Clone)]
+pub struct MessageGate(Gate);
+
+#[derive(Clone)]
+enum Gate {
+    /// A message of MSI-X: the function remembers that it is pending.
+    Vector { table: Mmio, at: usize },
+    /// MSI without masks of its own is enabled as a whole: what comes meanwhile is lost, and whoever opens the gate looks what it
+    /// was.
+    Whole { function: Arc<Function>, capability: u16 },
+}
+
+impl MessageGate {
+    /// Opens or shuts the gate. The write has arrived on return. Safe to call from handlers.
+    pub fn set(&self, open: bool) {
+        match &self.0 {
+            Gate::Vector { table, at } => {
+                table.write32(*at, if open { 0 } else { ENTRY_MASKED });
+                let _pushed = table.read32(*at);
+            }
+            Gate::Whole { function, capability } => {
+                function.update16(capability + MSI_CONTROL, |control| {
+                    if open { control | MSI_ENABLE } else { control & !MSI_ENABLE }
+                });
+            }
+        }
+    }
+}
+
+/// The BARs in which the table of MSI-X and its pending bits lie: whoever writes there says where interrupts go.
+pub fn msix_bars(function: &Function) -> [Option<u8>; 2] {
+    let Some(capability) = function.capability(id::MSIX) else { return [None; 2] };
+    [MSIX_TABLE, MSIX_PENDING].map(|register| Some((function.read_config32(capability.offset + register) & 7) as u8))
+}
+
 impl Msi {
+    /// The gate of the function's messages, to be had before they are enabled.
+    ///
+    /// # Errors
+    ///
+    /// [`PciError::NoCapability`].
+    pub fn gate(function: &Arc<Function>) -> Result<MessageGate, PciError> {
+        let capability = function.capability(id::MSI).ok_or(PciError::NoCapability("MSI"))?.offset;
+        Ok(MessageGate(Gate::Whole { function: function.clone(), capability }))
+    }
+
     /// Gives the function an interrupt that calls `handler`, and enables MSI with one vector.
     ///
     /// # Errors

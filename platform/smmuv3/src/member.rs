@@ -185,6 +185,11 @@ impl<R: Registers> Member<R> {
         })
     }
 
+    /// The tables, and whether they alone translate.
+    pub fn table(&self) -> (&PageTable, bool) {
+        (&self.walked.table, self.walked.parent.is_none())
+    }
+
     pub fn tag(&self) -> Tag {
         self.tag
     }

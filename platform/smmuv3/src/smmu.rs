@@ -20,7 +20,8 @@ use alloc::sync::Arc;
 use base::irq::Handler;
 use core::fmt;
 use iommu::contract::{AddressSpace, Iommu, TableMemory};
-use iommu::{AttachError, FaultSink, StreamId};
+use iommu::pgtable::{Geometry, Stage};
+use iommu::{AttachError, FaultSink, PhysAddr, StreamId};
 
 /// What the handle, the address spaces and the interrupt handlers share.
 pub(crate) struct Shared<R: Registers> {
@@ -87,6 +88,14 @@ impl<R: Registers> Smmu<R> {
     pub fn create_with(&self, request: &Request) -> Result<Arc<dyn AddressSpace>, AttachError> {
         let space = Space::new(&[&self.shared], request)?;
         Ok(base::fallible::arc(space).map_err(|_| AttachError::OutOfMemory)?)
+    }
+
+    /// Where the root of `space`'s tables is, and their shape: for whoever lets a processor walk them too. `None` for what is not a
+    /// stage 1 of this SMMU's that translates alone. The ASID of its context descriptor is the SMMU's own (ASET): what processors
+    /// have of the tables is tagged and invalidated by whoever has them walk it.
+    pub fn tables_of(&self, space: &Arc<dyn AddressSpace>) -> Option<(PhysAddr, Geometry)> {
+        let (table, alone) = Space::member(space, &self.shared)?.table();
+        (alone && table.geometry().stage() == Stage::One).then(|| (table.root(), *table.geometry()))
     }
 
     /// Gives the transactions of `stream` with SubstreamID `substream` (PCIe: PASID) the address space `space`, in place of what

@@ -36,7 +36,7 @@ use core::fmt;
 use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicU64, Ordering};
 use iommu::contract::{AddressSpace, Aperture};
-use iommu::pgtable::{PageTable, Unmapped};
+use iommu::pgtable::{Leaves, PageTable, Unmapped};
 use iommu::{AttachError, Iova, IovaRange, MapError, PhysAddr, PhysRange, Prot, RevokeError};
 
 /// Commands by address of one revocation beyond which everything of the space is invalidated instead. Walking a whole space
@@ -317,6 +317,10 @@ unsafe impl<R: Registers> AddressSpace for Space<R> {
 
     fn translate(&self, iova: Iova) -> Option<(PhysAddr, Prot)> {
         self.table.translate(iova)
+    }
+
+    fn leaves(&self, range: IovaRange) -> Option<Leaves> {
+        Some(self.table.leaves(range))
     }
 
     fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

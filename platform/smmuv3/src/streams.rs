@@ -10,7 +10,7 @@
 //!
 //! # Locking
 //!
-//! One [`IrqMutex`] around the table of streams. A change of an STE takes several invalidations and waits, during which no lock
+//! One [`IrqMutex`] around the table of streams; the heap's lock comes after it, when a stream is used for the first time. A change of an STE takes several invalidations and waits, during which no lock
 //! is held: the stream is marked as being changed instead, and whoever wants to change the same stream waits for the mark, with
 //! a deadline.
 //!
@@ -32,7 +32,6 @@ use crate::space::Space;
 use crate::spec::command::Command;
 use crate::spec::ste;
 use crate::strtab::Slot;
-use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::{Deadline, IrqMutex};
@@ -113,7 +112,23 @@ struct Plan {
 /// All streams that were ever attached.
 #[derive(Default)]
 pub(crate) struct Streams {
-    table: IrqMutex<BTreeMap<u32, Stream>>,
+    /// Sorted.
+    table: IrqMutex<Vec<(u32, Stream)>>,
+}
+
+/// The stream of this number. One that was never attached becomes one that is blocked, as its STE is.
+fn entry(table: &mut Vec<(u32, Stream)>, stream: StreamId) -> Result<&mut Stream, AttachError> {
+    let stream = stream.get();
+    let index = match table.binary_search_by_key(&stream, |(number, _)| *number) {
+        Ok(index) => index,
+        Err(index) => {
+            table.try_reserve(1).map_err(|_| AttachError::OutOfMemory)?;
+            table.insert(index, (stream, Stream::default()));
+            index
+        }
+    };
+    // It is there, or was just put there.
+    table.get_mut(index).map(|(_, entry)| entry).ok_or(AttachError::OutOfMemory)
 }
 
 /// Shares a value, if there is memory for that.
@@ -123,12 +138,16 @@ fn shared<T>(value: T) -> Result<Arc<T>, AttachError> {
 
 impl Streams {
     /// Marks `stream` as being changed, and says what it is now.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError::OutOfMemory`] for a stream that was never attached, [`AttachError::TimedOut`].
     fn begin(&self, stream: StreamId, deadline: Deadline) -> Result<Before, AttachError> {
         loop {
             let expired = deadline.has_passed();
             {
                 let mut table = self.table.lock();
-                let entry = table.entry(stream.get()).or_default();
+                let entry = entry(&mut table, stream)?;
                 if !entry.changing {
                     entry.changing = true;
                     return Ok(Before { treatment: entry.treatment.clone(), ats: entry.ats, stale: entry.stale });
@@ -144,7 +163,8 @@ impl Streams {
     /// Ends a change. Returns what the stream had, for the caller to drop with no lock held.
     fn end(&self, stream: StreamId, now: Option<(Treatment, bool)>, stale: bool) -> Option<Treatment> {
         let mut table = self.table.lock();
-        let entry = table.entry(stream.get()).or_default();
+        // It has been marked, so it is there.
+        let entry = entry(&mut table, stream).ok()?;
         entry.changing = false;
         entry.stale = stale;
         let (treatment, ats) = now?;
@@ -154,7 +174,7 @@ impl Streams {
 
     /// How many streams are not blocked.
     pub fn attached(&self) -> usize {
-        self.table.lock().values().filter(|stream| !matches!(stream.treatment, Treatment::Blocked)).count()
+        self.table.lock().iter().filter(|(_, stream)| !matches!(stream.treatment, Treatment::Blocked)).count()
     }
 }
 

@@ -106,6 +106,33 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// Waits until the device has no transfer under way. It has no reset: who takes it away from a driver takes it off the bus, and
+/// waits for what was begun to come to nothing.
+///
+/// # Errors
+///
+/// [`TestdevError::WrongDevice`], [`TestdevError::TimedOut`], [`TestdevError::Pci`].
+pub fn drain(function: &Function, deadline: Deadline) -> Result<(), TestdevError> {
+    if !Edu::matches(function) {
+        return Err(TestdevError::WrongDevice);
+    }
+    let regs = function.bar_part(0, 0, REGISTERS)?;
+    loop {
+        let expired = deadline.has_passed();
+        if regs.read64(REG_DMA_COMMAND) & COMMAND_RUN == 0 {
+            // Nor does an interrupt wait to be acknowledged by somebody who is gone.
+            regs.write32(REG_STATUS, 0);
+            regs.write32(REG_IRQ_ACK, regs.read32(REG_IRQ_STATUS));
+            return Ok(());
+        }
+        if expired {
+            return Err(TestdevError::TimedOut);
+        }
+        // It ends by its deadline, which is not an error here.
+        let _ = wait_until(Deadline::after_millis(1).min(deadline), || false);
+    }
+}
+
 impl Edu {
     /// Whether `function` is an edu.
     pub fn matches(function: &Function) -> bool {
@@ -114,7 +141,7 @@ impl Edu {
     }
 
     /// Takes the device and checks that it is alive. With `controller` it interrupts by message; without, only
-    /// [`Completion::Polling`] works. Bus mastering is the caller's to enable, and both DMA and messages need it.
+    /// [`Completion::Polling`] works until [`Edu::wired_handler`] serves its wire. Bus mastering is the caller's to enable, and both DMA and messages need it.
     ///
     /// # Errors
     ///
@@ -323,7 +350,12 @@ impl Edu {
     }
 
     /// Whether the device interrupts by message.
-    pub fn has_interrupt(&self) -> bool {
+    pub fn has_message(&self) -> bool {
         self.msi.is_some()
+    }
+
+    /// What serves the device's wired interrupt, where it does not interrupt by message.
+    pub fn wired_handler(&self) -> Arc<dyn Handler> {
+        self.shared.clone()
     }
 }

@@ -198,7 +198,7 @@ fn an_interrupt_that_is_asked_for_arrives() {
     edu.raise_interrupt(0x2, soon()).unwrap();
     assert_eq!(edu.interrupts(), 1);
     let silent = Edu::with_registers(edu_function(), FakeEdu::new(None), None).unwrap();
-    assert!(!silent.has_interrupt());
+    assert!(!silent.has_message());
     let past = Deadline::at(Instant::from_nanos(0));
     assert_eq!(silent.raise_interrupt(0x2, past), Err(TestdevError::TimedOut));
     assert_eq!(silent.factorial(5, soon()), Ok(120));

@@ -10,6 +10,7 @@
 //! None of its own.
 
 use crate::queue::{Failure, Queue, QueueOptions};
+use crate::spec::pci::isr;
 use crate::spec::{feature, status};
 use crate::transport::{self, Transport};
 use crate::{Error, Misbehaviour};
@@ -17,6 +18,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::Deadline;
 use base::fallible;
+use base::irq::Handler;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Milliseconds that a device gets for a reset when the driver is dropped without having been shut down.
@@ -224,11 +226,37 @@ impl ConfigHandler {
     }
 }
 
-impl base::irq::Handler for ConfigHandler {
+impl Handler for ConfigHandler {
     fn handle(&self) {
         self.changes.fetch_add(1, Ordering::AcqRel);
         self.check();
         base::notify();
+    }
+}
+
+/// Serves the wired interrupt of a device without vectors \[4.1.5.3\]: asks it why, which takes the interrupt back.
+pub struct Wired {
+    transport: Arc<dyn Transport>,
+    config: Arc<ConfigHandler>,
+    queue: Arc<dyn Handler>,
+}
+
+impl Wired {
+    /// Makes the handler of a device's configuration changes and its queues one.
+    pub fn new(transport: Arc<dyn Transport>, config: Arc<ConfigHandler>, queue: Arc<dyn Handler>) -> Self {
+        Self { transport, config, queue }
+    }
+}
+
+impl Handler for Wired {
+    fn handle(&self) {
+        let why = self.transport.interrupt_status();
+        if why & isr::CONFIG != 0 {
+            self.config.handle();
+        }
+        if why & isr::QUEUE != 0 {
+            self.queue.handle();
+        }
     }
 }
 

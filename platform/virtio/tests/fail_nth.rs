@@ -4,12 +4,10 @@
 //!
 //! Caught: `Core::add_queue`, `Core::start`, `Gpu::new` and `Backing::list` with an `Arc::new`.
 
+use base::failing::{self, Failing};
 use base::{Deadline, block_on, fallible};
 use dma::fakes::{FakeSystem, Hardware};
 use dma::{Bidirectional, Ladder, Mapped, PageSet};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-use std::ptr::null_mut;
 use std::sync::Arc;
 use virtio::Error;
 use virtio::blk::{Block, Options as BlockOptions};
@@ -17,57 +15,6 @@ use virtio::device::Vectors;
 use virtio::fakes::{FakeDevice, MemoryDisk, MemoryDisplay};
 use virtio::gpu::{Backing, Gpu, Options as GpuOptions};
 use virtio::spec::gpu::Format;
-
-thread_local! {
-    /// Allocations until one fails, on this thread; `u64::MAX` for never.
-    static LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
-    /// Bytes of the heap that this thread has and did not give back.
-    static BYTES: Cell<i64> = const { Cell::new(0) };
-}
-
-/// Whether the allocation that is being asked for fails.
-fn fails() -> bool {
-    match LEFT.get() {
-        u64::MAX => false,
-        0 => {
-            LEFT.set(u64::MAX);
-            true
-        }
-        left => {
-            LEFT.set(left - 1);
-            false
-        }
-    }
-}
-
-fn charge(bytes: usize, sign: i64) {
-    if !Hardware::is_entered() {
-        BYTES.set(BYTES.get() + sign * bytes as i64);
-    }
-}
-
-struct Failing;
-
-// SAFETY: everything is the system's allocator's, but for parked blocks, which came from here with their layout.
-unsafe impl GlobalAlloc for Failing {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let parked = fallible::take(layout);
-        if !parked.is_null() {
-            return parked;
-        }
-        if !Hardware::is_entered() && fails() {
-            return null_mut();
-        }
-        charge(layout.size(), 1);
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        charge(layout.size(), -1);
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
 
 #[global_allocator]
 static FAILING: Failing = Failing;
@@ -98,21 +45,20 @@ fn survives(
     host: &dma::fakes::FakeDevice,
     mut operation: impl FnMut() -> Result<(), Error>,
 ) -> u64 {
-    Hardware::fail_when(fails);
     // Once without: caches of the address allocator and the like, which are kept.
     operation().unwrap();
     let frames = system.memory.live_allocations();
     for n in 0.. {
-        let heap = BYTES.get();
-        LEFT.set(n);
+        let heap = failing::heap();
+        failing::arm(n);
         let result = operation();
-        let failed = LEFT.replace(u64::MAX) == u64::MAX;
+        let failed = failing::disarm();
         assert_eq!(system.memory.live_allocations(), frames, "failure {n} leaks memory: {result:?}");
         assert_eq!(host.device.stats().live_mappings, 0, "failure {n} leaves a mapping: {result:?}");
         assert_eq!(system.memory.violations(), Vec::<String>::new(), "failure {n}");
         match result {
             Ok(()) => {
-                assert_eq!(BYTES.get(), heap, "the heap has grown");
+                assert_eq!(failing::heap(), heap, "the heap has grown");
                 if !failed {
                     return n;
                 }
@@ -122,7 +68,7 @@ fn survives(
                 let text = error.to_string();
                 assert!(text.contains("memory"), "failure {n}: {text}");
                 drop((error, text));
-                assert_eq!(BYTES.get(), heap, "failure {n} leaks heap");
+                assert_eq!(failing::heap(), heap, "failure {n} leaks heap");
             }
         }
     }

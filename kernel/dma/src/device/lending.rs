@@ -238,15 +238,32 @@ impl Device {
         prot: Prot,
         site: Site,
     ) -> Result<Loan, Error> {
-        if let Backend::CopiedTranslated(_, copying) = &self.0.backend {
-            copying.check(runs, &self.0.name)?;
-        }
-        let prot = if self.0.coherent { prot } else { prot | Prot::NON_COHERENT };
+        let prot = self.reserved_prot(runs, prot)?;
         let range = IovaRange::new(iova, len).ok_or(Error::BadSize(len))?;
         // SAFETY: the caller's promise.
         unsafe { self.translated()?.map_reserved(range, runs, prot, &self.0.name) }?;
-        let slot = self.0.records.begin(range, prot, site);
-        Ok(self.loan(Segment { iova, len }, slot, Kind::Reserved, site))
+        Ok(self.loan_reserved(range, prot, site))
+    }
+
+    /// How what is linked is mapped, if it may be.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unreachable`] for what the device is to have copies of only.
+    pub(crate) fn reserved_prot(&self, runs: &[PhysRange], prot: Prot) -> Result<Prot, Error> {
+        match &self.0.backend {
+            _ if prot.contains(Prot::MMIO) => self.check_restricted(runs)?,
+            Backend::CopiedTranslated(_, copying) => copying.check(runs, &self.0.name)?,
+            _ => (),
+        }
+        let snooped = self.0.coherent || prot.contains(Prot::MMIO);
+        Ok(if snooped { prot } else { prot | Prot::NON_COHERENT })
+    }
+
+    /// The loan of what has been mapped at `range`, which somebody else has reserved.
+    pub(crate) fn loan_reserved(&self, range: IovaRange, prot: Prot, site: Site) -> Loan {
+        let slot = self.0.records.begin(range, prot - Prot::PAGEWISE, site);
+        self.loan(Segment { iova: range.start(), len: range.len() }, slot, Kind::Reserved, site)
     }
 
     /// Lends memory that no IOMMU translates for, and that is one segment.

@@ -10,7 +10,7 @@ use crate::translated::Translated;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use iommu::contract::AddressSpace;
-use iommu::{Iova, IovaError, IovaRange, MapError, RevokeError};
+use iommu::{Iova, IovaError, IovaRange, MapError, Prot, RevokeError};
 
 /// Why [`Device::lend_quickly`] did not.
 pub(crate) enum Refused {
@@ -183,6 +183,21 @@ impl Loan {
 
     pub(crate) fn count_lost(&self) {
         self.device.count_lost(self.whole);
+    }
+
+    /// Makes two of it: the first `at` bytes, which are fewer than all and some, and the rest. There is nothing special about it, its
+    /// range is somebody else's, and it can be revoked in these parts. On record it ends and two begin.
+    pub(crate) fn split(self, at: u64, prot: Prot) -> (Self, Self) {
+        let Self { device, whole, site, slot, kind, .. } = self;
+        let first = Segment { iova: whole.iova, len: at };
+        let second = Segment { iova: Iova::new(whole.iova.get() + at), len: whole.len - at };
+        let records = &device.0.records;
+        // The end first: the first part is recorded in its place.
+        records.end(slot, as_range(whole), site, site);
+        let [slot, other] =
+            [first, second].map(|segment| records.begin(as_range(segment), prot - Prot::PAGEWISE, site));
+        let second = device.loan(second, other, kind, site);
+        (Self { device, whole: first, site, slot, kind, special: None }, second)
     }
 
     /// Takes the handle of the device apart from the rest. Gives the loan back where something is special about it.

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "implements the unsafe traits of the contract")]
 
 use super::{FakeMemory, Hardware};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -21,8 +21,11 @@ use iommu::{
 struct Knobs {
     wedged: AtomicBool,
     no_privileges: AtomicBool,
+    caching: AtomicBool,
+    sync_fails: AtomicBool,
     maps_until_failure: AtomicU64,
     maps: AtomicU64,
+    syncs: AtomicU64,
     revocations: AtomicU64,
     on_revoke: IrqMutex<Option<OnRevoke>>,
 }
@@ -50,9 +53,12 @@ impl FakeIommu {
             name: name.into(),
             knobs: Arc::new(Knobs {
                 no_privileges: AtomicBool::new(false),
+                caching: AtomicBool::new(false),
+                sync_fails: AtomicBool::new(false),
                 wedged: AtomicBool::new(false),
                 maps_until_failure: AtomicU64::new(u64::MAX),
                 maps: AtomicU64::new(0),
+                syncs: AtomicU64::new(0),
                 revocations: AtomicU64::new(0),
                 on_revoke: IrqMutex::new(None),
             }),
@@ -77,6 +83,16 @@ impl FakeIommu {
         self.knobs.maps_until_failure.store(maps, Ordering::SeqCst);
     }
 
+    /// Remembers of pages that they are not mapped (or no longer), until that is invalidated: a mapping is not found before its sync.
+    pub fn caching(&self, caching: bool) {
+        self.knobs.caching.store(caching, Ordering::SeqCst);
+    }
+
+    /// Lets the next sync fail, after it has reached half of its ranges.
+    pub fn fail_sync(&self) {
+        self.knobs.sync_fails.store(true, Ordering::SeqCst);
+    }
+
     /// Calls `f` with each range that is being revoked, before its revocation has any effect.
     pub fn on_revoke(&self, f: impl Fn(IovaRange) + Send + Sync + 'static) {
         *self.knobs.on_revoke.lock() = Some(Arc::new(f));
@@ -85,6 +101,11 @@ impl FakeIommu {
     /// Mappings made.
     pub fn maps(&self) -> u64 {
         self.knobs.maps.load(Ordering::SeqCst)
+    }
+
+    /// Completions of mappings: one for each mapping by itself, one for each sync of many.
+    pub fn syncs(&self) -> u64 {
+        self.knobs.syncs.load(Ordering::SeqCst)
     }
 
     /// Revocations carried out, each with one completion.
@@ -184,6 +205,18 @@ struct Tables {
     table: Pages,
     /// What devices have translated: an entry stays until an invalidation completes.
     tlb: Pages,
+    /// Pages that are in the table, and of which it is remembered that they are not.
+    absent: BTreeSet<u64>,
+    /// The last page, by the first, of what is mapped as one: it is revoked as one.
+    units: BTreeMap<u64, u64>,
+}
+
+impl Tables {
+    /// Where the mapping begins that `page` and the page after it are both of, and that cannot be divided.
+    fn cut(&self, page: u64) -> Option<u64> {
+        let (first, last) = self.units.range(..=page).next_back()?;
+        (*last > page).then_some(*first)
+    }
 }
 
 impl Drop for FakeSpace {
@@ -205,8 +238,8 @@ impl FakeSpace {
         let mut state = self.state.lock();
         let cached = state.tlb.get(&page).copied();
         let (phys, prot) = match cached.or_else(|| state.table.get(&page).copied()) {
-            Some(entry) => entry,
-            None => return Err(FaultReason::NotMapped),
+            Some(entry) if !state.absent.contains(&page) => entry,
+            _ => return Err(FaultReason::NotMapped),
         };
         state.tlb.insert(page, (phys, prot));
         let needed = match access {
@@ -218,6 +251,15 @@ impl FakeSpace {
         }
         f(PhysAddr::new(phys + (iova.get() - page)));
         Ok(())
+    }
+
+    /// Has devices find what is mapped in `ranges`.
+    fn complete(&self, ranges: &[IovaRange]) {
+        let _hardware = Hardware::enter();
+        self.knobs.syncs.fetch_add(1, Ordering::SeqCst);
+        let mut state = self.state.lock();
+        let within = |page: &u64| ranges.iter().any(|range| range.contains(Iova::new(*page)));
+        state.absent.retain(|page| !within(page));
     }
 
     /// Pages that are mapped.
@@ -235,6 +277,13 @@ unsafe impl AddressSpace for FakeSpace {
     }
 
     unsafe fn map(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.map_unsynced(iova, runs, prot) }?;
+        self.complete(&[iova]);
+        Ok(())
+    }
+
+    unsafe fn map_unsynced(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
         let count = |left| match left {
             u64::MAX => None,
             0 => Some(u64::MAX),
@@ -261,7 +310,8 @@ unsafe impl AddressSpace for FakeSpace {
             return Err(MapError::LengthMismatch { iova: iova.len(), physical });
         }
         let unable = self.knobs.no_privileges.load(Ordering::SeqCst);
-        let prot = if unable { prot - Prot::PRIVILEGED } else { prot };
+        let pagewise = prot.contains(Prot::PAGEWISE);
+        let prot = if unable { prot - Prot::PRIVILEGED } else { prot } - Prot::PAGEWISE;
         let mut state = self.state.lock();
         if let Some((page, _)) = state.table.range(iova.start().get()..iova.end().get()).next() {
             return Err(MapError::AlreadyMapped(Iova::new(*page)));
@@ -270,15 +320,39 @@ unsafe impl AddressSpace for FakeSpace {
         for run in runs {
             for phys in (run.start().get()..run.end().get()).step_by(PAGE_SIZE as usize) {
                 state.table.insert(page, (phys, prot));
+                if self.knobs.caching.load(Ordering::SeqCst) {
+                    state.absent.insert(page);
+                }
                 page += PAGE_SIZE;
             }
+        }
+        if !pagewise {
+            state.units.insert(iova.start().get(), page - PAGE_SIZE);
         }
         self.knobs.maps.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 
+    fn sync(&self, ranges: &[IovaRange]) -> Result<(), MapError> {
+        let _hardware = Hardware::enter();
+        if self.knobs.sync_fails.swap(false, Ordering::SeqCst) {
+            let (half, _) = ranges.split_at(ranges.len() / 2);
+            self.complete(half);
+            return Err(MapError::Refused);
+        }
+        self.complete(ranges);
+        Ok(())
+    }
+
     fn revoke(&self, ranges: &[IovaRange]) -> Result<(), RevokeError> {
         let _hardware = Hardware::enter();
+        {
+            let state = self.state.lock();
+            let ends = |range: &IovaRange| [range.start().get().wrapping_sub(PAGE_SIZE), range.end().get() - PAGE_SIZE];
+            if let Some(first) = ranges.iter().flat_map(ends).find_map(|page| state.cut(page)) {
+                return Err(RevokeError::SplitsBlock(Iova::new(first)));
+            }
+        }
         let on_revoke = self.knobs.on_revoke.lock().clone();
         if let Some(f) = on_revoke {
             ranges.iter().for_each(|range| f(*range));
@@ -288,6 +362,8 @@ unsafe impl AddressSpace for FakeSpace {
         let mut state = self.state.lock();
         for range in ranges {
             for page in (range.start().get()..range.end().get()).step_by(PAGE_SIZE as usize) {
+                state.absent.remove(&page);
+                state.units.remove(&page);
                 if state.table.remove(&page).is_none() {
                     missing = missing.or(Some(Iova::new(page)));
                 }

@@ -249,6 +249,63 @@ fn what_lapsed_goes_when_the_device_is_shut_down() {
     assert_eq!((system.memory.live_allocations(), blk.device.stats().live_mappings), (0, 0));
 }
 
+/// Runs `f` on another core. (Of more than 64 threads some would share one.)
+fn elsewhere<T: Send>(f: impl Fn() -> T + Sync) -> T {
+    let here = base::cpu::index();
+    let run = || (base::cpu::index() != here).then(&f);
+    let tries = std::iter::repeat_with(|| std::thread::scope(|scope| scope.spawn(run).join().unwrap()));
+    tries.take(3).flatten().next().unwrap()
+}
+
+/// Caught: lapses that are the device's (the 128th in all flushes), a flush by amount that flushes the other core's too, a token
+/// that looks for its place on the core that it is on, and a `Device::flush` of this core alone.
+#[test]
+fn each_core_has_lapses_of_its_own_and_a_token_is_taken_or_dropped_on_any() {
+    let system = FakeSystem::new();
+    let blk = system.device("blk").unwrap();
+    let lapse = |count: usize| (0..count).map(|_| lapsed(&blk)).collect::<Vec<_>>();
+    let here = lapse(lazy::COUNT - 1);
+    let there = elsewhere(|| lapse(lazy::COUNT - 1));
+    assert_eq!((system.iommu.revocations(), blk.device.stats().live_mappings), (0, 2 * (lazy::COUNT as u64 - 1)));
+    // One more: this core's are flushed, exactly.
+    let last = lapsed(&blk);
+    assert_eq!(system.iommu.revocations(), 1);
+    assert!(here.iter().chain([&last]).all(|(_, token)| token.is_over()));
+    assert!(there.iter().all(|(iova, token)| !token.is_over() && blk.master.write(*iova, b"late").is_ok()));
+    let here = std::sync::Mutex::new(here);
+    elsewhere(|| here.lock().unwrap().drain(..).for_each(|(_, token)| drop(token.try_take().unwrap())));
+    // Dropped here, left to a flush there.
+    let mut there = there.into_iter();
+    let at: Vec<_> = there.by_ref().take(100).map(|(iova, token)| (drop(token), iova).1).collect();
+    assert!(at.iter().all(|iova| blk.master.write(*iova, b"late").is_ok()));
+    let (next, more) = (there.next().unwrap(), lapsed(&blk));
+    // Taken here, flushed there; this core's go on.
+    drop(next.1.take(soon()).unwrap());
+    assert_eq!(system.iommu.revocations(), 2);
+    assert!(!more.1.is_over() && there.all(|(_, token)| token.is_over()));
+    assert!(at.iter().all(|iova| blk.master.write(*iova, b"late").is_err()));
+    let other = elsewhere(|| lapsed(&blk));
+    blk.device.flush(soon()).unwrap();
+    assert!(more.1.is_over() && other.1.is_over());
+    drop((last, more, other));
+    assert_eq!((system.memory.live_allocations(), system.memory.violations()), (0, Vec::new()));
+}
+
+/// Caught: a failure that the other cores are not told of.
+#[test]
+fn after_a_flush_that_failed_on_one_core_mappings_end_strictly_on_all() {
+    let system = FakeSystem::new();
+    let blk = system.device("blk").unwrap();
+    let (_, token) = lapsed(&blk);
+    system.iommu.wedge(true);
+    elsewhere(|| blk.device.flush(soon()).unwrap());
+    assert!(matches!(token.try_take(), Err(Pending::Lost(_))));
+    system.iommu.wedge(false);
+    assert_eq!(blk.device.strictness(), Strictness::Always);
+    assert!(elsewhere(|| lapsed(&blk).1.is_over()));
+    assert_eq!((blk.device.stats().quarantined_pages, system.memory.violations()), (1, Vec::new()));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Map,

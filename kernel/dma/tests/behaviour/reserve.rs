@@ -60,7 +60,7 @@ fn neither_the_allocator_nor_map_at_hits_a_live_reservation() {
     assert!(edu.device.map::<ToDevice, _>(pages(&edu, 64)).is_ok());
 }
 
-/// Caught: a `Link` whose loan gives its range to the allocator (`Origin::Allocated`), an unlink that does not revoke.
+/// Caught: a `Link` whose loan gives its range to the allocator (`Kind::Plain`), an unlink that does not revoke.
 #[test]
 fn what_is_linked_is_reached_at_its_offset_until_it_is_unlinked() {
     let system = FakeSystem::new();

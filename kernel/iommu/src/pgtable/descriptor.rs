@@ -66,7 +66,7 @@ impl Templates {
     ///
     /// # Errors
     ///
-    /// [`MapError::BadProt`] without read and write.
+    /// [`MapError::BadProt`] without read and write, and for what could be both written and executed.
     #[inline]
     pub fn get(&self, prot: Prot) -> Result<Template, MapError> {
         let template = self.0[usize::from(prot.bits()) & (PROTS - 1)];
@@ -76,12 +76,14 @@ impl Templates {
 
 impl Template {
     fn new(stage: Stage, prot: Prot) -> Self {
-        if !prot.intersects(Prot::READ | Prot::WRITE) {
+        let writable_code = prot.contains(Prot::WRITE | Prot::EXECUTE);
+        if !prot.intersects(Prot::READ | Prot::WRITE) || writable_code {
             return Self(EMPTY);
         }
         let common = VALID | AF;
         Self(match stage {
-            Stage::One => common | S1_NG | S1_PXN | S1_UXN | stage1(prot),
+            Stage::One => common | S1_NG | S1_PXN | stage1(prot),
+            // (A stage 2 is no process's.)
             Stage::Two => common | S2_XN | stage2(prot),
         })
     }
@@ -105,7 +107,8 @@ fn stage1(prot: Prot) -> u64 {
     };
     let read_only = if prot.contains(Prot::WRITE) { 0 } else { S1_AP_READ_ONLY };
     let unprivileged = if prot.contains(Prot::PRIVILEGED) { 0 } else { S1_AP_UNPRIVILEGED };
-    memory | read_only | unprivileged
+    let never_executed = if prot.contains(Prot::EXECUTE) { 0 } else { S1_UXN };
+    memory | read_only | unprivileged | never_executed
 }
 
 fn stage2(prot: Prot) -> u64 {
@@ -129,6 +132,7 @@ pub(super) fn decode(stage: Stage, leaf: u64) -> Prot {
             prot |= Prot::READ;
             prot.set(Prot::WRITE, leaf & S1_AP_READ_ONLY == 0);
             prot.set(Prot::PRIVILEGED, leaf & S1_AP_UNPRIVILEGED == 0);
+            prot.set(Prot::EXECUTE, leaf & S1_UXN == 0);
             let index = (leaf & S1_ATTR) >> S1_ATTR_SHIFT;
             prot.set(Prot::MMIO, index == u64::from(MAIR_DEVICE));
             prot.set(Prot::NON_COHERENT, index == u64::from(MAIR_NON_CACHEABLE));

@@ -30,6 +30,7 @@
 
 mod descriptor;
 mod geometry;
+mod leaves;
 mod map;
 mod node;
 mod run;
@@ -40,6 +41,7 @@ mod walk;
 
 pub use descriptor::{MAIR, MAIR_DEVICE, MAIR_NON_CACHEABLE, MAIR_WRITE_BACK};
 pub use geometry::{Geometry, Granule, Stage};
+pub use leaves::Leaves;
 pub use unmap::Unmapped;
 
 use crate::contract::TableMemory;

@@ -6,13 +6,13 @@
 //
 // Boot protocol: Linux Documentation/arch/arm64/booting. Registers: Arm DDI 0487.
 
-.set MAIR,           0x44ff0400          // 0 Device-nGnRnE, 1 Device-nGnRE, 2 Normal write-back, 3 Normal non-cacheable
+.set MAIR,           0x000444ff          // 0 Normal write-back, 1 Normal non-cacheable, 2 Device-nGnRE, 3 Device-nGnRnE
 .set TCR_BASE,       0x00000000b5103510  // 48-bit halves, 4 KiB granules, walks inner-shareable write-back
 .set SCTLR_MMU_OFF,  0x30d00800          // RES1 bits only
 .set SCTLR_MMU_ON,   0x30d0180d          // and M, C, SA, I
-.set BLOCK_RWX,      0x0040000000000709  // UXN, AF, inner-shareable, Normal, block
-.set BLOCK_RX,       0x0040000000000789  // the same, read-only
-.set BLOCK_R,        0x0060000000000789  // the same, never executable
+.set BLOCK_RWX,      0x0040000000000701  // UXN, AF, inner-shareable, Normal, block
+.set BLOCK_RX,       0x0040000000000781  // the same, read-only
+.set BLOCK_R,        0x0060000000000781  // the same, never executable
 .set STACKS_SHIFT_,   6                   // log2 of the size of `percore::Stacks`
 
 .section .head.text, "ax"

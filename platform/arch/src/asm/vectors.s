@@ -5,7 +5,10 @@
 // and continues on the core's emergency stack; one more, while that stack is in use, is the end.
 //
 // The frame (`exception::Frame`) holds all general and SIMD registers: handlers are compiled Rust, which may use any of them.
-// There is no EL0, so TPIDR_EL0 and TPIDRRO_EL0 are free as scratch registers.
+// The kernel uses TPIDR_EL0 and TPIDRRO_EL0 as scratch registers; a process's TPIDR_EL0 is in its context (`user.s`).
+//
+// An exception from EL0 is no call: it comes through the third group, saves the process's registers in its context, and goes on
+// in the kernel where `user_enter` was called, on the main stack.
 
 .set FRAME_SIZE, 832
 
@@ -23,6 +26,13 @@
     b       enter_\group
 .endm
 
+.macro user_vector kind
+    .balign 0x80
+    stp     x0, x1, [sp, #-16]!
+    mov     x1, #\kind
+    b       user_leave
+.endm
+
 .section .text.vectors, "ax"
 .balign 0x800
 .global exception_vectors
@@ -35,11 +45,11 @@ exception_vectors:
     vector  1, nested
     vector  2, nested
     vector  3, nested
-    vector  4, main                      // a lower EL: there is none
-    vector  4, main
-    vector  4, main
-    vector  4, main
-    vector  4, main
+    user_vector 0                        // EL0
+    user_vector 1
+    user_vector 2
+    user_vector 3
+    vector  4, main                      // EL0 in AArch32: nothing runs so
     vector  4, main
     vector  4, main
     vector  4, main

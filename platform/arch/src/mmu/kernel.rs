@@ -1,5 +1,6 @@
 //! The tables of the running kernel.
 
+use super::runs;
 use super::tables::{self, MapError, Tables, Use};
 use crate::layout::{self, LINEAR_BASE, LINEAR_LIMIT, PAGE_SIZE};
 use crate::mmio::Mmio;
@@ -246,6 +247,12 @@ pub(crate) fn drop_identity() {
     unsafe { asm!("tlbi vmalle1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
 }
 
+/// Empties this core's lower half again: nothing that a process may have named can be reached. Interrupts are masked.
+pub(crate) fn leave_user() {
+    TTBR0_EL1.set(EMPTY.load(Ordering::Relaxed));
+    barrier::isb(barrier::SY);
+}
+
 /// Maps the `len` bytes of device registers at physical address `phys`, Device-nGnRE.
 ///
 /// The address need not be aligned to a page; whole pages are mapped. What is mapped already is not mapped again.
@@ -421,6 +428,64 @@ fn unmap_now(base: u64, limit: u64, memory: Physical) -> Result<(), MapError> {
     // Blocks only, or pages among them.
     invalidate(base + start..base + end, if leaves * BLOCK == len { BLOCK } else { PAGE });
     Ok(())
+}
+
+/// Maps `runs` of memory one after another at `va`, in the part of the address space for that, by the largest leaves that lie so.
+///
+/// # Errors
+///
+/// [`MapError`]; nothing is mapped then.
+///
+/// # Safety
+///
+/// Wherever else the memory is mapped it has the same attributes, and nothing that is mapped at `va` was forgotten to be taken away.
+pub unsafe fn map_virtual(va: u64, runs: impl Iterator<Item = Physical>, purpose: Use) -> Result<(), MapError> {
+    let outside = MapError::NotPages { va, pa: 0, len: 0 };
+    let offset = va.checked_sub(layout::VIRTUAL_BASE).ok_or(outside)?;
+    let mut left = layout::VIRTUAL_LEN.checked_sub(offset).ok_or(outside)?;
+    let mut space = SPACE.lock();
+    let space = &mut *space;
+    let root = space.root.ok_or(MapError::TooEarly)?;
+    let runs = runs.map(|Range { start, end }| {
+        let len = end.saturating_sub(start);
+        // What would leave the part is refused as no run at all.
+        match left.checked_sub(len) {
+            Some(rest) => left = rest,
+            None => return (start, 0),
+        }
+        (start, len)
+    });
+    runs::map_runs(&mut space.source, root, va, runs, purpose)?;
+    publish();
+    Ok(())
+}
+
+/// Takes away all that [`map_virtual`] mapped at `va`, `len` bytes. When this returns, no core reaches it there any more.
+///
+/// # Errors
+///
+/// [`MapError`]; nothing has changed then.
+///
+/// # Safety
+///
+/// No pointer to it is used any more.
+pub unsafe fn unmap_virtual(va: u64, len: u64) -> Result<(), MapError> {
+    let offset = va.checked_sub(layout::VIRTUAL_BASE).ok_or(MapError::NotMapped(va))?;
+    if layout::VIRTUAL_LEN.checked_sub(offset).is_none_or(|left| left < len) {
+        return Err(MapError::NotMapped(va));
+    }
+    let space = SPACE.lock();
+    let root = space.root.ok_or(MapError::TooEarly)?;
+    tables::unmap(&space.source, root, va, len, |_| ())?;
+    invalidate(va..va + len, PAGE);
+    Ok(())
+}
+
+/// Calls `leaf` with the size of each leaf that maps a byte of the `len` bytes at `va`, and whether it carries the Contiguous bit.
+pub fn virtual_leaves(va: u64, len: u64, leaf: impl FnMut(u64, bool)) {
+    let space = SPACE.lock();
+    let Some(root) = space.root else { return };
+    runs::for_each_leaf(&space.source, root, va, len, leaf);
 }
 
 /// Drops what any core's TLB has of the leaves in `range`, none smaller than `step`, which are gone from the tables.

@@ -23,22 +23,23 @@ pub enum Use {
     Device,
 }
 
-const VALID: u64 = 1;
-const TABLE_OR_PAGE: u64 = 1 << 1;
+pub(super) const VALID: u64 = 1;
+pub(super) const TABLE_OR_PAGE: u64 = 1 << 1;
 const READ_ONLY: u64 = 1 << 7;
 const INNER_SHAREABLE: u64 = 3 << 8;
 const ACCESSED: u64 = 1 << 10;
 const PXN: u64 = 1 << 53;
 const UXN: u64 = 1 << 54;
-const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
+pub(super) const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 
-/// MAIR_EL1 as the entry code sets it.
-const DEVICE_NGNRE: u64 = 1 << 2;
-const NORMAL: u64 = 2 << 2;
-const NORMAL_NON_CACHEABLE: u64 = 3 << 2;
+/// MAIR_EL1 as the entry code sets it. The first three are what IOMMUs have, so that one table can be walked by both.
+pub const MAIR: u64 = 0x0004_44ff;
+const NORMAL: u64 = 0 << 2;
+const NORMAL_NON_CACHEABLE: u64 = 1 << 2;
+const DEVICE_NGNRE: u64 = 2 << 2;
 
 impl Use {
-    const fn bits(self) -> u64 {
+    pub(super) const fn bits(self) -> u64 {
         let common = VALID | ACCESSED | UXN;
         common
             | match self {
@@ -100,11 +101,11 @@ pub trait Tables {
     fn entry(&self, table: u64, index: usize) -> &AtomicU64;
 }
 
-const fn span(level: u32) -> u64 {
+pub(super) const fn span(level: u32) -> u64 {
     1 << (39 - 9 * level)
 }
 
-const fn index(va: u64, level: u32) -> usize {
+pub(super) const fn index(va: u64, level: u32) -> usize {
     (va / span(level) % 512) as usize
 }
 
@@ -235,26 +236,26 @@ pub fn first_mapped(tables: &impl Tables, root: u64, va: u64, len: u64) -> Optio
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod fake {
     use super::*;
     use std::boxed::Box;
     use std::vec::Vec;
 
     /// Tables at made-up physical addresses: 0x1000 times (position + 1).
-    struct Fake {
-        tables: Vec<Box<[AtomicU64; 512]>>,
-        limit: usize,
+    pub struct Fake {
+        pub tables: Vec<Box<[AtomicU64; 512]>>,
+        pub limit: usize,
     }
 
     impl Fake {
-        fn new(limit: usize) -> (Self, u64) {
+        pub fn new(limit: usize) -> (Self, u64) {
             let mut fake = Self { tables: Vec::new(), limit };
             let root = fake.allocate().unwrap();
             (fake, root)
         }
 
         /// The physical address and rights of `va`, by an independent walk.
-        fn walk(&self, root: u64, va: u64) -> Option<(u64, u64)> {
+        pub fn walk(&self, root: u64, va: u64) -> Option<(u64, u64)> {
             let mut table = root;
             for (level, shift) in [39, 30, 21, 12].into_iter().enumerate() {
                 let entry = self.entry(table, (va >> shift & 511) as usize).load(Ordering::Relaxed);
@@ -287,6 +288,13 @@ mod tests {
             &self.tables[(table / 0x1000) as usize - 1][index]
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fake::Fake;
+    use super::*;
+    use std::vec::Vec;
 
     const VA: u64 = 0xffff_0000_0000_0000;
 

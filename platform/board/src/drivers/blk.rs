@@ -1,19 +1,24 @@
 //! virtio-blk as a disk, and as a device that strays.
 
-use super::{LIFECYCLE_MILLIS, Wiring, virtio};
+use super::{LIFECYCLE_MILLIS, Signal, Wiring, virtio};
 use crate::{Error, Master};
 use ::virtio::blk::{Block, Options, Transfer};
 use ::virtio::transport::PciTransport;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use base::Deadline;
+use core::future::Future;
 use core::ops::Range;
-use dma::{Device, Lent};
+use core::pin::Pin;
+use core::task::{Context, Poll};
+use dma::{Device, Fence, Job, Lent};
 use iommu::Iova;
 use kernel::class::{Disk, Stray};
 
 /// Bytes of a virtio sector, whatever the block size.
 const SECTOR: u64 = 512;
+/// Milliseconds for which a transfer waits for those who use the shared buffer that it is for.
+const TURN_MILLIS: u64 = 10_000;
 /// Bytes of the stray transfer: more than a machine emulator may replace by a buffer of its own.
 const STRAY: u64 = 8192;
 
@@ -21,7 +26,7 @@ const STRAY: u64 = 8192;
 pub struct BlockDisk {
     // In the order of dropping: the driver resets the device, then its vectors go.
     block: Block,
-    _wiring: Wiring,
+    wiring: Wiring,
     master: Master,
 }
 
@@ -34,7 +39,7 @@ impl BlockDisk {
     pub fn start(master: Master) -> Result<Self, Error> {
         master.release()?;
         match Self::try_start(&master) {
-            Ok((block, wiring)) => Ok(Self { block, _wiring: wiring, master }),
+            Ok((block, wiring)) => Ok(Self { block, wiring, master }),
             Err(error) => {
                 // The first error says why; that the device could not even be stopped is for the log.
                 if let Err(second) = master.arrest() {
@@ -51,14 +56,19 @@ impl BlockDisk {
         let mut wiring = Wiring::new(master)?;
         let options = Options { vectors: wiring.vectors, ..Options::default() };
         let deadline = Deadline::after_millis(LIFECYCLE_MILLIS);
-        let block = Block::new(transport, master.device().clone(), &options, deadline).map_err(failed)?;
-        wiring.connect(master, block.config_handler().map_err(failed)?, block.queue_handler())?;
+        let block = Block::new(transport.clone(), master.device().clone(), &options, deadline).map_err(failed)?;
+        wiring.connect(master, &transport, block.config_handler().map_err(failed)?, block.queue_handler())?;
         Ok((block, wiring))
     }
 
     /// The driver itself.
     pub fn block(&self) -> &Block {
         &self.block
+    }
+
+    /// How it interrupts.
+    pub fn signal(&self) -> Signal {
+        self.wiring.signal()
     }
 
     /// The bus master.
@@ -72,7 +82,7 @@ impl BlockDisk {
     ///
     /// [`Error::Virtio`] where it does not finish the reset, [`Error::Pci`], [`Error::Dma`].
     pub fn stop(self) -> Result<(), Error> {
-        let Self { block, _wiring: wiring, master } = self;
+        let Self { block, wiring, master } = self;
         let reset = block.shut_down(Deadline::after_millis(LIFECYCLE_MILLIS)).map_err(|error| virtio(&master, error));
         drop(wiring);
         master.arrest()?;
@@ -82,7 +92,7 @@ impl BlockDisk {
 
 impl Disk for BlockDisk {
     type Error = ::virtio::Error;
-    type Transfer = Transfer;
+    type Transfer = Ordered;
 
     fn device(&self) -> &Device {
         self.block.device()
@@ -100,13 +110,43 @@ impl Disk for BlockDisk {
         self.block.largest_transfer(loan, offset)
     }
 
-    fn read<L: Lent>(&self, block: u64, loan: &Arc<L>, range: Range<u64>) -> Result<Transfer, ::virtio::Error> {
+    /// Others who use a shared buffer are waited for, and wait until this is over.
+    fn read<L: Lent>(&self, block: u64, loan: &Arc<L>, range: Range<u64>) -> Result<Ordered, ::virtio::Error> {
         let sector = block.saturating_mul(u64::from(self.block_size()) / SECTOR);
-        self.block.read(sector, loan, range)
+        let Some(job) = Job::begin(loan, Deadline::after_millis(TURN_MILLIS))? else {
+            return Ok(Ordered { transfer: self.block.read(sector, loan, range)?, fence: None });
+        };
+        let transfer = self.block.read(sector, &job, range)?;
+        let watch = transfer.watch().and_then(|watch| base::fallible::arc(watch).ok());
+        if let Some(watch) = watch {
+            job.watch(watch);
+        }
+        // (Without memory to look by, others wait until the queue has let go of the job.)
+        Ok(Ordered { transfer, fence: Some(job.fence()) })
     }
 
     fn wait_for_room(&self, deadline: Deadline) -> Result<(), ::virtio::Error> {
         self.block.wait_for_room(deadline)
+    }
+}
+
+/// A transfer, and what others who use the same buffer wait for.
+#[must_use = "only the result says whether the transfer succeeded"]
+pub struct Ordered {
+    transfer: Transfer,
+    fence: Option<Fence>,
+}
+
+impl Future for Ordered {
+    type Output = Result<(), ::virtio::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { transfer, fence } = &mut *self;
+        // Before the queue lets go of the job: who comes later has to know that it failed.
+        if let Some(fence) = fence.as_ref().filter(|fence| fence.outcome() == Some(false)) {
+            fence.fail();
+        }
+        Pin::new(transfer).poll(context)
     }
 }
 

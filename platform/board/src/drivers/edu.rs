@@ -1,11 +1,13 @@
 //! edu as a device that strays.
 
+use super::Signal;
 use crate::{Error, Master};
 use alloc::string::{String, ToString};
 use base::Deadline;
 use dma::Device;
 use iommu::Iova;
 use kernel::class::Stray;
+use pci::{Wire, capability};
 use testdev::edu::{Completion, Edu};
 
 /// Bytes of the stray transfer.
@@ -13,7 +15,9 @@ const STRAY: u32 = 64;
 
 /// A started edu.
 pub struct EduStray {
+    // In the order of dropping: a message, or the wire.
     edu: Edu,
+    wire: Option<Wire>,
     master: Master,
 }
 
@@ -25,20 +29,34 @@ impl EduStray {
     /// [`Error::TestDevice`], [`Error::Pci`].
     pub fn start(master: Master) -> Result<Self, Error> {
         master.release()?;
-        match Edu::new(master.function().clone(), Some(master.messages())) {
-            Ok(edu) => Ok(Self { edu, master }),
+        match Self::try_start(&master) {
+            Ok((edu, wire)) => Ok(Self { edu, wire, master }),
             Err(error) => {
                 if let Err(second) = master.arrest() {
                     log::error!("{second}");
                 }
-                Err(Error::TestDevice { name: master.device().name().to_string(), error })
+                Err(error)
             }
         }
+    }
+
+    fn try_start(master: &Master) -> Result<(Edu, Option<Wire>), Error> {
+        let (function, messages) = (master.function(), master.messages());
+        let by_message = function.capability(capability::MSI).is_some() && messages.has(function.requester_id(), 1);
+        let edu = Edu::new(function.clone(), by_message.then_some(messages))
+            .map_err(|error| Error::TestDevice { name: master.device().name().to_string(), error })?;
+        let wire = if by_message { None } else { Some(master.connect_wire(edu.wired_handler())?) };
+        Ok((edu, wire))
     }
 
     /// The driver itself.
     pub fn edu(&self) -> &Edu {
         &self.edu
+    }
+
+    /// How it interrupts.
+    pub fn signal(&self) -> Signal {
+        if self.wire.is_some() { Signal::Wire } else { Signal::Message }
     }
 
     /// The bus master.
@@ -52,8 +70,9 @@ impl EduStray {
     ///
     /// [`Error::Pci`], [`Error::Dma`].
     pub fn stop(self) -> Result<(), Error> {
-        drop(self.edu);
-        self.master.arrest()
+        let Self { edu, wire, master } = self;
+        drop((edu, wire));
+        master.arrest()
     }
 }
 

@@ -1,6 +1,6 @@
 //! virtio-gpu as a screen, and as a device that strays.
 
-use super::{LIFECYCLE_MILLIS, Wiring, virtio};
+use super::{LIFECYCLE_MILLIS, Signal, Wiring, virtio};
 use crate::{Error, Master};
 use ::virtio::gpu::{Backing, Gpu, Options, Resource};
 use ::virtio::spec::gpu::Format;
@@ -8,7 +8,7 @@ use ::virtio::transport::PciTransport;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use base::{Deadline, block_on};
-use dma::{Device, Lent};
+use dma::{Device, Job, Lent};
 use iommu::Iova;
 use kernel::class::{Frame, PixelOrder, Screen, Stray};
 
@@ -19,7 +19,7 @@ const STRAY_SIDE: u32 = 64;
 pub struct GpuScreen {
     // In the order of dropping: the driver resets the device, then its vectors go.
     gpu: Gpu,
-    _wiring: Wiring,
+    wiring: Wiring,
     master: Master,
 }
 
@@ -32,7 +32,7 @@ impl GpuScreen {
     pub fn start(master: Master) -> Result<Self, Error> {
         master.release()?;
         match Self::try_start(&master) {
-            Ok((gpu, wiring)) => Ok(Self { gpu, _wiring: wiring, master }),
+            Ok((gpu, wiring)) => Ok(Self { gpu, wiring, master }),
             Err(error) => {
                 // The first error says why; that the device could not even be stopped is for the log.
                 if let Err(second) = master.arrest() {
@@ -49,14 +49,19 @@ impl GpuScreen {
         let mut wiring = Wiring::new(master)?;
         let options = Options { vectors: wiring.vectors };
         let deadline = Deadline::after_millis(LIFECYCLE_MILLIS);
-        let gpu = Gpu::new(transport, master.device().clone(), &options, deadline).map_err(failed)?;
-        wiring.connect(master, gpu.config_handler().map_err(failed)?, gpu.queue_handler())?;
+        let gpu = Gpu::new(transport.clone(), master.device().clone(), &options, deadline).map_err(failed)?;
+        wiring.connect(master, &transport, gpu.config_handler().map_err(failed)?, gpu.queue_handler())?;
         Ok((gpu, wiring))
     }
 
     /// The driver itself.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// How it interrupts.
+    pub fn signal(&self) -> Signal {
+        self.wiring.signal()
     }
 
     /// The bus master.
@@ -70,7 +75,7 @@ impl GpuScreen {
     ///
     /// [`Error::Virtio`] where it does not finish the reset, [`Error::Pci`], [`Error::Dma`].
     pub fn stop(self) -> Result<(), Error> {
-        let Self { gpu, _wiring: wiring, master } = self;
+        let Self { gpu, wiring, master } = self;
         let reset = gpu.shut_down(Deadline::after_millis(LIFECYCLE_MILLIS)).map_err(|error| virtio(&master, error));
         drop(wiring);
         master.arrest()?;
@@ -115,7 +120,10 @@ impl Screen for GpuScreen {
             let (scanout, _, _) = first_display(&self.gpu).await?;
             let resource = self.gpu.create_resource(frame.width, frame.height, format, backing).await?;
             self.gpu.set_scanout(scanout, &resource, resource.rect()).await?;
+            // Whoever still writes the picture is waited for, and nobody changes it before it has been read.
+            let reading = Job::begin(frame.loan, deadline)?;
             resource.present(resource.rect()).await?;
+            drop(reading);
             Ok(resource)
         }))
     }

@@ -12,7 +12,7 @@ mod transfer;
 
 pub use config::{Geometry, MAX_BLOCK_SIZE};
 pub use lane::{Lane, Refused};
-pub use transfer::{DiskId, Transfer};
+pub use transfer::{DiskId, Transfer, Watch};
 
 use crate::device::{ConfigHandler, Core, Vectors};
 use crate::queue::{Access, Command, Loans, Parts, Queue, QueueOptions, QueueStats, check_loan};

@@ -1,7 +1,7 @@
 //! Requests to a disk, as futures.
 
 use crate::Error;
-use crate::queue::Request;
+use crate::queue::{self, Request};
 use crate::spec::blk::{ID_SIZE, status};
 use base::Deadline;
 use core::future::Future;
@@ -41,9 +41,28 @@ impl Transfer {
         judge(answer[0], len, self.written)
     }
 
+    /// What tells others than whoever has the transfer that it is over. `None` where there was nothing to do.
+    pub fn watch(&self) -> Option<Watch> {
+        self.request.as_ref().map(|request| Watch { watch: request.watch(), written: self.written })
+    }
+
     /// Whether the disk has returned the request, or never will: [`Transfer::wait`] would not sleep.
     pub fn is_over(&self) -> bool {
         self.request.as_ref().is_none_or(Request::is_over)
+    }
+}
+
+/// Looks at a transfer that somebody else has: see [`queue::Watch`].
+pub struct Watch {
+    watch: queue::Watch,
+    written: u32,
+}
+
+impl dma::Watch for Watch {
+    fn outcome(&self) -> Option<bool> {
+        let mut answer = [0];
+        let len = self.watch.look(&mut answer)?;
+        Some(len.and_then(|len| judge(answer[0], len, self.written)).is_ok())
     }
 }
 

@@ -44,11 +44,10 @@ mod tests;
 pub use events::Events;
 
 use crate::Error;
-use crate::device::{ConfigHandler, Core, Vectors};
+use crate::device::{ConfigHandler, Core, Vectors, Wired};
 use crate::queue::QueueOptions;
 use crate::spec::device_type;
 use crate::spec::iommu::{config, feature, queue, size, status};
-use crate::spec::pci::isr;
 use crate::transport::{Transport, has_failed};
 use ::iommu::contract::{AddressSpace, Aperture, Iommu};
 use ::iommu::domain::Reserved;
@@ -217,7 +216,7 @@ impl VirtioIommu {
     /// [`Error::ShutDown`].
     pub fn wired_handler(&self) -> Result<Arc<dyn Handler>, Error> {
         let (transport, events) = (self.core.transport().clone(), self.events.clone());
-        Ok(Arc::new(Wired { transport, events, config: self.config_handler()? }))
+        Ok(Arc::new(Wired::new(transport, self.config_handler()?, events)))
     }
 
     /// Whether the device has failed to answer, and is asked nothing any more.
@@ -313,25 +312,6 @@ impl VirtioIommu {
             core::mem::forget((leaving, old.clone()));
         }
         result
-    }
-}
-
-/// Serves the wired interrupt.
-struct Wired {
-    transport: Arc<dyn Transport>,
-    events: Arc<Events>,
-    config: Arc<ConfigHandler>,
-}
-
-impl Handler for Wired {
-    fn handle(&self) {
-        let why = self.transport.interrupt_status();
-        if why & isr::CONFIG != 0 {
-            self.config.handle();
-        }
-        if why & isr::QUEUE != 0 {
-            self.events.handle();
-        }
     }
 }
 

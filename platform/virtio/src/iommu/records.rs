@@ -21,6 +21,8 @@ pub(super) enum Stage {
     /// In the records only: the device has no such domain.
     #[default]
     Recorded,
+    /// The device has not been told: the sync that does is yet to come.
+    Unsynced,
     /// Requests about it are on their way. Only who has set this ends it.
     Busy,
     /// In the device.
@@ -35,6 +37,11 @@ pub(super) struct Record {
 }
 
 impl Record {
+    /// Where it is.
+    pub fn range(&self) -> IovaRange {
+        IovaRange::new(Iova::new(self.piece.iova), self.piece.len).unwrap_or_default()
+    }
+
     /// The address after its last byte.
     pub fn end(&self) -> u64 {
         self.piece.iova + self.piece.len

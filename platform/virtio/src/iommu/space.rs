@@ -7,6 +7,8 @@
 //!
 //! - What may be in the device is in the records: a record goes in before its `MAP` is sent, and goes only when an `UNMAP` of it
 //!   has been answered with success, or the domain has ceased to exist, or its `MAP` was never sent.
+//! - What was mapped to be synced later is told to the device by the sync, many requests at a time; until then no request about it
+//!   exists, and a revocation needs none. A sync that fails leaves all as made: only a revocation decides.
 //! - A `MAP` whose outcome is unknown counts as made. Its memory can then be had back by a revocation only, and that fails where
 //!   the device does not answer: the memory goes to quarantine.
 //!
@@ -162,8 +164,7 @@ impl Space {
                     Outcome::Answered(status::OK) | Outcome::Lost => Stage::Mapped,
                     _ => Stage::Recorded,
                 };
-                let range = IovaRange::new(Iova::new(record.piece.iova), record.piece.len).unwrap_or_default();
-                for record in self.state.lock().records.within(range) {
+                for record in self.state.lock().records.within(record.range()) {
                     record.stage = stage;
                 }
                 if result.is_ok() {
@@ -198,6 +199,49 @@ impl Space {
         None
     }
 
+    /// What a mapping is cut into: one request each.
+    fn pieces<'a>(
+        &self,
+        iova: IovaRange,
+        runs: &'a [PhysRange],
+        prot: Prot,
+    ) -> Result<impl Iterator<Item = Piece> + Clone + 'a, MapError> {
+        self.common.limits.check(iova, runs, prot)?;
+        let page = prot.contains(Prot::PAGEWISE).then(|| self.common.limits.aperture.page_size());
+        Ok(pieces(iova, runs, page))
+    }
+
+    /// Records `pieces`, which are all of `iova`, in the stage that `stage` says. Returns the domain.
+    fn record(
+        &self,
+        iova: IovaRange,
+        pieces: &(impl Iterator<Item = Piece> + Clone),
+        prot: Prot,
+        stage: impl FnOnce(&Option<Arc<DomainId>>) -> Stage,
+    ) -> Result<Option<Arc<DomainId>>, MapError> {
+        if iova.is_empty() {
+            return Ok(None);
+        }
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        if let Some(taken) = state.records.within(iova).first() {
+            return Err(MapError::AlreadyMapped(Iova::new(taken.piece.iova).max(iova.start())));
+        }
+        let stage = stage(&state.domain);
+        let records = pieces.clone().map(|piece| Record { piece, prot: Some(prot), stage });
+        state.records.insert(pieces.clone().count(), records)?;
+        Ok(state.domain.clone())
+    }
+
+    /// Why a `MAP` of `what` was answered with `status`.
+    fn refusal(&self, status: u8, what: impl fmt::Display) -> MapError {
+        if status == status::NOMEM {
+            return MapError::OutOfMemory;
+        }
+        log::error!("{}: it refuses to map {what} (status {status})", self.common.channel.name());
+        MapError::Refused
+    }
+
     /// Maps into the device what has been recorded as busy. `Err` is why not, and nothing is mapped then.
     fn make(
         &self,
@@ -217,18 +261,70 @@ impl Space {
         } else if verdict.refused.is_some() || verdict.unsent {
             let outcome = channel.ask(&Encoded::unmap(domain.get(), range));
             if outcome.is_ok() || outcome == Outcome::Answered(status::NOENT) && domain.is_leaving() {
-                return Err(match verdict.refused {
-                    Some(status::NOMEM) => MapError::OutOfMemory,
-                    Some(refused) => {
-                        log::error!("{}: it refuses to map {range} (status {refused})", channel.name());
-                        MapError::Refused
-                    }
-                    None => MapError::Dead,
-                });
+                return Err(verdict.refused.map_or(MapError::Dead, |refused| self.refusal(refused, range)));
             }
             log::error!("{}: {range} is mapped in part and cannot be unmapped", channel.name());
         }
         Ok(())
+    }
+
+    /// Tells the device of up to [`CHUNK`] mappings in `ranges` that it has not been told of. `false` if there are none.
+    ///
+    /// # Errors
+    ///
+    /// Why not. All of them count as made then, so that a revocation asks the device.
+    fn tell(&self, ranges: &[IovaRange]) -> Result<bool, MapError> {
+        let mut chunk = [Record::default(); CHUNK];
+        let mut count = 0;
+        let mut current = {
+            let mut guard = self.state.lock();
+            let State { domain, records, .. } = &mut *guard;
+            let stage = if domain.is_some() { Stage::Busy } else { Stage::Recorded };
+            let mut places = chunk.iter_mut();
+            for range in ranges {
+                for record in records.within(*range).iter_mut().filter(|record| record.stage == Stage::Unsynced) {
+                    let Some(place) = places.next() else { break };
+                    record.stage = stage;
+                    *place = *record;
+                    count += 1;
+                }
+            }
+            domain.clone()
+        };
+        let chunk = &chunk[..count];
+        while let Some(domain) = current.take() {
+            let requests = chunk
+                .iter()
+                .map(|record| self.map_request(&domain, record.piece, record.prot.unwrap_or(Prot::empty())));
+            let mut verdict = Verdict::default();
+            self.common.channel.ask_all(requests, |outcome| verdict.note(outcome, &domain));
+            if verdict.lost {
+                // As in `make`.
+                core::mem::forget(domain.clone());
+            }
+            let failed = verdict.lost || verdict.unsent || verdict.refused.is_some();
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            let stage = match &state.domain {
+                // It has none of them, and was not told by anybody else: they are busy.
+                Some(own) if !Arc::ptr_eq(own, &domain) && !failed => {
+                    current = Some(own.clone());
+                    continue;
+                }
+                None if !failed => Stage::Recorded,
+                _ => Stage::Mapped,
+            };
+            for record in chunk.iter().map(|record| record.range()) {
+                state.records.within(record).iter_mut().for_each(|record| record.stage = stage);
+            }
+            drop(guard);
+            match verdict.refused {
+                _ if !failed => (),
+                Some(refused) => return Err(self.refusal(refused, format_args!("one of {} mappings", chunk.len()))),
+                None => return Err(MapError::Dead),
+            }
+        }
+        Ok(count != 0)
     }
 
     /// Claims all records in `ranges`. Returns the domain, and the first address at which there is none.
@@ -273,7 +369,12 @@ impl Space {
             }
         }
         for range in ranges {
-            for record in state.records.within(*range) {
+            let records = state.records.within(*range);
+            if records.iter().all(|record| record.stage == Stage::Unsynced) {
+                state.records.remove(*range);
+                continue;
+            }
+            for record in records {
                 record.stage = Stage::Busy;
             }
         }
@@ -317,27 +418,12 @@ unsafe impl AddressSpace for Space {
     }
 
     unsafe fn map(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
-        self.common.limits.check(iova, runs, prot)?;
-        if iova.is_empty() {
-            return Ok(());
-        }
-        let page = prot.contains(Prot::PAGEWISE).then(|| self.common.limits.aperture.page_size());
+        let pieces = self.pieces(iova, runs, prot)?;
         let prot = prot - Prot::PAGEWISE;
-        let pieces = || pieces(iova, runs, page);
-        let domain = {
-            let mut guard = self.state.lock();
-            let state = &mut *guard;
-            if let Some(taken) = state.records.within(iova).first() {
-                return Err(MapError::AlreadyMapped(Iova::new(taken.piece.iova).max(iova.start())));
-            }
-            let stage = if state.domain.is_some() { Stage::Busy } else { Stage::Recorded };
-            let records = pieces().map(|piece| Record { piece, prot: Some(prot), stage });
-            state.records.insert(pieces().count(), records)?;
-            state.domain.clone()
-        };
-        let Some(mut domain) = domain else { return Ok(()) };
+        let with = |domain: &Option<_>| if domain.is_some() { Stage::Busy } else { Stage::Recorded };
+        let Some(mut domain) = self.record(iova, &pieces, prot, with)? else { return Ok(()) };
         loop {
-            let requests = pieces().map(|piece| self.map_request(&domain, piece, prot));
+            let requests = pieces.clone().map(|piece| self.map_request(&domain, piece, prot));
             if let Err(error) = self.make(&domain, iova, requests) {
                 self.release(iova, true);
                 return Err(error);
@@ -349,6 +435,16 @@ unsafe impl AddressSpace for Space {
         }
     }
 
+    unsafe fn map_unsynced(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
+        let pieces = self.pieces(iova, runs, prot)?;
+        self.record(iova, &pieces, prot - Prot::PAGEWISE, |_| Stage::Unsynced).map(drop)
+    }
+
+    fn sync(&self, ranges: &[IovaRange]) -> Result<(), MapError> {
+        while self.tell(ranges)? {}
+        Ok(())
+    }
+
     fn revoke(&self, ranges: &[IovaRange]) -> Result<(), RevokeError> {
         let aperture = self.common.limits.aperture.range;
         if let Some(&outside) = ranges.iter().find(|&&range| !aperture.covers(range)) {
@@ -356,7 +452,9 @@ unsafe impl AddressSpace for Space {
         }
         let (domain, missing) = self.claim(ranges)?;
         let missing = missing.map_or(Ok(()), |at| Err(RevokeError::NotMapped(at)));
-        let ranges = || ranges.iter().copied().filter(|range| !range.is_empty());
+        // What the device was never told is gone with its record.
+        let told = |range: &IovaRange| !range.is_empty() && !self.state.lock().records.within(*range).is_empty();
+        let ranges = || ranges.iter().copied().filter(told);
         let Some(domain) = domain else {
             // No endpoint: nothing reaches anything through this address space.
             ranges().for_each(|range| self.release(range, true));

@@ -26,7 +26,7 @@ mod slots;
 pub(crate) use lane::Item;
 pub use lane::{Lane, Reply};
 pub use parts::{Access, Loans, MAX_PIECE, Part, Parts, check_loan};
-pub use request::Request;
+pub use request::{Request, Watch};
 
 use crate::spec::{feature, queue as spec};
 use crate::transport::{self, QueueSetup, Transport};

@@ -68,6 +68,11 @@ impl Request {
         self.taken || state.failure.is_some() || state.slots.phase(self.head) != Phase::InFlight
     }
 
+    /// What tells others than whoever has the request that it is over.
+    pub fn watch(&self) -> Watch {
+        Watch { queue: self.queue.clone(), head: self.head }
+    }
+
     /// The result if it is there, as [`Request::poll`] without a waker. Allocates nothing; for handlers too where the request has
     /// no loans.
     pub(crate) fn try_take(&mut self, response: &mut [u8]) -> Option<Result<u32, Error>> {
@@ -114,5 +119,34 @@ impl Drop for Request {
         let (waker, loans) = self.queue.state.lock().slots.abandon(self.head);
         drop(waker);
         drop(loans);
+    }
+}
+
+/// Looks at a request that somebody else has. It is meant for as long as the queue has the request's loans; afterwards it speaks of
+/// whatever request came to the same place.
+pub struct Watch {
+    queue: Arc<Queue>,
+    head: u16,
+}
+
+impl Watch {
+    /// As [`Request::is_over`] says, without taking the result: how many bytes the device wrote, and the beginning of its answer in
+    /// `response`. Allocates nothing and drops no loan.
+    ///
+    /// # Errors
+    ///
+    /// Why the queue is out of use: the device may still have the request.
+    pub fn look(&self, response: &mut [u8]) -> Option<Result<u32, Error>> {
+        self.queue.drain();
+        let state = self.queue.state.lock();
+        match (state.slots.phase(self.head), state.failure, &state.ring) {
+            (Phase::Done(len), _, Some(ring)) => {
+                ring.response(self.head, response);
+                Some(Ok(len))
+            }
+            (_, Some(failure), _) => Some(Err(failure.into())),
+            (Phase::InFlight, None, _) => None,
+            _ => Some(Err(Error::ShutDown)),
+        }
     }
 }

@@ -5,7 +5,7 @@ use super::pattern;
 use crate::bench::{Bench, soon};
 use alloc::vec::Vec;
 use base::IrqMutex;
-use board::{COHERENT, CarveOut, EduStray};
+use board::{COHERENT, CarveOut, EduStray, Treatment};
 use core::sync::atomic::{AtomicU64, Ordering};
 use dma::{BusWindow, Device, DeviceConfig, DirectConfig, DmaMemory, Lent, Limits, PageRequest};
 use iommu::{FaultReason, PAGE_SIZE, PhysAddr, PhysRange, Prot};
@@ -297,6 +297,32 @@ ktest! {
         drop(device.coherent::<Page>()?);
         drop((frame, hidden));
         disk.arrest()?;
+        Ok(edu.stop()?)
+    }
+    machine: pools
+}
+
+ktest! {
+    /// As above, with nothing that translates. Red where `board` gives such a device everybody's memory.
+    fn a_device_that_is_let_through_has_its_coherent_memory_where_the_device_tree_says_too(bench) {
+        let carve_out = PhysRange::new(PhysAddr::new(0x5000_0000), 4 << 20).unwrap_or_default();
+        let (host, function) = bench.function(testdev::edu::ID.0, testdev::edu::ID.1, 0)?;
+        let treatment = Treatment { passthrough: true, ..Treatment::default() };
+        let edu = EduStray::start(bench.hardware.attach_as(host, &function, "edu", Limits::NONE, &treatment)?)?;
+        let device = edu.master().device();
+        expect!(!device.is_isolated());
+        let (ring, frame) = (device.coherent::<Page>()?, device.write_combined(PAGE_SIZE)?);
+        for lent in [&ring as &dyn Lent, &frame] {
+            let place = lent.segments().first().map(|segment| PhysAddr::new(segment.iova.get())).unwrap_or_default();
+            expect!(carve_out.contains(place), "{place}");
+            expect_eq!(reached_by(bench, place)?, 0);
+        }
+        ring[5].store(99, Ordering::Relaxed);
+        edu.edu().dma_to_device(ring.iova_of(&ring[5])?, 8, Completion::Polling, soon())?;
+        edu.edu().dma_from_device(ring.iova_of(&ring[6])?, 8, Completion::Polling, soon())?;
+        expect_eq!(ring[6].load(Ordering::Relaxed), 99);
+        expect!(!carve_out.overlaps(device.pages(PAGE_SIZE)?.phys_runs()[0]));
+        drop((ring, frame));
         Ok(edu.stop()?)
     }
     machine: pools

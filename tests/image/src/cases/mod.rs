@@ -5,6 +5,7 @@ mod boot;
 mod bytes;
 mod carried;
 mod containment;
+mod crowd;
 mod disk;
 mod fence;
 mod firmware;
@@ -19,12 +20,16 @@ mod memory;
 mod misuse;
 mod narrow;
 mod pcie;
+mod processes;
 mod removal;
 mod reservations;
 mod screen;
+mod sharing;
 mod smp;
 mod spaces;
 mod translation;
+mod vcm;
+mod wires;
 
 use alloc::vec::Vec;
 

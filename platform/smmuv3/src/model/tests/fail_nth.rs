@@ -9,63 +9,17 @@
 use super::*;
 use crate::{Fleet, Registers, Request, Translation};
 use alloc::boxed::Box;
+use base::failing::{self, Failing, Spared, fails};
 use core::sync::atomic::AtomicU64;
 use iommu::contract::{TableBlock, TableMemory};
 use iommu::{AttachError, OutOfMemory};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
-std::thread_local! {
-    /// Allocations until one fails, on this thread; `u64::MAX` for never.
-    static LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
-    /// The model is at work.
-    static SPARED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Whether the allocation that is being asked for fails.
-fn fails() -> bool {
-    match LEFT.get() {
-        u64::MAX => false,
-        _ if SPARED.get() => false,
-        left => {
-            LEFT.set(left.wrapping_sub(1));
-            left == 0
-        }
-    }
-}
-
-struct Failing;
-
-// SAFETY: everything is the system's allocator's, but for parked blocks, which came from here with their layout.
-unsafe impl GlobalAlloc for Failing {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // Parked blocks are looked for where something is to fail only: the other tests share processors' numbers.
-        if LEFT.get() != u64::MAX {
-            let parked = base::fallible::take(layout);
-            if !parked.is_null() {
-                return parked;
-            }
-        }
-        if fails() {
-            return core::ptr::null_mut();
-        }
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
 
 #[global_allocator]
 static FAILING: Failing = Failing;
 
 fn spared<T>(f: impl FnOnce() -> T) -> T {
-    let before = SPARED.replace(true);
-    let result = f();
-    SPARED.set(before);
-    result
+    let _model = Spared::enter();
+    f()
 }
 
 /// The model's memory, of which only being asked for may fail.
@@ -151,9 +105,9 @@ fn survives(machines: &[&Machine], operation: impl Fn() -> Result<(), AttachErro
     let free = machines.first().map(|machine| machine.spaces()).unwrap();
     let before: Vec<usize> = machines.iter().map(|machine| live(machine)).collect();
     for n in 0.. {
-        LEFT.set(n);
+        failing::arm(n);
         let result = operation();
-        let failed = LEFT.replace(u64::MAX) == u64::MAX;
+        let failed = failing::disarm();
         let after: Vec<usize> = machines.iter().map(|machine| live(machine)).collect();
         assert_eq!(before, after, "failure {n} keeps memory: {result:?}");
         for machine in machines {
@@ -217,10 +171,32 @@ fn a_stream_that_cannot_be_changed_for_want_of_memory_keeps_what_it_has() {
     };
     let failures = survives(&[&machine], || {
         let result = changes();
-        let left = LEFT.replace(u64::MAX);
-        machine.smmu.attach(id(8), &space).unwrap();
-        LEFT.set(left);
+        failing::unfailing(|| machine.smmu.attach(id(8), &space)).unwrap();
         result
     });
     assert!(failures >= 8, "{failures}");
+}
+
+/// Caught: a table of streams that grows without asking (the process ends), and one that keeps what could not be attached.
+#[test]
+fn a_stream_that_cannot_be_entered_for_want_of_memory_stays_blocked_and_is_attached_later() {
+    let machine = machine(memory());
+    let space = machine.smmu.create().unwrap();
+    machine.smmu.attach(id(8), &space).unwrap();
+    let mut failures = 0;
+    // All in the second-level table that is there now; the table of streams grows now and then.
+    for stream in 9..73 {
+        failing::arm(0);
+        let result = machine.smmu.attach(id(stream), &space);
+        let failed = failing::disarm();
+        assert_eq!(result, if failed { Err(AttachError::OutOfMemory) } else { Ok(()) });
+        if failed {
+            failures += 1;
+            assert_eq!(machine.smmu.attached_streams(), stream as usize - 8);
+            machine.smmu.attach(id(stream), &space).unwrap();
+        }
+        assert_eq!(machine.smmu.attached_streams(), stream as usize - 7);
+        machine.model.assert_clean();
+    }
+    assert!(failures >= 3, "{failures}");
 }

@@ -4,6 +4,7 @@ mod attach;
 mod events;
 mod revoke;
 mod start;
+mod sync;
 
 use super::{Config, VirtioIommu};
 use crate::Error;

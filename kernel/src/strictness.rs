@@ -3,10 +3,12 @@
 //! The value is a list of words, separated by commas: `1` (always strict) or `0` (relaxed), for all devices, or `1:NAME` or `0:NAME`
 //! for those with NAME in their name (`virtio-blk`, or `0000:00:02.0`). Later words override earlier ones.
 
+#![forbid(unsafe_code)]
+
+use crate::cmdline::{CommandLine, Error};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use dma::Strictness;
-use kernel::cmdline::{CommandLine, Error};
 
 const KEY: &str = "iommu.strict";
 const CHOICES: &[&str] = &["0", "1", "0:NAME", "1:NAME"];
@@ -21,7 +23,7 @@ impl Strict {
     /// # Errors
     ///
     /// Words that cannot be understood.
-    pub(crate) fn parse(line: &CommandLine) -> Result<Self, Error> {
+    pub fn parse(line: &CommandLine) -> Result<Self, Error> {
         let mut rules = Vec::new();
         for word in line.all(KEY).flat_map(|value| value.split(',')) {
             let (mode, name) = word.split_once(':').unwrap_or((word, ""));

@@ -1,0 +1,264 @@
+//! What devices do with a shared buffer, and who waits for it.
+//!
+//! Seen red: `Jobs::check` that finds nothing (six tests); that looks for writers only; that does not leave a device's own work out;
+//! a fence that is over although its queue has not said so; a settled fence whose contents were not fetched; a turn that keeps what
+//! it has while it waits.
+
+use base::{Deadline, TimedOut};
+use dma::fakes::{FakeDevice, FakeSystem};
+use dma::{
+    Attachment, Bounce, BusyWith, CpuReads, CpuWrites, Error, FromDevice, Job, Ladder, Lent, Limits, PageSet, Policy,
+    Pool, PoolSource, SharedBuffer, ToDevice, Turn, Watch,
+};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// A queue's word: 0 for a device at work, 1 for done, 2 for failed.
+#[derive(Default)]
+struct Queue(AtomicU8);
+
+impl Queue {
+    fn says(&self, word: u8) {
+        self.0.store(word, Ordering::SeqCst);
+        base::notify();
+    }
+}
+
+impl Watch for Queue {
+    fn outcome(&self) -> Option<bool> {
+        match self.0.load(Ordering::SeqCst) {
+            0 => None,
+            word => Some(word == 1),
+        }
+    }
+}
+
+fn now() -> Deadline {
+    Deadline::after_millis(0)
+}
+
+fn soon() -> Deadline {
+    Deadline::after_millis(20_000)
+}
+
+fn buffer(system: &FakeSystem, name: &str) -> SharedBuffer {
+    SharedBuffer::new(name, PageSet::zeroed(system.memory, 8192, Ladder::SINGLE_PAGES).unwrap())
+}
+
+fn busy(error: Error) -> BusyWith {
+    match error {
+        Error::Busy { by, .. } => by,
+        other => panic!("{other}"),
+    }
+}
+
+struct World {
+    system: FakeSystem,
+    blk: FakeDevice,
+    gpu: FakeDevice,
+    picture: SharedBuffer,
+    written: Arc<Attachment<FromDevice>>,
+    shown: Arc<Attachment<ToDevice>>,
+}
+
+impl World {
+    fn new(system: FakeSystem) -> Self {
+        let (blk, gpu) = (system.device("blk").unwrap(), system.device("gpu").unwrap());
+        let picture = buffer(&system, "picture");
+        let written = Arc::new(picture.attach(&blk.device).unwrap());
+        let shown = Arc::new(picture.attach(&gpu.device).unwrap());
+        Self { system, blk, gpu, picture, written, shown }
+    }
+}
+
+#[test]
+fn a_reader_waits_for_the_writer_until_its_queue_says_that_it_is_done() {
+    let world = World::new(FakeSystem::new());
+    let writing = Job::begin(&world.written, now()).unwrap().unwrap();
+    assert_eq!(busy(Job::begin(&world.shown, now()).err().unwrap()), BusyWith::AtWork);
+    let queue = Arc::new(Queue::default());
+    writing.watch(queue.clone());
+    assert_eq!(busy(Job::begin(&world.shown, now()).err().unwrap()), BusyWith::AtWork);
+    assert_eq!(writing.fence().wait(now()), Err(TimedOut));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let reading = Job::begin(&world.shown, soon()).unwrap().unwrap();
+            let mut seen = [0; 6];
+            world.gpu.master.read(reading.segments()[0].iova, &mut seen).unwrap();
+            seen
+        });
+        world.blk.master.write(world.written.iova(), b"pixels").unwrap();
+        // Nobody takes the result: the queue still has the job.
+        queue.says(1);
+        assert_eq!(&reader.join().unwrap(), b"pixels");
+    });
+    assert_eq!(writing.fence().outcome(), Some(true));
+}
+
+#[test]
+fn a_job_is_over_at_the_latest_when_the_queue_lets_go_of_it() {
+    let world = World::new(FakeSystem::new());
+    let writing = Job::begin(&world.written, now()).unwrap().unwrap();
+    let (in_flight, fence): (Arc<dyn Lent>, _) = (writing.clone(), writing.fence());
+    drop(writing);
+    assert_eq!(fence.outcome(), None);
+    assert!(Job::begin(&world.shown, now()).is_err());
+    drop(in_flight);
+    assert_eq!(fence.outcome(), Some(true));
+    assert!(Job::begin(&world.shown, now()).is_ok());
+}
+
+#[test]
+fn readers_go_side_by_side_a_writer_waits_for_all_of_them_and_a_device_never_for_itself() {
+    let world = World::new(FakeSystem::new());
+    let third = world.system.device("scanout").unwrap();
+    let also = Arc::new(world.picture.attach::<ToDevice>(&third.device).unwrap());
+    let reading = Job::begin(&world.shown, now()).unwrap().unwrap();
+    let also_reading = Job::begin(&also, now()).unwrap().unwrap();
+    assert_eq!(busy(Job::begin(&world.written, now()).err().unwrap()), BusyWith::AtWork);
+    drop(reading);
+    assert_eq!(busy(Job::begin(&world.written, now()).err().unwrap()), BusyWith::AtWork);
+    drop(also_reading);
+    let first = Job::begin(&world.written, now()).unwrap().unwrap();
+    let second = Job::begin(&world.written, now()).unwrap().unwrap();
+    drop(first);
+    assert_eq!(busy(Job::begin(&world.shown, now()).err().unwrap()), BusyWith::AtWork);
+    drop(second);
+    assert!(Job::begin(&world.shown, now()).is_ok());
+}
+
+#[test]
+fn who_waits_for_what_fails_is_told_and_so_is_who_comes_before_the_job_is_gone() {
+    let world = World::new(FakeSystem::new());
+    let writing = Job::begin(&world.written, now()).unwrap().unwrap();
+    let queue = Arc::new(Queue::default());
+    writing.watch(queue.clone());
+    queue.says(2);
+    for _ in 0..2 {
+        let error = Job::begin(&world.shown, soon()).err().unwrap();
+        assert_eq!(error.to_string(), "what a device was doing to picture has failed");
+    }
+    // It is still the device's, as far as anybody knows.
+    drop(writing);
+    assert!(Job::begin(&world.shown, now()).is_ok());
+}
+
+#[test]
+fn the_cpu_writes_only_while_no_device_reads_and_no_device_begins_while_the_cpu_writes() {
+    let World { gpu: _gpu, picture, written, shown, system: _system, .. } = World::new(FakeSystem::new());
+    drop(written);
+    let reading = Job::begin(&shown, now()).unwrap().unwrap();
+    assert_eq!(busy(picture.cpu_access::<CpuWrites>().err().unwrap()), BusyWith::AtWork);
+    drop(picture.cpu_access::<CpuReads>().unwrap());
+    drop(reading);
+    let writes = picture.cpu_access::<CpuWrites>().unwrap();
+    assert_eq!(busy(Job::begin(&shown, now()).err().unwrap()), BusyWith::CpuWrites);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| Job::begin(&shown, soon()).map(drop));
+        drop(writes);
+        reader.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn an_access_of_the_cpu_waits_for_the_device_and_then_sees_all_that_it_wrote() {
+    let world = World::new(FakeSystem::non_coherent());
+    let World { blk, picture, written, .. } = world;
+    assert_eq!(busy(picture.cpu_access_by::<CpuReads>(now()).err().unwrap()), BusyWith::DeviceWrites);
+    blk.master.write(written.iova(), b"pixels").unwrap();
+    std::thread::scope(|scope| {
+        let picture = &picture;
+        let reader = scope.spawn(move || {
+            let mut seen = [0; 6];
+            picture.cpu_access_by::<CpuReads>(soon()).unwrap().read_at(0, &mut seen).unwrap();
+            seen
+        });
+        drop(written);
+        assert_eq!(&reader.join().unwrap(), b"pixels");
+    });
+}
+
+/// The disk does not snoop, and the display has a copy: nobody but the jobs moves the bytes.
+#[test]
+fn what_a_device_wrote_is_where_the_next_one_reads_it_whatever_lies_between_them() {
+    for system in [FakeSystem::new(), FakeSystem::non_coherent()] {
+        let blk = system.device("blk").unwrap();
+        let pool = Arc::new(Pool::new("pool", system.memory, 1 << 16, iommu::PhysAddr::new(u64::MAX)).unwrap());
+        let policy = Policy { bounce: Bounce::Always(PoolSource::Shared(pool)), ..Policy::default() };
+        let gpu = system.device_with_policy("gpu", Limits::NONE, policy).unwrap();
+        let picture = buffer(&system, "picture");
+        let written = Arc::new(picture.attach::<FromDevice>(&blk.device).unwrap());
+        let shown = Arc::new(picture.attach::<ToDevice>(&gpu.device).unwrap());
+        for round in 0..3_u8 {
+            let writing = Job::begin(&written, now()).unwrap().unwrap();
+            let queue = Arc::new(Queue::default());
+            writing.watch(queue.clone());
+            blk.master.write(written.iova().checked_add(5000).unwrap(), &[round + 1; 40]).unwrap();
+            queue.says(1);
+            let reading = Job::begin(&shown, soon()).unwrap().unwrap();
+            let mut seen = [0; 40];
+            gpu.master.read(shown.iova().checked_add(5000).unwrap(), &mut seen).unwrap();
+            assert_eq!(seen, [round + 1; 40]);
+            drop((writing, reading));
+        }
+        drop((written, shown));
+        assert_eq!(system.memory.violations(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn what_is_no_shared_buffer_has_no_fences() {
+    let system = FakeSystem::new();
+    let blk = system.device("blk").unwrap();
+    let mapped = Arc::new(blk.device.map::<ToDevice, _>(blk.device.pages(4096).unwrap()).unwrap());
+    assert!(Job::begin(&mapped, now()).unwrap().is_none());
+    assert_eq!(Turn::take(&[mapped], now()).unwrap().fences().count(), 0);
+}
+
+/// Two workers want the same two buffers in opposite orders, a thousand times.
+#[test]
+fn turns_of_several_buffers_do_not_wait_for_each_other_in_a_circle() {
+    let system = FakeSystem::new();
+    let (one, two) = (system.device("one").unwrap(), system.device("two").unwrap());
+    let (a, b) = (buffer(&system, "a"), buffer(&system, "b"));
+    let at_work = AtomicU8::new(0);
+    std::thread::scope(|scope| {
+        for (device, buffers) in [(&one, [&a, &b]), (&two, [&b, &a])] {
+            let at_work = &at_work;
+            scope.spawn(move || {
+                let loans = buffers
+                    .map(|buffer| Arc::new(buffer.attach::<FromDevice>(&device.device).unwrap()) as Arc<dyn Lent>);
+                for _ in 0..1000 {
+                    let turn = Turn::take(&loans, soon()).unwrap();
+                    assert_eq!(at_work.fetch_add(1, Ordering::SeqCst), 0, "two have the same buffers");
+                    assert_eq!(turn.fences().count(), 2);
+                    at_work.fetch_sub(1, Ordering::SeqCst);
+                    drop(turn);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_turn_that_waits_has_nothing_and_one_that_is_in_its_own_way_is_refused() {
+    let system = FakeSystem::new();
+    let (one, two) = (system.device("one").unwrap(), system.device("two").unwrap());
+    let (a, b) = (buffer(&system, "a"), buffer(&system, "b"));
+    let lend =
+        |buffer: &SharedBuffer, device: &FakeDevice| Arc::new(buffer.attach::<FromDevice>(&device.device).unwrap());
+    let (first, second) = (lend(&a, &one), lend(&b, &one));
+    let others = [lend(&a, &two), lend(&b, &two)];
+    for busy_one in [&first, &second] {
+        let free = if Arc::ptr_eq(busy_one, &first) { &second } else { &first };
+        let work = Job::begin(busy_one, now()).unwrap().unwrap();
+        let loans: Vec<Arc<dyn Lent>> = others.iter().map(|loan| loan.clone() as _).collect();
+        assert_eq!(busy(Turn::take(&loans, now()).err().unwrap()), BusyWith::AtWork);
+        // Neither before nor after: the other buffer is nobody's.
+        drop(Job::begin(free, now()).unwrap());
+        drop(work);
+    }
+    let both: [Arc<dyn Lent>; 2] = [first.clone(), others[0].clone()];
+    assert_eq!(busy(Turn::take(&both, soon()).err().unwrap()), BusyWith::AtWork);
+    assert!(Job::begin(&first, now()).is_ok());
+}

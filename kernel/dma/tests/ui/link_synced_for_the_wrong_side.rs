@@ -1,0 +1,9 @@
+//! Misuse 11, of a link: no fetching of what the device only reads, no handing over of what it only writes.
+use dma::{FromDevice, Linked, Pages, ToDevice};
+
+fn driver(read: &Linked<ToDevice, Pages>, written: &Linked<FromDevice, Pages>) {
+    let _ = read.sync_for_cpu(0, 64);
+    let _ = written.sync_for_device(0, 64);
+}
+
+fn main() {}

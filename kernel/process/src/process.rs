@@ -1,0 +1,300 @@
+//! One process, and what becomes of its system calls.
+
+use crate::contract::Tables;
+use crate::device::{Assigned, Held};
+use crate::handles::Handles;
+use crate::space::{Space, pages, prot};
+use crate::{Error, Start, elf};
+use abi::{Call, LINE, Mode};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use base::time::{Duration, Instant};
+use base::{Deadline, fallible, wait_until};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use dma::DmaMemory;
+use iommu::Prot;
+
+/// How much a process may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// Pages of memory.
+    pub pages: u64,
+    /// Mappings.
+    pub regions: usize,
+    /// Handles, below 2^16.
+    pub handles: usize,
+    /// Ranges lent to one device.
+    pub loans: usize,
+}
+
+impl Default for Quota {
+    /// 16 MiB, and as many of everything as a driver needs.
+    fn default() -> Self {
+        Self { pages: 4096, regions: 128, handles: 16, loans: 256 }
+    }
+}
+
+/// What others may do with a process that runs.
+#[derive(Debug, Default)]
+pub struct Control {
+    stop: AtomicBool,
+    /// The core on which it runs, plus 1.
+    core: AtomicUsize,
+}
+
+impl Control {
+    /// Tells the process to end: it does when it next leaves EL0, or ends a wait. Returns the core to interrupt, if it runs.
+    pub fn stop(&self) -> Option<usize> {
+        self.stop.store(true, Ordering::SeqCst);
+        base::notify();
+        self.core.load(Ordering::SeqCst).checked_sub(1)
+    }
+
+    /// Whether it has been told to end.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    /// What is looked at before EL0 is entered.
+    pub fn flag(&self) -> &AtomicBool {
+        &self.stop
+    }
+
+    /// Notes where it runs.
+    pub fn runs_on(&self, core: Option<usize>) {
+        self.core.store(core.map_or(0, |core| core + 1), Ordering::SeqCst);
+    }
+}
+
+/// What follows a system call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The process goes on, with these in x0 and x1.
+    Return(u64, u64),
+    /// It has ended, with this code.
+    Exit(u64),
+}
+
+/// A process.
+pub struct Process {
+    // In the order of dropping: `end` has emptied the handles.
+    handles: Handles,
+    space: Space,
+    name: Arc<str>,
+    memory: &'static dyn DmaMemory,
+    control: Arc<Control>,
+    offered: Vec<Option<Box<dyn Assigned>>>,
+    quota: Quota,
+    calls: u64,
+}
+
+impl Process {
+    /// Makes a process without a program, in an address space of `tables`, with memory from `memory`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    pub fn new(
+        name: &str,
+        tables: Arc<dyn Tables>,
+        memory: &'static dyn DmaMemory,
+        quota: Quota,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            handles: Handles::new(quota.handles.min(0xffff)),
+            space: Space::new(tables, quota.pages, quota.regions),
+            name: fallible::text(name).ok_or(Error::OutOfMemory)?,
+            memory,
+            control: fallible::arc(Control::default()).map_err(|_| Error::OutOfMemory)?,
+            offered: Vec::new(),
+            quota,
+            calls: 0,
+        })
+    }
+
+    /// Loads a program: the bytes of an ELF.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Elf`] and others; the process is good for nothing then.
+    pub fn load(&mut self, file: &[u8]) -> Result<Start, Error> {
+        elf::load(file, &mut self.space, self.memory)
+    }
+
+    /// Puts a device by for the process, which may open it under the number that is returned.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    pub fn assign(&mut self, device: Box<dyn Assigned>) -> Result<u64, Error> {
+        self.offered.try_reserve(1)?;
+        self.offered.push(Some(device));
+        Ok(self.offered.len() as u64 - 1)
+    }
+
+    /// Its name in reports.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How to end it from elsewhere.
+    pub fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// Its address space.
+    pub fn space(&self) -> &Space {
+        &self.space
+    }
+
+    /// How many system calls it has made.
+    pub fn calls(&self) -> u64 {
+        self.calls
+    }
+
+    /// Does what the process asks for: `number` is in x8, `arguments` in x0 to x5. Waits no longer than `deadline`.
+    pub fn call(&mut self, number: u64, arguments: [u64; 6], deadline: Deadline) -> Next {
+        self.calls += 1;
+        let Some(call) = Call::from_number(number) else {
+            return Next::Return(Error::NoSuchCall(number).code() as u64, 0);
+        };
+        if call == Call::Exit {
+            return Next::Exit(arguments[0]);
+        }
+        match self.answer(call, arguments, deadline) {
+            Ok(value) => Next::Return(0, value),
+            Err(error) => {
+                log::trace!("{}: {call:?}: {error}", self.name);
+                Next::Return(error.code() as u64, 0)
+            }
+        }
+    }
+
+    fn answer(&mut self, call: Call, [a, b, c, d, e, _]: [u64; 6], deadline: Deadline) -> Result<u64, Error> {
+        match call {
+            Call::Exit => Ok(0),
+            Call::Write => self.write(a, b),
+            Call::Map => self.map(a, b),
+            Call::Unmap => self.space.unmap(pages(a, b)?).map(|()| 0),
+            Call::Time => Ok(Instant::now().as_nanos()),
+            Call::Sleep => self.wait(a, deadline, || false).or_else(|error| match error {
+                Error::TimedOut => Ok(0),
+                other => Err(other),
+            }),
+            Call::Open => self.open(a, b),
+            Call::Close => {
+                let held = self.handles.take(a)?;
+                let result = held.close(&mut self.space);
+                self.space.remove_owned(a);
+                result.map(|()| 0)
+            }
+            Call::Config => {
+                let offset = u16::try_from(b).ok().filter(|offset| *offset < 4096 && offset.is_multiple_of(4));
+                let offset = offset.ok_or(Error::BadAddress { address: b, len: 4 })?;
+                Ok(self.handles.get(a)?.device().config(offset).into())
+            }
+            Call::Registers => {
+                let extent = self.handles.get(a)?.device().registers(bar(b)?)?;
+                self.space.map(extent, Prot::READ | Prot::WRITE, Some(a))
+            }
+            Call::BarSize => self.handles.get(a)?.device().bar_size(bar(b)?),
+            Call::Lend => self.handles.get(a)?.lend(&mut self.space, b, c, d, e).map(|()| 0),
+            Call::TakeBack => self.handles.get(a)?.take_back(&mut self.space, b, c).map(|()| 0),
+            Call::Connect => {
+                let vector = u16::try_from(b).map_err(|_| Error::NoSuchDevice("vector"))?;
+                self.handles.get(a)?.device().connect(vector).map(|()| 0)
+            }
+            Call::Wait => {
+                let event = self.handles.get(a)?.device().event().clone();
+                self.wait(b, deadline, || event.is_raised())?;
+                Ok(event.take())
+            }
+            Call::Acknowledge => {
+                self.handles.get(a)?.device().acknowledge();
+                Ok(0)
+            }
+        }
+    }
+
+    fn write(&self, address: u64, len: u64) -> Result<u64, Error> {
+        if len > LINE {
+            return Err(Error::BadLength(len));
+        }
+        let mut bytes = [0; LINE as usize];
+        let bytes = bytes.get_mut(..len as usize).ok_or(Error::BadLength(len))?;
+        self.space.copy_in(address, bytes)?;
+        // Whatever it is, it is one line of the log, and cannot be taken for another's.
+        bytes.iter_mut().filter(|byte| !(b' '..=b'~').contains(*byte)).for_each(|byte| *byte = b'?');
+        log::info!("{}: {}", self.name, core::str::from_utf8(bytes).unwrap_or_default());
+        Ok(0)
+    }
+
+    fn map(&mut self, len: u64, rights: u64) -> Result<u64, Error> {
+        let range = pages(0, len)?;
+        let prot = prot(rights)?;
+        let memory = elf::fresh(&self.space, self.memory, range.len())?;
+        self.space.map(elf::shared(memory)?, prot, None)
+    }
+
+    fn open(&mut self, number: u64, mode: u64) -> Result<u64, Error> {
+        let mode = Mode::from_number(mode).ok_or(Error::Unsupported("this mode"))?;
+        let handle = self.handles.next()?;
+        let slot = usize::try_from(number).ok().and_then(|index| self.offered.get_mut(index));
+        let slot = slot.ok_or(Error::NoSuchDevice("device"))?;
+        let mut device = slot.take().ok_or(Error::Busy)?;
+        let ready = if mode == Mode::Shared { self.space.reserve(device.reserved()) } else { Ok(()) };
+        match ready.and_then(|()| device.start(mode)) {
+            Ok(()) => {
+                self.handles.fill(handle, Held::new(device, self.quota.loans));
+                Ok(handle)
+            }
+            Err(error) => {
+                *slot = Some(device);
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until `condition` holds, for `nanoseconds` at most, or until the process is to end.
+    fn wait(&self, nanoseconds: u64, deadline: Deadline, condition: impl Fn() -> bool) -> Result<u64, Error> {
+        let until = Deadline::after(Duration::from_nanos(nanoseconds)).min(deadline);
+        wait_until(until, || self.control.is_stopped() || condition()).map_err(|_| Error::TimedOut)?;
+        if condition() { Ok(0) } else { Err(Error::TimedOut) }
+    }
+
+    /// Ends the process: stops its devices, takes back what it has lent, and gives its memory back. Says whether all of that was
+    /// done; what was not is logged, and never used again.
+    pub fn end(mut self) -> bool {
+        self.stop_devices()
+    }
+
+    fn stop_devices(&mut self) -> bool {
+        let mut done = true;
+        while let Some(handle) = self.handles.any() {
+            let Ok(held) = self.handles.take(handle) else { break };
+            if let Err(error) = held.close(&mut self.space) {
+                log::error!("{}: {error}", self.name);
+                done = false;
+            }
+            self.space.remove_owned(handle);
+        }
+        done
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.stop_devices();
+    }
+}
+
+fn bar(number: u64) -> Result<u8, Error> {
+    u8::try_from(number).ok().filter(|bar| *bar < 6).ok_or(Error::NoSuchDevice("BAR"))
+}
+
+impl core::fmt::Debug for Process {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "process {}, {} pages", self.name, self.space.mapped_pages())
+    }
+}

@@ -1,0 +1,339 @@
+//! A PCI function in the hands of a process.
+//!
+//! The process gets the registers of memory BARs, by whole pages, and an address space of the device's in which it chooses the
+//! addresses; or the device gets the process's. Configuration space stays with the kernel, and so does the BAR with the table of
+//! interrupts: the kernel says where they go.
+//!
+//! # Coming to rest
+//!
+//! A device that goes from one process to the next must have forgotten the first: a transfer that was begun and is still under way
+//! would reach the second's memory. So only devices that the kernel can bring to rest are given away: virtio devices by their
+//! reset, edu, which has none, by waiting for the end of its transfer behind a blocked stream. In between the function is off the
+//! bus and its group blocked, whatever came of that.
+//!
+//! # Locking
+//!
+//! The gate of an interrupt is written by its handler and by [`Assigned::acknowledge`]; each write is complete in itself (a word of
+//! the table of MSI-X), or made under the function's own lock.
+
+use super::UserTables;
+use crate::drivers::LIFECYCLE_MILLIS;
+use crate::{Error, Hardware, Master};
+use abi::Mode;
+use alloc::string::ToString;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use base::{Deadline, fallible};
+use dma::{Limits, OwnedAttachment, OwnedDomain};
+use iommu::{IovaRange, PhysRange, Prot};
+use pci::{Function, MessageGate, Msi, Msix, PciError};
+use process::contract::{Extent, Kind};
+use process::{Assigned, Event, RegisterWindow, window};
+use virtio::transport::{PciTransport, reset};
+
+/// The registers of a BAR.
+struct Registers(PhysRange);
+
+// SAFETY: a BAR keeps its place once it has one, `window` has found nobody else in its pages, and the function is isolated: what its
+// registers make it do ends at what it was lent, and what they do to the one who writes them is that one's business.
+unsafe impl Extent for Registers {
+    fn runs(&self) -> &[PhysRange] {
+        core::slice::from_ref(&self.0)
+    }
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+    fn kind(&self) -> Kind {
+        Kind::Registers
+    }
+    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), process::Error> {
+        Err(process::Error::BadAddress { address: offset, len: to.len() as u64 })
+    }
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), process::Error> {
+        Err(process::Error::BadAddress { address: offset, len: from.len() as u64 })
+    }
+}
+
+/// How a device is brought to rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    /// By the reset of virtio, while it still masters the bus.
+    Virtio,
+    /// By waiting for the end of edu's transfer, when it does not any more.
+    Edu,
+}
+
+impl Rest {
+    fn of(function: &Function) -> Option<Self> {
+        match crate::hardware::kind(function)? {
+            "edu" => Some(Self::Edu),
+            _ => Some(Self::Virtio),
+        }
+    }
+}
+
+/// Interrupts of a function.
+enum Messages {
+    One { _msi: Msi },
+    Many(Msix),
+}
+
+/// What a running device has. Dropped in this order.
+struct Running {
+    messages: Option<Messages>,
+    _attachment: OwnedAttachment,
+    /// What the process fills: none if it is the process's own.
+    domain: Option<OwnedDomain>,
+}
+
+/// A function that is put by for a process. It is stopped until the process opens it.
+pub struct Assignment {
+    running: Option<Running>,
+    /// None after it was stopped.
+    master: Option<Master>,
+    name: Arc<str>,
+    rest: Rest,
+    reserved: Vec<IovaRange>,
+    /// All other BARs of the machine.
+    others: Vec<PhysRange>,
+    event: Arc<Event>,
+    gates: Vec<(u16, MessageGate)>,
+    /// The process's tables, if the device may have them.
+    tables: Option<Arc<UserTables>>,
+}
+
+impl Assignment {
+    /// Puts `function` of host `host` by. Nobody else uses it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Hardware::attach`]; [`Error::NotIsolated`] where no IOMMU translates for it, whatever the command line allows;
+    /// [`Error::Unsupported`] for a function that the kernel cannot bring to rest.
+    pub fn new(hardware: &Hardware, host: usize, function: &Arc<Function>, limits: Limits) -> Result<Self, Error> {
+        let rest = Rest::of(function).ok_or(Error::Unsupported("device, which it could not bring to rest"))?;
+        let kind = crate::hardware::kind(function).unwrap_or("device");
+        let master = hardware.attach(host, function, kind, limits, false)?;
+        if !master.device().is_isolated() {
+            return Err(Error::NotIsolated(master.device().name().to_string()));
+        }
+        let mut reserved = Vec::new();
+        if let Some(domain) = master.group().and_then(|group| group.domain()) {
+            for region in domain.reserved() {
+                reserved.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
+                reserved.push(region.range);
+            }
+        }
+        let mut others = Vec::new();
+        for (_, other) in hardware.functions() {
+            for bar in other.bars().filter(|bar| bar.is_memory()) {
+                let range = bar.phys.and_then(|phys| PhysRange::new(phys, bar.size));
+                others.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
+                others.extend(range);
+            }
+        }
+        Ok(Self {
+            name: fallible::text(master.device().name()).ok_or(Error::OutOfMemory)?,
+            running: None,
+            master: Some(master),
+            rest,
+            reserved,
+            others,
+            event: fallible::arc(Event::default()).map_err(|_| Error::OutOfMemory)?,
+            gates: Vec::new(),
+            tables: None,
+        })
+    }
+
+    /// Lets the device have the address space of the process that it is for, whose tables these are.
+    #[must_use]
+    pub fn sharing(mut self, tables: Arc<UserTables>) -> Self {
+        self.tables = Some(tables);
+        self
+    }
+
+    fn function(&self) -> Result<&Arc<Function>, process::Error> {
+        self.master.as_ref().map(Master::function).ok_or(process::Error::NoSuchDevice("device any more"))
+    }
+
+    /// The function's BAR, and whether the table of interrupts lies in it.
+    fn window(&self, bar: u8) -> Result<PhysRange, process::Error> {
+        let none = || process::Error::NoSuchDevice("BAR");
+        let found = self.function()?.memory_bar(bar).map_err(|_| none())?;
+        found.phys.and_then(|phys| PhysRange::new(phys, found.size)).ok_or_else(none)
+    }
+
+    fn try_start(&mut self, mode: Mode) -> Result<Running, process::Error> {
+        let master = self.master.as_ref().ok_or(process::Error::NoSuchDevice("device any more"))?;
+        let device = master.device();
+        let (domain, shared) = match mode {
+            Mode::Own => (OwnedDomain::new(device.name(), device)?, false),
+            Mode::Shared => {
+                let space = self.tables.as_ref().and_then(|tables| tables.space()).cloned();
+                let space = space.ok_or(process::Error::Unsupported("the process's own table"))?;
+                // The doorbell of interrupts is in it too, for privileged accesses: the device's, where its bus says so.
+                // SAFETY: only extents are mapped in it (contract of `process::contract`), which devices may access, and never where
+                // the device has something reserved: the process's space keeps that free.
+                (unsafe { OwnedDomain::around(device.name(), device, space, Prot::PRIVILEGED) }?, true)
+            }
+        };
+        let attachment = domain.attach(device)?;
+        let running = Running { messages: None, _attachment: attachment, domain: (!shared).then_some(domain) };
+        master.release().map_err(|error| self.failed(&error))?;
+        Ok(running)
+    }
+
+    fn failed(&self, error: &dyn core::fmt::Display) -> process::Error {
+        log::error!("{}: {error}", self.name);
+        process::Error::Device
+    }
+
+    /// Brings the device to rest.
+    fn quiet(&self, master: &Master) -> Result<(), process::Error> {
+        let deadline = Deadline::after_millis(LIFECYCLE_MILLIS);
+        // Before it is off the bus: a reset completes what is under way.
+        let reset = match self.rest {
+            Rest::Virtio => PciTransport::new(master.function().clone())
+                .and_then(|transport| reset(&transport, deadline))
+                .map_err(|error| self.failed(&error)),
+            Rest::Edu => Ok(()),
+        };
+        let arrested = master.arrest().map_err(|error| self.failed(&error));
+        let drained = match self.rest {
+            Rest::Virtio => Ok(()),
+            Rest::Edu => testdev::edu::drain(master.function(), deadline).map_err(|error| self.failed(&error)),
+        };
+        reset.and(arrested).and(drained)
+    }
+}
+
+impl Assigned for Assignment {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn config(&self, offset: u16) -> u32 {
+        self.function().map_or(u32::MAX, |function| function.read_config32(offset))
+    }
+
+    fn bar_size(&self, bar: u8) -> Result<u64, process::Error> {
+        self.window(bar).map(PhysRange::len)
+    }
+
+    fn registers(&self, bar: u8) -> Result<Arc<dyn Extent>, process::Error> {
+        let range = self.window(bar)?;
+        let function = self.function()?;
+        if pci::msix_bars(function).contains(&Some(bar)) {
+            return Err(process::Error::Window { bar, why: "the table of interrupts is in it" });
+        }
+        // Itself once; whatever lies in its pages beside it is another's.
+        let mut itself = false;
+        let mut others =
+            self.others.iter().copied().filter(|other| *other != range || core::mem::replace(&mut itself, true));
+        let range = window(RegisterWindow { bar, range, others: &mut others })?;
+        // Lets the function decode memory.
+        function.bar_part(bar, 0, abi::PAGE).map_err(|error| self.failed(&error))?;
+        let registers = fallible::arc(Registers(range)).map_err(|_| process::Error::OutOfMemory)?;
+        Ok(registers)
+    }
+
+    fn start(&mut self, mode: Mode) -> Result<(), process::Error> {
+        match self.try_start(mode) {
+            Ok(running) => {
+                self.running = Some(running);
+                Ok(())
+            }
+            Err(error) => {
+                if let Some(master) = &self.master {
+                    // It never did anything; this is for the bus.
+                    let _ = master.function().disable_bus_master();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn stop(&mut self) -> Result<(), process::Error> {
+        let Some(master) = self.master.take() else { return Ok(()) };
+        let result = self.quiet(&master);
+        // Interrupts, then the place in the owned domain (the group is blocked: it does not come back to its own), then the master.
+        self.gates.clear();
+        self.running = None;
+        drop(master);
+        result
+    }
+
+    fn domain(&self) -> Option<&OwnedDomain> {
+        self.running.as_ref()?.domain.as_ref()
+    }
+
+    fn reserved(&self) -> &[IovaRange] {
+        &self.reserved
+    }
+
+    fn connect(&mut self, vector: u16) -> Result<(), process::Error> {
+        let master = self.master.as_ref().ok_or(process::Error::NoSuchDevice("device any more"))?;
+        let (function, controller) = (master.function().clone(), master.messages());
+        let running = self.running.as_mut().ok_or(process::Error::Unsupported("an interrupt of a stopped device"))?;
+        if self.gates.iter().any(|(other, _)| *other == vector) {
+            return Err(process::Error::Busy);
+        }
+        self.gates.try_reserve(1)?;
+        let translate = |error: PciError| match error {
+            PciError::NoVector { .. } => process::Error::NoSuchDevice("vector"),
+            PciError::NoCapability(_) => process::Error::Unsupported("an interrupt by message"),
+            error => {
+                log::error!("{:?}: {error}", function);
+                process::Error::Device
+            }
+        };
+        if running.messages.is_none() && pci::msix_bars(&function)[0].is_some() {
+            running.messages =
+                Some(Messages::Many(Msix::new(function.clone(), controller.clone()).map_err(translate)?));
+        }
+        let event = self.event.clone();
+        let gate = match &mut running.messages {
+            Some(Messages::Many(msix)) => {
+                let gate = msix.gate(vector).map_err(translate)?;
+                let shut = gate.clone();
+                let handler = move || {
+                    shut.set(false);
+                    event.raise();
+                };
+                msix.connect(vector, fallible::arc(handler).map_err(|_| process::Error::OutOfMemory)?)
+                    .map_err(translate)?;
+                gate
+            }
+            Some(Messages::One { .. }) => return Err(process::Error::NoSuchDevice("vector")),
+            None if vector != 0 => return Err(process::Error::NoSuchDevice("vector")),
+            None => {
+                let gate = Msi::gate(&function).map_err(translate)?;
+                let shut = gate.clone();
+                let handler = move || {
+                    shut.set(false);
+                    event.raise();
+                };
+                let handler = fallible::arc(handler).map_err(|_| process::Error::OutOfMemory)?;
+                let msi = Msi::new(function.clone(), controller, handler).map_err(translate)?;
+                running.messages = Some(Messages::One { _msi: msi });
+                gate
+            }
+        };
+        self.gates.push((vector, gate));
+        Ok(())
+    }
+
+    fn event(&self) -> &Arc<Event> {
+        &self.event
+    }
+
+    fn acknowledge(&mut self) {
+        self.gates.iter().for_each(|(_, gate)| gate.set(true));
+    }
+}
+
+impl Drop for Assignment {
+    fn drop(&mut self) {
+        // It is logged.
+        let _ = self.stop();
+    }
+}

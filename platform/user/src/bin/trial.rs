@@ -1,0 +1,163 @@
+//! A program that does one thing, well or badly: which one is its first argument.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(not(target_os = "none"))]
+fn main() {}
+
+#[cfg(target_os = "none")]
+user::entry!(program::main);
+
+#[cfg(target_os = "none")]
+mod program {
+    use core::arch::asm;
+    use core::sync::atomic::{AtomicU64, Ordering};
+    use user::abi::{ErrorCode, READ, WRITE};
+    use user::{say, sys};
+
+    static DATA: AtomicU64 = AtomicU64::new(0x1234);
+    static ZEROED: AtomicU64 = AtomicU64::new(0);
+
+    pub fn main([what, value, other]: [u64; 3]) -> u64 {
+        match what {
+            0 => value,
+            1 => memory(),
+            2 => load(value),
+            3 => store(value),
+            4 => loop {
+                DATA.fetch_add(1, Ordering::Relaxed);
+            },
+            5 => jump(value),
+            6 => recurse(value, &[0; 64]),
+            7 => panic!("as asked: {value}"),
+            8 => registers(value, other),
+            9 => {
+                sys::sleep(value);
+                0
+            }
+            10 => undefined(),
+            11 => trapped(value),
+            12 => data_as_code(),
+            13 => leftovers(),
+            _ => u64::MAX,
+        }
+    }
+
+    /// What the ELF says about data, and what `map` and `unmap` promise.
+    fn memory() -> u64 {
+        if DATA.load(Ordering::Relaxed) != 0x1234 || ZEROED.load(Ordering::Relaxed) != 0 {
+            return 1;
+        }
+        DATA.store(1, Ordering::Relaxed);
+        ZEROED.store(1, Ordering::Relaxed);
+        say!("trial: {} words as they should be", 2);
+        let Ok(at) = sys::map(3 * 4096, READ | WRITE) else { return 2 };
+        // SAFETY: just mapped.
+        let memory = unsafe { sys::Registers::of_memory(at, 3 * 4096) };
+        for offset in (0..3 * 4096).step_by(8) {
+            if memory.read64(offset) != 0 {
+                return 3;
+            }
+            memory.write64(offset, offset);
+        }
+        // SAFETY: nothing refers to it.
+        let part = unsafe { sys::unmap(at, 4096) };
+        // SAFETY: as above.
+        let whole = unsafe { sys::unmap(at, 3 * 4096) };
+        // SAFETY: as above.
+        let again = unsafe { sys::unmap(at, 3 * 4096) };
+        if (part, whole, again) != (Err(ErrorCode::NotMapped), Ok(()), Err(ErrorCode::NotMapped)) {
+            return 4;
+        }
+        let before = sys::time();
+        sys::sleep(1_000_000);
+        if sys::time() < before + 1_000_000 {
+            return 5;
+        }
+        // Through a TLB that has not forgotten this would be read.
+        load(at)
+    }
+
+    fn load(address: u64) -> u64 {
+        let value;
+        // SAFETY: whatever is there, it changes nothing.
+        unsafe { asm!("ldr {}, [{}]", out(reg) value, in(reg) address, options(nostack, readonly)) };
+        value
+    }
+
+    fn store(address: u64) -> u64 {
+        // SAFETY: the caller wants to know what becomes of it.
+        unsafe { asm!("str {0}, [{0}]", in(reg) address, options(nostack)) };
+        0
+    }
+
+    fn jump(address: u64) -> u64 {
+        // SAFETY: as above: it does not come back.
+        unsafe { asm!("br {}", in(reg) address, options(noreturn)) }
+    }
+
+    #[inline(never)]
+    fn recurse(left: u64, before: &[u64; 64]) -> u64 {
+        let here = core::hint::black_box([before[1] + left; 64]);
+        if left == 0 { here[0] } else { recurse(left - 1, &here) + here[63] }
+    }
+
+    fn undefined() -> u64 {
+        // SAFETY: never executed.
+        unsafe { asm!("udf #7", options(noreturn)) }
+    }
+
+    /// Instructions that the kernel keeps for itself.
+    fn trapped(which: u64) -> u64 {
+        // SAFETY: each ends the program.
+        unsafe {
+            match which {
+                0 => asm!("mrs {}, ttbr0_el1", out(reg) _),
+                1 => asm!("wfi"),
+                2 => asm!("msr daifset, #15"),
+                3 => asm!("mrs {}, cntvct_el0", out(reg) _),
+                4 => asm!("brk #3"),
+                5 => asm!("hvc #0"),
+                6 => asm!("mrs {}, pmccntr_el0", out(reg) _),
+                7 => asm!("tlbi vmalle1"),
+                _ => asm!("msr vbar_el1, xzr"),
+            }
+        }
+        0
+    }
+
+    fn data_as_code() -> u64 {
+        let code: [u32; 2] = core::hint::black_box([0xd65f_03c0, 0xd65f_03c0]);
+        jump(code.as_ptr().addr() as u64)
+    }
+
+    /// Fills SIMD and thread registers with `value`, spins for `nanoseconds` (so that others run in between), and looks again.
+    fn registers(value: u64, nanoseconds: u64) -> u64 {
+        let end = sys::time() + nanoseconds;
+        // SAFETY: changes registers that the compiler is told of.
+        unsafe { asm!("msr tpidr_el0, {}", in(reg) value, options(nostack, nomem)) };
+        while sys::time() < end {
+            let (seen, thread): (u64, u64);
+            // SAFETY: as above; the loop lasts long enough to be interrupted.
+            unsafe {
+                asm!("dup v8.2d, {value}", "dup v31.2d, {value}", "mov {n}, #20000", "2: subs {n}, {n}, #1", "b.ne 2b",
+                     "and v8.16b, v8.16b, v31.16b", "mov {seen}, v8.d[1]", "mrs {thread}, tpidr_el0",
+                     value = in(reg) value, n = out(reg) _, seen = out(reg) seen, thread = out(reg) thread,
+                     out("v8") _, out("v31") _, options(nostack));
+            }
+            if seen != value || thread != value {
+                return 1;
+            }
+        }
+        0
+    }
+
+    /// Whether registers hold what others have left there.
+    fn leftovers() -> u64 {
+        let (thread, read_only): (u64, u64);
+        // SAFETY: reads registers.
+        unsafe {
+            asm!("mrs {}, tpidr_el0", "mrs {}, tpidrro_el0", out(reg) thread, out(reg) read_only, options(nostack))
+        };
+        thread | read_only
+    }
+}

@@ -1,0 +1,313 @@
+//! Devices in the hands of processes: drivers at EL0, what they reach, and what is left when they are killed.
+
+use crate::bench::{Bench, soon};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use base::{Deadline, block_on, wait_until};
+use board::{Assignment, End, UserProcess};
+use core::sync::atomic::{AtomicU64, Ordering};
+use dma::{FromDevice, Ladder, Limits};
+use iommu::StreamId;
+use iommu::group::AttachmentState;
+use ktest::{Outcome, expect, expect_eq, ktest};
+use pci::Function;
+use process::Quota;
+use programs::{BLK, EDU};
+use virt::cores;
+use virtio::transport::{PciTransport, Transport};
+
+/// What the driver of edu can be told to do.
+mod edu {
+    pub const THERE_AND_BACK: u64 = 0;
+    pub const IN_THE_MIDDLE: u64 = 1;
+    pub const SHARED: u64 = 2;
+    pub const SHARED_UNMAPPED: u64 = 3;
+    pub const REFUSALS: u64 = 4;
+    pub const REACH: u64 = 5;
+}
+
+fn edu_function(bench: &Bench) -> Result<(usize, Arc<Function>), Outcome> {
+    Ok(bench.function(testdev::edu::ID.0, testdev::edu::ID.1, 0)?)
+}
+
+/// A process that has edu.
+fn with_edu(bench: &Bench, arguments: [u64; 3]) -> Result<UserProcess, Outcome> {
+    let (host, function) = edu_function(bench)?;
+    let mut process = UserProcess::new("edu driver", EDU, arguments, Quota::default())?;
+    let device = Assignment::new(&bench.hardware, host, &function, Limits::NONE)?;
+    process.process().assign(Box::new(device))?;
+    Ok(process)
+}
+
+/// The stream of a function's transactions.
+fn stream(bench: &Bench, host: usize, function: &Function) -> Result<StreamId, Outcome> {
+    let host = bench.boot.machine.pcie.get(host).ok_or(board::Error::Missing("PCIe host"))?;
+    let (_, stream) = host.stream_of(function.requester_id().get()).ok_or(board::Error::Missing("stream"))?;
+    Ok(stream)
+}
+
+/// The device is off the bus, blocked, and nobody's.
+fn is_quiet(bench: &Bench, function: &Arc<Function>, host: usize) -> Result<(), Outcome> {
+    expect!(!function.is_bus_master(), "it masters the bus");
+    // Attached for a look only.
+    let master = bench.hardware.attach(host, function, "look", Limits::NONE, false)?;
+    let group = master.group().cloned();
+    drop(master);
+    if let Some(group) = group {
+        expect_eq!(group.current(), AttachmentState::Blocked);
+        expect_eq!(group.users(), 0);
+    }
+    Ok(())
+}
+
+/// Frames that are free after `job`, which is run until what is kept for good is there.
+fn leaks_nothing(mut job: impl FnMut() -> Result<(), Outcome>) -> Result<(), Outcome> {
+    for _ in 0..4 {
+        job()?;
+    }
+    let before = kernel::mm::stats().free;
+    job()?;
+    expect_eq!(kernel::mm::stats().free, before, "frames free");
+    expect_eq!(dma::quarantine::report().pages, 0);
+    Ok(())
+}
+
+ktest! {
+    /// Registers, interrupts as events, and addresses of its own choice; what it has taken back the device does not reach.
+    fn a_driver_of_edu_at_el0_moves_bytes(bench) {
+        let (host, function) = edu_function(bench)?;
+        leaks_nothing(|| {
+            let end = with_edu(bench, [edu::THERE_AND_BACK, 2048, 11])?.run(soon());
+            expect_eq!(end, End::Exited(0));
+            is_quiet(bench, &function, host)
+        })
+    }
+}
+
+ktest! {
+    fn what_a_driver_may_not_do_has_a_code_each(bench) {
+        let doorbell = board::gic().and_then(|gic| gic.doorbell(gic::Source::Its { device: 0 }).ok()).map_or(0, |doorbell| doorbell.get());
+        let end = with_edu(bench, [edu::REFUSALS, 0, doorbell])?.run(soon());
+        expect_eq!(end, End::Exited(0));
+        Ok(())
+    }
+}
+
+ktest! {
+    /// The kernel's memory, another process's, an address that means something elsewhere: each is a fault of the device's stream,
+    /// and memory stays as it is.
+    fn a_device_in_the_hands_of_a_process_reaches_nothing_that_was_not_lent(bench) {
+        let frame = kernel::mm::alloc_zeroed(1, kernel::mm::Zone::Any)?;
+        let linear = kernel::mm::phys_to_virt(frame.start()).get();
+        for address in [frame.start().get(), linear & 0xffff_ffff_ffff, 0x1000, 0x200_0000_0000] {
+            let process = with_edu(bench, [edu::REACH, 64, address])?;
+            let since = bench.watch();
+            expect_eq!(process.run(soon()), End::Exited(0));
+            let (host, function) = edu_function(bench)?;
+            let stream = stream(bench, host, &function)?;
+            expect!(bench.fault(&[stream], since).is_some(), "{address:#x}: no fault");
+        }
+        // SAFETY: reads a frame of ours.
+        expect_eq!(unsafe { arch::probe::read64(linear) }, Ok(0));
+        // SAFETY: nothing uses the frame.
+        unsafe { kernel::mm::free(frame) }?;
+        Ok(())
+    }
+}
+
+static VICTIM: base::IrqMutex<Option<UserProcess>> = base::IrqMutex::new(None);
+static ENDED: AtomicU64 = AtomicU64::new(0);
+
+fn host(_core: usize) {
+    let victim = VICTIM.lock().take();
+    if let Some(victim) = victim {
+        let end = victim.run(soon());
+        ENDED.store(1 + u64::from(end != End::Killed), Ordering::SeqCst);
+        base::notify();
+    }
+}
+
+/// Runs `victim` on another core, waits until `begun`, and kills it.
+fn kill(victim: UserProcess, begun: impl Fn() -> bool) -> Result<(), Outcome> {
+    ENDED.store(0, Ordering::SeqCst);
+    let killer = victim.killer();
+    *VICTIM.lock() = Some(victim);
+    cores::run_on(1, host)?;
+    let patience = soon();
+    while !begun() {
+        expect!(!patience.has_passed() && ENDED.load(Ordering::SeqCst) == 0, "it did not come so far");
+        let _ = wait_until(Deadline::after_millis(1), || false);
+    }
+    killer.kill();
+    wait_until(soon(), || ENDED.load(Ordering::SeqCst) != 0)?;
+    expect_eq!(ENDED.load(Ordering::SeqCst), 1, "it was not killed");
+    wait_until(soon(), || cores::is_idle(1))?;
+    Ok(())
+}
+
+/// Where the one that is killed has its memory for the device, and the next one too.
+const AT: u64 = 0x4000_0000;
+
+ktest! {
+    /// Killed while edu is writing to its memory: edu has come to rest when the next process has it, and does not write to what that
+    /// one has lent at the same address. Red without the wait for the end of the transfer.
+    fn a_driver_of_edu_that_is_killed_leaves_a_quiet_device(bench) {
+        if bench.cores < 2 {
+            ktest::skip!("one core");
+        }
+        let (host, function) = edu_function(bench)?;
+        leaks_nothing(|| {
+            let registers = function.bar_part(0, 0, 0x100)?;
+            // Running, and to memory.
+            kill(with_edu(bench, [edu::IN_THE_MIDDLE, 0, AT])?, || registers.read64(0x98) & 3 == 3)?;
+            expect_eq!(registers.read64(0x98) & 1, 0, "a transfer is under way");
+            is_quiet(bench, &function, host)?;
+            let end = with_edu(bench, [edu::THERE_AND_BACK, 2048, 5])?.run(soon());
+            expect_eq!(end, End::Exited(0));
+            is_quiet(bench, &function, host)
+        })
+    }
+}
+
+ktest! {
+    fn a_device_is_one_processs_at_a_time(bench) {
+        let (host, function) = edu_function(bench)?;
+        let first = with_edu(bench, [edu::THERE_AND_BACK, 64, 1])?;
+        // A second master of the group: neither can then have a domain for itself.
+        let second = Assignment::new(&bench.hardware, host, &function, Limits::NONE);
+        let end = first.run(soon());
+        expect!(second.is_err() || end != End::Exited(0), "{end}");
+        drop(second);
+        expect_eq!(with_edu(bench, [edu::THERE_AND_BACK, 64, 1])?.run(soon()), End::Exited(0));
+        Ok(())
+    }
+}
+
+/// What the driver of virtio-blk can be told to do.
+mod blk {
+    pub const WRITE_AND_READ: u64 = 0;
+    pub const WITHOUT_END: u64 = 1;
+}
+
+fn with_blk(bench: &Bench, arguments: [u64; 3]) -> Result<UserProcess, Outcome> {
+    let (host, function) = bench.function(0x1af4, 0x1042, 0)?;
+    let mut process = UserProcess::new("blk driver", BLK, arguments, Quota::default())?;
+    process.process().assign(Box::new(Assignment::new(&bench.hardware, host, &function, Limits::NONE)?))?;
+    Ok(process)
+}
+
+/// The word that the driver writes at byte `offset`.
+fn word(offset: u64, value: u64) -> u64 {
+    value.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ offset
+}
+
+/// Bytes that the driver moves at once.
+const BLK_BYTES: u64 = 8 * 4096;
+
+/// Sectors of the disk that belong to tests.
+fn scratch(bench: &Bench) -> Result<u64, Outcome> {
+    let disk = bench.disk()?;
+    let sectors = disk.block().geometry().sectors;
+    disk.stop()?;
+    Ok(sectors - 4096)
+}
+
+ktest! {
+    /// What it has written the kernel's own driver reads.
+    fn a_driver_of_virtio_blk_at_el0_writes_and_reads(bench) {
+        let (host, function) = bench.function(0x1af4, 0x1042, 0)?;
+        let sector = scratch(bench)?;
+        let mut value = 100;
+        leaks_nothing(|| {
+            value += 1;
+            expect_eq!(with_blk(bench, [blk::WRITE_AND_READ, sector, value])?.run(soon()), End::Exited(0));
+            is_quiet(bench, &function, host)
+        })?;
+        let disk = bench.disk()?;
+        let pages = disk.block().device().page_set(BLK_BYTES, Ladder::DEFAULT)?;
+        let loan = Arc::new(disk.block().device().map::<FromDevice, _>(pages).map_err(|rejected| rejected.error)?);
+        block_on(soon(), disk.block().read(sector, &loan, 0..BLK_BYTES)?)??;
+        for offset in (0..BLK_BYTES).step_by(8) {
+            expect_eq!(u64::from_le_bytes(loan.view().read_array(offset)?), word(offset, value), "{offset:#x}");
+        }
+        drop(loan);
+        disk.stop()?;
+        Ok(())
+    }
+}
+
+ktest! {
+    /// Killed with requests in flight: the next driver, at EL0 or the kernel's own, finds a disk that works.
+    fn a_driver_of_virtio_blk_that_is_killed_leaves_a_quiet_disk(bench) {
+        if bench.cores < 2 {
+            ktest::skip!("one core");
+        }
+        let (host, function) = bench.function(0x1af4, 0x1042, 0)?;
+        let sector = scratch(bench)?;
+        leaks_nothing(|| {
+            let disk = PciTransport::new(function.clone())?;
+            let since = bench.watch();
+            kill(with_blk(bench, [blk::WITHOUT_END, sector, 0])?, || disk.status() & 4 != 0)?;
+            expect_eq!(disk.status(), 0, "it was not reset");
+            is_quiet(bench, &function, host)?;
+            let stream = stream(bench, host, &function)?;
+            expect!(!bench.has_faulted(&[stream], since), "it was still at work when its memory went");
+            expect_eq!(with_blk(bench, [blk::WRITE_AND_READ, sector, 3])?.run(soon()), End::Exited(0));
+            Ok(())
+        })
+    }
+}
+
+/// One table for a process and its device.
+mod shared {
+    use super::{Bench, edu, edu_function, is_quiet, leaks_nothing, stream};
+    use crate::bench::soon;
+    use alloc::boxed::Box;
+    use board::{Assignment, End, UserProcess, UserTables};
+    use dma::Limits;
+    use ktest::{Outcome, expect, expect_eq, ktest};
+    use process::{MAPS, Quota};
+    use programs::EDU;
+
+    fn with_edu(bench: &Bench, arguments: [u64; 3]) -> Result<UserProcess, Outcome> {
+        let (host, function) = edu_function(bench)?;
+        let tables = UserTables::shared_with(&bench.hardware, host, &function)?;
+        let mut process = UserProcess::in_tables(tables, "edu driver", EDU, arguments, Quota::default())?;
+        let tables = process.tables().clone();
+        let device = Assignment::new(&bench.hardware, host, &function, Limits::NONE)?.sharing(tables);
+        process.process().assign(Box::new(device))?;
+        Ok(process)
+    }
+
+    ktest! {
+        /// Memory from before the device was attached and from after it: nothing is lent, a pointer is enough.
+        fn a_pointer_means_the_same_to_a_process_and_its_device(bench) {
+            let (host, function) = edu_function(bench)?;
+            let since = bench.watch();
+            leaks_nothing(|| {
+                expect_eq!(with_edu(bench, [edu::SHARED, 2048, 9])?.run(soon()), End::Exited(0));
+                is_quiet(bench, &function, host)
+            })?;
+            let stream = stream(bench, host, &function)?;
+            expect!(!bench.has_faulted(&[stream], since));
+            Ok(())
+        }
+    }
+
+    ktest! {
+        /// What the process gives back is gone for the device too: a fault of its stream, at the process's address. Red when the tables
+        /// are changed without the IOMMU being told.
+        fn what_a_process_gives_back_its_device_does_not_reach(bench) {
+            let (host, function) = edu_function(bench)?;
+            let since = bench.watch();
+            expect_eq!(with_edu(bench, [edu::SHARED_UNMAPPED, 2048, 9])?.run(soon()), End::Exited(0));
+            let stream = stream(bench, host, &function)?;
+            let noted = bench.fault(&[stream], since);
+            expect!(
+                noted.as_ref().is_some_and(|noted| noted.fault.iova.is_some_and(|iova| MAPS.contains(&iova.get()))),
+                "{noted:?}"
+            );
+            Ok(())
+        }
+    }
+}

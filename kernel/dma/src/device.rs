@@ -4,11 +4,16 @@
 //!
 //! None on the way of a mapping but those of the group, the address allocator and the page table below, which are taken one
 //! after the other.
+//!
+//! Nor do cores that map for the same device write to the same memory: a loan keeps the device alive by a handle of the core that it was
+//! made on ([`Shard`]).
 
 #![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
 
 mod lending;
 mod loan;
+#[cfg(all(test, feature = "fakes"))]
+mod tests;
 
 pub use loan::Loan;
 use loan::{Kind, Special};
@@ -35,8 +40,10 @@ use crate::{
     Pages, PeerRange, Policy, Pool, Rejected,
 };
 use alloc::sync::Arc;
-use base::fallible;
+use alloc::vec::Vec;
+use base::{cpu, fallible};
 use core::fmt;
+use core::ops::Deref;
 use core::panic::Location;
 use core::sync::atomic::{AtomicU64, Ordering};
 use iommu::group::{AttachmentState, Group};
@@ -75,7 +82,27 @@ pub struct DirectConfig<'a> {
 
 /// One bus master. Clones are the same device; its mappings keep it, and with it the address space, alive.
 #[derive(Clone)]
-pub struct Device(Arc<Inner>);
+pub struct Device(Arc<Shard>);
+
+/// Cores that do not count their loans in one place. (Those of further cores are counted with the loans of these.)
+pub(crate) const SHARDS: usize = 16;
+
+/// What a handle counts. A device has one for its owner's handles and the first core's loans, and that one has one for the loans of each
+/// other core: so that cores which map for one device do not contend for one count. Whoever has only a handle of a loan of another
+/// core makes loans that count where that one does.
+#[repr(align(64))]
+struct Shard {
+    inner: Arc<Inner>,
+    others: Vec<Arc<Shard>>,
+}
+
+impl Deref for Shard {
+    type Target = Inner;
+    #[inline(always)]
+    fn deref(&self) -> &Inner {
+        &self.inner
+    }
+}
 
 struct Inner {
     name: Arc<str>,
@@ -216,7 +243,24 @@ impl Device {
         let (trusted, pool, copies) = (policy.trusted, Source::new(&policy.bounce), AtomicU64::new(0));
         let inner =
             Inner { name, limits, coherent, memory, backend, records, trusted, pool, copies, lazy: Lazy::new() };
-        fallible::arc(inner).map(Self).map_err(|_| Error::OutOfMemory)
+        let inner = fallible::arc(inner).map_err(|_| Error::OutOfMemory)?;
+        let shard = |others| fallible::arc(Shard { inner: inner.clone(), others }).map_err(|_| Error::OutOfMemory);
+        let mut others = Vec::new();
+        others.try_reserve_exact(SHARDS - 1)?;
+        for _ in 1..SHARDS {
+            others.push(shard(Vec::new())?);
+        }
+        shard(others).map(Self)
+    }
+
+    /// A handle for a loan that is made on this core.
+    #[inline(always)]
+    fn for_loan(&self) -> Self {
+        // The first core has none of its own.
+        match self.0.others.get((cpu::index() % SHARDS).wrapping_sub(1)) {
+            Some(own) => Self(own.clone()),
+            None => self.clone(),
+        }
     }
 
     /// Its name in reports.
@@ -368,7 +412,7 @@ impl Device {
 
     /// A pool for copies, of memory that the device reaches.
     pub(crate) fn make_pool(&self, bytes: u64) -> Result<Pool, Error> {
-        let Inner { name, limits, memory, .. } = &*self.0;
+        let Inner { name, limits, memory, .. } = &**self.0;
         match self.way() {
             Way::Translated(translated) => Pool::new(name, *memory, bytes, translated.space().aperture().output_max),
             Way::Direct(Direct { windows, .. }) => {
@@ -618,7 +662,7 @@ impl Device {
 impl PartialEq for Device {
     #[inline]
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.0.inner, &other.0.inner)
     }
 }
 impl Eq for Device {}

@@ -17,7 +17,7 @@ use crate::{Device, Direction, Error};
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
-use iommu::{Iova, IovaRange, Prot, RevokeError};
+use iommu::{Iova, Prot, RevokeError};
 
 /// Memory `M` that a device has, in direction `D`. Dropping it revokes.
 pub struct Held<D: Direction, M: Spans> {
@@ -255,10 +255,12 @@ impl<D: Direction, M: Spans> Held<D, M> {
     pub(crate) unsafe fn settle(self, outcome: Result<(), RevokeError>, site: Site) -> Result<M, Quarantined> {
         // SAFETY: `conclude` drops it only if it has been revoked.
         let (loan, memory) = unsafe { self.into_parts() };
-        let range = loan.range();
         let (loan, memory) = (ManuallyDrop::new(loan), ManuallyDrop::new(memory));
-        // SAFETY: the two belong together; the outcome is as the caller promises.
-        unsafe { Self::conclude(loan, memory, range, outcome, site) }
+        if outcome.is_ok() {
+            loan.finish(loan.range(), site);
+        }
+        // SAFETY: the two belong together; the outcome is as the caller promises, and the loan has finished if it is `Ok`.
+        unsafe { Self::conclude(loan, memory, outcome) }
     }
 
     /// # Safety
@@ -268,24 +270,21 @@ impl<D: Direction, M: Spans> Held<D, M> {
     unsafe fn end(loan: Loan, memory: M, site: Site) -> Result<M, Quarantined> {
         // Neither is dropped before the outcome is known, whatever happens.
         let (loan, memory) = (ManuallyDrop::new(loan), ManuallyDrop::new(memory));
-        let range = loan.range();
-        let outcome = loan.revoke(range);
+        let outcome = loan.end(loan.range(), site);
         // SAFETY: the caller's promise; the outcome is that of revoking this loan.
-        unsafe { Self::conclude(loan, memory, range, outcome, site) }
+        unsafe { Self::conclude(loan, memory, outcome) }
     }
 
     /// Everything by value: what the rare ways refer to would have to be in memory on all of them.
     ///
     /// # Safety
     ///
-    /// As for [`Held::settle`]; the two belong together, and `range` is the loan's.
+    /// As for [`Held::settle`]; the two belong together, and after `Ok` the loan has finished.
     #[inline(always)]
     unsafe fn conclude(
         loan: ManuallyDrop<Loan>,
         memory: ManuallyDrop<M>,
-        range: IovaRange,
         outcome: Result<(), RevokeError>,
-        site: Site,
     ) -> Result<M, Quarantined> {
         if let Err(cause) = outcome {
             // Objects of their own, which are not there on the quick way (see `lend_as`).
@@ -293,7 +292,6 @@ impl<D: Direction, M: Spans> Held<D, M> {
             // SAFETY: they are gone.
             return Err(unsafe { Self::lose(&loan, &mut memory, cause) });
         }
-        loan.finish(range, site);
         let coherent = loan.device.is_coherent();
         // Before the memory moves, so that what it is made of need not be kept meanwhile.
         if let Some(copied) = ManuallyDrop::into_inner(loan).into_copy() {

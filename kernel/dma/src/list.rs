@@ -498,7 +498,10 @@ impl<D: Direction, B: Buffer> Parts for MappedList<D, B> {
     type Direction = D;
     type Memory = ScatterList<B>;
     fn into_held(self) -> Held<D, ScatterList<B>> {
-        self.held
+        let Self { mut held, segments } = self;
+        // Room for the next mapping.
+        held.memory_mut().segments = segments;
+        held
     }
 }
 

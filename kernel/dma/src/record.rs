@@ -12,11 +12,12 @@
 //!
 //! # Locking
 //!
-//! None for the table: writers own the place that they claimed; readers check that it did not change under them. The reports are
-//! for people: nothing that must be safe is decided here. [`Exact`] is under an [`IrqMutex`] of its device; its table grows
-//! under it, so the heap's lock comes after it.
+//! None for the table: writers own the place that they claimed; readers check that it did not change under them. A place is a cache
+//! line, and what is only counted is counted by each core for itself. The reports are for people: nothing that must be safe is decided
+//! here. [`Exact`] is under an [`IrqMutex`] of its device; its table grows under it, so the heap's lock comes after it.
 
 use crate::Error;
+use crate::device::SHARDS;
 use crate::lent::Segment;
 use crate::site::{AtomicSite, Site};
 use crate::tracker::Exact;
@@ -24,7 +25,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::time::Stamp;
-use base::{Instant, IrqMutex};
+use base::{Instant, IrqMutex, cpu};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use iommu::{Iova, IovaRange, PAGE_SIZE, Prot};
 
@@ -148,9 +149,14 @@ impl Place {
     }
 }
 
+/// The count of this core. Sums over all of them are what is of interest: a mapping may end on another core than it has begun on.
+#[inline(always)]
+fn of_this_core(counted: &[Counted; SHARDS]) -> &Counted {
+    &counted[cpu::index() % SHARDS]
+}
+
 /// Mappings without a place of their own: those that found none, those of a device that nothing translates for (begun and ended
 /// as one word each, the number in the low half and the pages in the high half: differences are exact).
-#[derive(Default)]
 #[repr(align(64))]
 struct Counted {
     begun: AtomicU64,
@@ -159,6 +165,10 @@ struct Counted {
 }
 
 impl Counted {
+    const fn new() -> Self {
+        Self { begun: AtomicU64::new(0), ended: AtomicU64::new(0), unrecorded: AtomicU64::new(0) }
+    }
+
     #[inline(always)]
     fn word(len: u64) -> u64 {
         1_u64.wrapping_add((len / PAGE_SIZE) << 32)
@@ -178,7 +188,7 @@ pub(crate) struct Sums {
 pub(crate) struct Records {
     name: Arc<str>,
     table: Option<Box<[Place; PLACES]>>,
-    counted: Counted,
+    counted: [Counted; SHARDS],
     /// Every mapping, where the tracker is on.
     exact: Option<IrqMutex<Exact>>,
     /// What the table would remember if there were one.
@@ -197,7 +207,7 @@ impl Records {
             (true, Some(_)) => (None, Some(table()?)),
         };
 
-        let (counted, forgotten) = (Counted::default(), AtomicBool::new(false));
+        let (counted, forgotten) = ([const { Counted::new() }; SHARDS], AtomicBool::new(false));
         Ok(Self { name, table, counted, exact, history, forgotten, quarantined: AtomicU64::new(0) })
     }
 
@@ -225,7 +235,7 @@ impl Records {
             let range = IovaRange::new(segment.iova, segment.len).unwrap_or_default();
             return self.begin_elsewhere(range, prot, site);
         }
-        self.counted.begun.fetch_add(Counted::word(segment.len), Ordering::Relaxed);
+        of_this_core(&self.counted).begun.fetch_add(Counted::word(segment.len), Ordering::Relaxed);
         Slot::COUNTED
     }
 
@@ -244,8 +254,8 @@ impl Records {
                 }
             }
         }
-        self.counted.begun.fetch_add(Counted::word(range.len()), Ordering::Relaxed);
-        self.counted.unrecorded.fetch_add(1, Ordering::Relaxed);
+        of_this_core(&self.counted).begun.fetch_add(Counted::word(range.len()), Ordering::Relaxed);
+        of_this_core(&self.counted).unrecorded.fetch_add(1, Ordering::Relaxed);
         Slot::NONE
     }
 
@@ -262,7 +272,7 @@ impl Records {
     #[inline]
     pub(crate) fn end_direct(&self, slot: Slot, range: IovaRange, len: u64, mapped_at: Site, unmapped_at: Site) {
         if slot == Slot::COUNTED {
-            self.counted.ended.fetch_add(Counted::word(len), Ordering::Release);
+            of_this_core(&self.counted).ended.fetch_add(Counted::word(len), Ordering::Release);
             return;
         }
         self.end_elsewhere(slot, range, mapped_at, unmapped_at);
@@ -271,7 +281,7 @@ impl Records {
     #[cold]
     fn end_elsewhere(&self, slot: Slot, range: IovaRange, mapped_at: Site, unmapped_at: Site) {
         if slot == Slot::NONE || slot == Slot::COUNTED {
-            self.counted.ended.fetch_add(Counted::word(range.len()), Ordering::Release);
+            of_this_core(&self.counted).ended.fetch_add(Counted::word(range.len()), Ordering::Release);
             self.forgotten.store(true, Ordering::Relaxed);
         } else if let Some(exact) = &self.exact {
             exact.lock().end(slot.0 & !Slot::EXACT, range, mapped_at, unmapped_at);
@@ -338,7 +348,7 @@ impl Records {
 
     /// Mappings that found no place, ever.
     pub(crate) fn unrecorded(&self) -> u64 {
-        self.counted.unrecorded.load(Ordering::Relaxed)
+        self.counted.iter().map(|counted| counted.unrecorded.load(Ordering::Relaxed)).sum()
     }
 
     /// Live mappings that [`Records::for_each_live`] does not show.
@@ -366,9 +376,13 @@ impl Records {
     }
 
     fn sum_counted(&self) -> Sums {
-        // The ended first: a mapping that comes and goes in between then counts as live rather than as less than nothing.
-        let ended = self.counted.ended.load(Ordering::Acquire);
-        let begun = self.counted.begun.load(Ordering::Relaxed);
+        // Those that have ended first, of all cores: a mapping that comes and goes in between then counts as live rather than as less
+        // than nothing.
+        let sum = |word: fn(&Counted) -> &AtomicU64| {
+            self.counted.iter().map(word).fold(0_u64, |sum, word| sum.wrapping_add(word.load(Ordering::Acquire)))
+        };
+        let ended = sum(|counted| &counted.ended);
+        let begun = sum(|counted| &counted.begun);
         let live = begun.wrapping_sub(ended);
         let split = |word: u64| (word & u64::from(u32::MAX), (word >> 32) * PAGE_SIZE);
         let ((live, live_bytes), (total, total_bytes)) = (split(live), split(begun));

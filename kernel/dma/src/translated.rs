@@ -1,11 +1,12 @@
 //! The way of a device's memory through an IOMMU: one contiguous range of addresses in the device's default domain, whatever
 //! the memory looks like.
 
-#![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
+#![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space that it has by pointer")]
 
 use crate::device::Refused;
 use crate::{Error, Limits};
 use alloc::sync::Arc;
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 use iommu::contract::AddressSpace;
 use iommu::domain::Domain;
@@ -20,19 +21,51 @@ pub(crate) struct Translated {
     group: Arc<Group>,
     left: AtomicBool,
     domain: Arc<Domain>,
-    space: Arc<dyn AddressSpace>,
+    space: Space,
     /// The smallest and the largest leaf of the space, in bytes.
     page_size: u64,
     largest_leaf: u64,
     output_max: PhysAddr,
 }
 
+/// The domain's address space, with its address found once: where an [`Arc`] of an unknown type has its object is a matter of that
+/// type's alignment, which would be looked up and reckoned with at each use.
+///
+/// # Invariants
+///
+/// `object` is what `owner` points to.
+struct Space {
+    object: NonNull<dyn AddressSpace>,
+    _owner: Arc<dyn AddressSpace>,
+}
+
+// SAFETY: it is a shared owner of the object, which any core may use by shared reference (supertraits of AddressSpace).
+unsafe impl Send for Space {}
+// SAFETY: as above.
+unsafe impl Sync for Space {}
+
+impl Space {
+    fn new(owner: Arc<dyn AddressSpace>) -> Self {
+        const fn any_core<T: Send + Sync + ?Sized>() {}
+        const { any_core::<dyn AddressSpace>() };
+        // INVARIANT: an Arc's object stays where it is while there is an owner.
+        Self { object: NonNull::from(&*owner), _owner: owner }
+    }
+
+    #[inline(always)]
+    fn get(&self) -> &dyn AddressSpace {
+        // SAFETY: the object lives as long as its owner does, which lives as long as the borrow (invariant), and is only ever reached
+        // by shared reference.
+        unsafe { self.object.as_ref() }
+    }
+}
+
 impl Translated {
     /// The way of a group that is attached to its default DMA domain.
     pub(crate) fn new(group: Arc<Group>, device: &Arc<str>) -> Result<Self, Error> {
         let Some(domain) = group.domain() else { return Err(not_attached(group.current(), device)) };
-        let space = domain.space().clone();
-        let aperture = space.aperture();
+        let space = Space::new(domain.space().clone());
+        let aperture = space.get().aperture();
         let largest_leaf = 1 << (63 - aperture.page_sizes.max(PAGE_SIZE).leading_zeros());
         let page_size = aperture.page_size().max(PAGE_SIZE);
         group.enter();
@@ -68,9 +101,9 @@ impl Translated {
         self.group.leave().map(drop)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn space(&self) -> &dyn AddressSpace {
-        &*self.space
+        self.space.get()
     }
 
     /// The largest physical address that the space can put out.
@@ -108,7 +141,7 @@ impl Translated {
         let align = self.align(runs, len, limits);
         let range = self.domain.iova().allocate(len, align, Iova::new(mask))?;
         // SAFETY: the caller's promise.
-        match unsafe { self.space.map(range, runs, prot) } {
+        match unsafe { self.space().map(range, runs, prot) } {
             Ok(()) => Ok(range),
             Err(error) => {
                 self.release(range);
@@ -141,7 +174,7 @@ impl Translated {
             Err(error) => return Err(Refused::Iova(error)),
         };
         // SAFETY: the caller's promise.
-        match unsafe { self.space.map(range, runs, prot) } {
+        match unsafe { self.space().map(range, runs, prot) } {
             Ok(()) => Ok(range),
             Err(error) => {
                 self.release_unused(range);
@@ -169,7 +202,7 @@ impl Translated {
         }
         self.domain.iova().reserve(range)?;
         // SAFETY: the caller's promise.
-        unsafe { self.space.map(range, runs, prot) }.map_err(|error| {
+        unsafe { self.space().map(range, runs, prot) }.map_err(|error| {
             self.release_fixed(range);
             error.into()
         })
@@ -189,7 +222,7 @@ impl Translated {
     ) -> Result<(), Error> {
         self.check_attached(device)?;
         // SAFETY: the caller's promise.
-        Ok(unsafe { self.space.map(range, runs, prot) }?)
+        Ok(unsafe { self.space().map(range, runs, prot) }?)
     }
 
     /// Takes `len` bytes of addresses, aligned for large leaves as far as that is free to choose.

@@ -33,7 +33,7 @@ impl Device {
         mask: u64,
         site: Site,
     ) -> Result<Loan, Refused> {
-        let inner = &*self.0;
+        let inner = &**self.0;
         if !inner.coherent {
             return Err(Refused::Special);
         }
@@ -70,7 +70,7 @@ impl Device {
         segments: &mut Vec<Segment>,
         site: Site,
     ) -> Option<Loan> {
-        let inner = &*self.0;
+        let inner = &**self.0;
         let Backend::Direct(direct) = &inner.backend else { return None };
         let limits = &inner.limits;
         if !inner.coherent || !direct.windows.fill(runs, limits.address_mask, limits.min_align, segments).ok()? {
@@ -210,7 +210,7 @@ impl Device {
     ) -> Result<Loan, Error> {
         let snooped = self.0.coherent || prot.contains(Prot::MMIO);
         let prot = if snooped { prot } else { prot | Prot::NON_COHERENT };
-        let Inner { limits, name, .. } = &*self.0;
+        let Inner { limits, name, .. } = &**self.0;
         let (range, kind) = match at {
             // SAFETY: the caller's promise is what `map` asks for.
             None => (unsafe { translated.map(runs, len, prot, limits, mask, name) }?, Kind::Plain),
@@ -276,22 +276,32 @@ impl Device {
     /// A loan as most are.
     #[inline(always)]
     pub(super) fn loan(&self, whole: Segment, slot: Slot, kind: Kind, site: Site) -> Loan {
-        Loan { device: self.clone(), whole, site, slot, kind, special: None }
+        Loan { device: self.for_loan(), whole, site, slot, kind, special: None }
     }
 
-    /// Takes note of the end of a loan of `len` bytes at `range`, and gives its address range back.
+    /// Takes note of the end of a loan of `len` bytes at `range`, and gives its address range back. `translated` is its way, unless it was
+    /// [`Kind::Direct`].
     #[inline(always)]
-    pub(super) fn finish(&self, range: IovaRange, len: u64, slot: Slot, kind: Kind, mapped_at: Site, site: Site) {
-        let inner = &*self.0;
-        if kind == Kind::Direct {
-            inner.records.end_direct(slot, range, len, mapped_at, site);
-        } else if let Some(translated) = self.translated_way() {
-            inner.records.end(slot, range, mapped_at, site);
-            match kind {
-                Kind::Plain => translated.release(range),
-                Kind::Fixed => translated.release_fixed(range),
-                Kind::Reserved | Kind::Direct => (),
-            }
+    #[expect(clippy::too_many_arguments, reason = "what a loan is made of")]
+    pub(super) fn finish(
+        &self,
+        translated: Option<&Translated>,
+        range: IovaRange,
+        len: u64,
+        slot: Slot,
+        kind: Kind,
+        mapped_at: Site,
+        site: Site,
+    ) {
+        let records = &*self.0.records;
+        let Some(translated) = translated.filter(|_| kind != Kind::Direct) else {
+            return records.end_direct(slot, range, len, mapped_at, site);
+        };
+        records.end(slot, range, mapped_at, site);
+        match kind {
+            Kind::Plain => translated.release(range),
+            Kind::Fixed => translated.release_fixed(range),
+            Kind::Reserved | Kind::Direct => (),
         }
     }
 
@@ -327,7 +337,7 @@ impl Device {
         mask: u64,
         site: Site,
     ) -> Result<Loan, Error> {
-        let Inner { limits, name, .. } = &*self.0;
+        let Inner { limits, name, .. } = &**self.0;
         if at.is_some() {
             return Err(Error::NotIsolated(name.clone()));
         }

@@ -147,23 +147,38 @@ impl Loan {
     /// The address space that it was made in; `None` where nothing translates.
     #[inline(always)]
     pub(crate) fn space(&self) -> Option<&dyn AddressSpace> {
+        self.translated().map(Translated::space)
+    }
+
+    #[inline(always)]
+    fn translated(&self) -> Option<&Translated> {
         match self.kind {
             Kind::Direct => None,
-            _ => self.device.translated_way().map(Translated::space),
+            _ => self.device.translated_way(),
         }
     }
 
-    /// Revokes this loan alone, of which `range` is the address range.
+    /// Revokes this loan alone, of which `range` is the address range, and if that succeeds does what [`Loan::finish`] does.
+    ///
+    /// # Errors
+    ///
+    /// That of the revocation.
     #[inline(always)]
-    pub(crate) fn revoke(&self, range: IovaRange) -> Result<(), RevokeError> {
-        self.space().map_or(Ok(()), |space| space.revoke(&[range]))
+    pub(crate) fn end(&self, range: IovaRange, site: Site) -> Result<(), RevokeError> {
+        // Looked up once: after the call nothing is known of what lies behind a reference.
+        let translated = self.translated();
+        if let Some(translated) = translated {
+            translated.space().revoke(&[range])?;
+        }
+        self.device.finish(translated, range, self.whole.len, self.slot, self.kind, self.site, site);
+        Ok(())
     }
 
     /// Takes note of the loan's end, and gives `range`, its address range, back, after a successful revocation of it. Called once; the loan
     /// is dropped then. (After one that failed it is counted by [`Loan::count_lost`], and forgotten.)
     #[inline(always)]
     pub(crate) fn finish(&self, range: IovaRange, site: Site) {
-        self.device.finish(range, self.whole.len, self.slot, self.kind, self.site, site);
+        self.device.finish(self.translated(), range, self.whole.len, self.slot, self.kind, self.site, site);
     }
 
     pub(crate) fn count_lost(&self) {
@@ -223,7 +238,10 @@ impl Lapsed {
     #[inline]
     pub(crate) fn settle(&self, device: &Device, outcome: Result<(), RevokeError>) -> Result<(), RevokeError> {
         match outcome {
-            Ok(()) => device.finish(self.range(), self.whole.len, self.slot, self.kind, self.site, self.site),
+            Ok(()) => {
+                let (translated, len) = (device.translated_way(), self.whole.len);
+                device.finish(translated, self.range(), len, self.slot, self.kind, self.site, self.site);
+            }
             Err(_) => device.lose(self.whole),
         }
         outcome

@@ -20,7 +20,8 @@
 //!
 //! # Locking
 //!
-//! One [`IrqMutex`] for the list of raw ranges, a leaf but for the heap's; not held while mapping or revoking.
+//! One [`IrqMutex`] for the list of raw ranges, a leaf but for the heap's; not held while mapping or revoking. One maps in a domain at
+//! a time ([`Domain::begin_mapping`]).
 
 #![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
 
@@ -39,7 +40,8 @@ use iommu::contract::{AddressSpace, Iommu};
 use iommu::domain::{Domain, DomainKind, ReservedKind};
 use iommu::group::{AttachmentState, Group};
 use iommu::{
-    AttachError, IdentityCapability, Iova, IovaError, IovaRange, PhysAddr, PhysRange, Prot, RevokeError, StreamId,
+    AttachError, IdentityCapability, Iova, IovaError, IovaRange, MapError, PhysAddr, PhysRange, Prot, RevokeError,
+    StreamId,
 };
 
 /// Milliseconds that another core may take for a change of the same group.
@@ -150,7 +152,7 @@ impl OwnedDomain {
 
     fn place<D: Direction, B: Buffer>(&self, iova: Iova, buffer: &B) -> Result<IovaRange, Error> {
         let len = buffer.spans_len();
-        let range = IovaRange::new(iova, len).ok_or(Error::BadSize(len))?;
+        let range = IovaRange::new(iova, len).ok_or_else(|| Error::BadSize(len))?;
         if !self.0.coherent {
             held::prepare::<D, B>(buffer, 0, len)?;
         }
@@ -239,28 +241,39 @@ impl OwnedDomain {
     /// As [`iommu::contract::AddressSpace::map`].
     unsafe fn map(&self, range: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), Error> {
         let prot = if self.0.coherent { prot } else { prot | Prot::NON_COHERENT };
-        let Inner { domain, .. } = &*self.0;
-        domain.iova().reserve(range)?;
-        // SAFETY: the caller's promise.
-        unsafe { domain.space().map(range, runs, prot) }.map_err(|error| {
-            self.release(range);
-            error.into()
-        })
+        let domain = &self.0.domain;
+        let turn = domain.begin_mapping(range)?;
+        // SAFETY: the caller's promise. Nobody else maps while we have the turn.
+        match unsafe { domain.space().map(range, runs, prot) } {
+            Ok(()) => match turn.mapped(range) {
+                Ok(()) => Ok(()),
+                Err(error) => self.give_up(range, error),
+            },
+            Err(MapError::AlreadyMapped(_)) => Err(Error::Iova(IovaError::InUse(range))),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Ends a mapping that must not be, because of `error`.
+    #[cold]
+    fn give_up(&self, range: IovaRange, error: IovaError) -> Result<(), Error> {
+        self.revoke(range).map_err(Error::Revoke)?;
+        Err(error.into())
     }
 
     fn revoke(&self, range: IovaRange) -> Result<(), RevokeError> {
-        if let Err(cause) = self.0.domain.space().revoke(&[range]) {
-            // The address space stays: what it translates may still be walked.
-            mem::forget(self.clone());
-            return Err(cause);
-        }
-        self.release(range);
-        Ok(())
-    }
-
-    fn release(&self, range: IovaRange) {
-        if let Err(error) = self.0.domain.iova().release(range) {
-            log::error!("{}: address range {range} is lost: {error}", self.0.name);
+        let revoking = self.0.domain.begin_revoking(range);
+        match self.0.domain.space().revoke(&[range]) {
+            Ok(()) => {
+                revoking.succeeded();
+                Ok(())
+            }
+            Err(cause) => {
+                // The range is lost, and the address space stays: what it translates may still be walked.
+                drop(revoking);
+                mem::forget(self.clone());
+                Err(cause)
+            }
         }
     }
 }

@@ -287,7 +287,7 @@ impl Translated {
     /// Gives an address range back, after its revocation.
     #[inline]
     pub(crate) fn release(&self, range: IovaRange) {
-        if let Err(error) = self.domain.iova().free(range) {
+        if let Err(error) = self.domain.iova().recycle(range) {
             lost(range, &error);
         }
     }

@@ -52,7 +52,7 @@ fn runs(c: &mut Criterion) {
         let run = PhysRange::new(PhysAddr::new(1 << 30), len).expect("in the space");
         group.bench_function(BenchmarkId::from_parameter(name), |b| {
             b.iter(|| {
-                table.map_exclusively(black_box(range), &[run], RW).expect("free");
+                table.map_exclusively::<false>(black_box(range), &[run], RW).expect("free");
                 let _ = black_box(table.unmap(range).expect("whole"));
             });
         });
@@ -70,7 +70,7 @@ fn lists(c: &mut Criterion) {
         let runs: Vec<PhysRange> = (0..count).map(run).collect();
         group.bench_function(BenchmarkId::from_parameter(count), |b| {
             b.iter(|| {
-                table.map_exclusively(black_box(range), &runs, RW).expect("free");
+                table.map_exclusively::<false>(black_box(range), &runs, RW).expect("free");
                 let _ = black_box(table.unmap(range).expect("whole"));
             });
         });
@@ -84,7 +84,7 @@ fn translate(c: &mut Criterion) {
     for at in [LOW, HIGH] {
         let range = IovaRange::new(Iova::new(at), 4096).expect("in the space");
         let run = PhysRange::new(PhysAddr::new(1 << 30), 4096).expect("in the space");
-        table.map_exclusively(range, &[run], RW).expect("free");
+        table.map_exclusively::<false>(range, &[run], RW).expect("free");
         c.bench_function(&format!("translate at {at:#x}"), |b| b.iter(|| table.translate(black_box(range.start()))));
     }
 }

@@ -102,6 +102,17 @@ impl TableBlock {
         }
     }
 
+    /// As [`TableBlock::publish`]. `BARRIER`: the caller knows that a barrier does it ([`TableMemory::publishes_by_barrier`]).
+    #[inline(always)]
+    pub fn publish_as<const BARRIER: bool>(&self, from: usize, to: usize) {
+        debug_assert!(self.by_barrier || !BARRIER, "publishing takes more than a barrier");
+        if BARRIER {
+            base::barrier::publish();
+        } else {
+            self.publish(from, to);
+        }
+    }
+
     #[inline(never)] // Costs more than the call.
     fn publish_words(&self, from: usize, to: usize) {
         self.memory.publish(self.words.get(from..to).unwrap_or(self.words));

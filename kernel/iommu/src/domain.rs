@@ -8,7 +8,11 @@
 //! # Locking
 //!
 //! The list of reserved regions has an `IrqMutex`, under which those of the [`IovaAllocator`] are taken. Mapping and
-//! allocating never take it.
+//! allocating never take it, but for an owner's first. What an owner's mappings and revocations take stands in `placing`.
+
+mod placing;
+
+pub use placing::{Revoking, Turn};
 
 use crate::contract::AddressSpace;
 use crate::iova::IovaAllocator;
@@ -17,6 +21,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::IrqMutex;
 use core::fmt;
+use placing::Placing;
+use spin::Once;
 
 /// Who puts mappings into a domain. (Blocked and identity are states of a group, without a domain.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,6 +83,9 @@ pub struct Domain {
     iova: IovaAllocator,
     /// Only ever appended to.
     reserved: IrqMutex<Vec<Reserved>>,
+    /// The longest range without a reserved region, once the owner has begun to map.
+    clear: Once<IovaRange>,
+    placing: Placing,
 }
 
 impl Domain {
@@ -104,7 +113,8 @@ impl Domain {
         let aperture = space.aperture();
         let usable = intersection(window, aperture.range).ok_or(IovaError::OutOfWindow(window))?;
         let iova = IovaAllocator::with_guard(usable, aperture.page_size(), guard)?;
-        Ok(Self { kind, space, iova, reserved: IrqMutex::new(Vec::new()) })
+        let (reserved, clear, placing) = (IrqMutex::new(Vec::new()), Once::new(), Placing::new());
+        Ok(Self { kind, space, iova, reserved, clear, placing })
     }
 
     /// Who puts mappings into it.
@@ -137,7 +147,8 @@ impl Domain {
     ///
     /// # Errors
     ///
-    /// [`IovaError::InUse`] if part of it is allocated; [`IovaError::OutOfMemory`]. Nothing is reserved then.
+    /// [`IovaError::InUse`] if part of it is allocated, or an owner has begun to map; [`IovaError::OutOfMemory`]. Nothing is
+    /// reserved then.
     pub fn reserve(&self, range: IovaRange, kind: ReservedKind) -> Result<(), IovaError> {
         if range.is_empty() {
             return Ok(());
@@ -148,12 +159,52 @@ impl Domain {
         let end = last.checked_add(page).unwrap_or(last);
         let range = IovaRange::between(range.start().align_down(page), end).unwrap_or(range);
         let mut reserved = self.reserved.lock();
+        if self.clear.is_completed() {
+            return Err(IovaError::InUse(range));
+        }
         reserved.try_reserve(1).map_err(|_| OutOfMemory)?;
         if let Some(usable) = intersection(range, self.iova.window()) {
             self.withhold(&reserved, usable)?;
         }
         reserved.push(Reserved { range, kind });
         Ok(())
+    }
+
+    /// Begins to map `range`, for an owner that says by himself what lies where: nobody else begins to until the turn is given back
+    /// ([`Turn::mapped`], or a drop where nothing came of it). The tables say whether something is there already.
+    ///
+    /// # Errors
+    ///
+    /// [`IovaError::Misaligned`], [`IovaError::OutOfWindow`]; [`IovaError::InUse`] if part of it is reserved, or its revocation failed.
+    #[inline(always)]
+    pub fn begin_mapping(&self, range: IovaRange) -> Result<Turn<'_>, IovaError> {
+        let clear = self
+            .clear
+            .get()
+            .is_some_and(|clear| clear.covers(range) && !range.is_empty() && range.is_aligned(self.iova.page_size()));
+        if !clear {
+            self.check_unreserved(range)?;
+        }
+        self.placing.begin(range)
+    }
+
+    /// Begins to revoke `range`, which was mapped since [`Domain::begin_mapping`] of it.
+    #[inline(always)]
+    pub fn begin_revoking(&self, range: IovaRange) -> Revoking<'_> {
+        self.placing.revoke(range)
+    }
+
+    /// Whether an owner may map at `range`, as far as that has been laid down.
+    #[inline(never)]
+    fn check_unreserved(&self, range: IovaRange) -> Result<(), IovaError> {
+        if let Some(error) = placing::refused(self.iova.window(), self.iova.page_size(), range) {
+            return Err(error);
+        }
+        let reserved = self.reserved.lock();
+        // Under the lock, after which nothing is reserved any more.
+        self.clear.call_once(|| gaps(&reserved, self.iova.window()).max_by_key(|gap| gap.len()).unwrap_or_default());
+        let taken = reserved.iter().any(|reserved| reserved.range.overlaps(range));
+        if taken { Err(IovaError::InUse(range)) } else { Ok(()) }
     }
 
     /// Withholds what of `range` no earlier reservation covers: all of it, or nothing.

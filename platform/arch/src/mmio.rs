@@ -145,10 +145,82 @@ impl Mmio {
         unsafe { self.base.add(offset) }
     }
 
+    /// Finds the 32-bit register at byte `offset`, for those that are used again and again: it is looked for once.
+    ///
+    /// # Panics
+    ///
+    /// If it does not lie in the window or is not aligned.
+    #[track_caller]
+    pub fn register32(&self, offset: usize) -> Register32 {
+        Register32 { pointer: self.at(offset, size_of::<u32>()).cast() }
+    }
+
     access!(read8, write8, u8, "ldrb", "strb", ":w");
     access!(read16, write16, u16, "ldrh", "strh", ":w");
     access!(read32, write32, u32, "ldr", "str", ":w");
     access!(read64, write64, u64, "ldr", "str", ":x");
+}
+
+/// One 32-bit register of a window.
+///
+/// # Invariants
+///
+/// `pointer` is aligned and lies in a window (see [`Mmio`]), which stays for ever.
+#[derive(Debug)]
+pub struct Register32 {
+    pointer: NonNull<u32>,
+}
+
+// SAFETY: as for the window that it is part of.
+unsafe impl Send for Register32 {}
+// SAFETY: as above.
+unsafe impl Sync for Register32 {}
+
+impl Register32 {
+    /// Reads it.
+    #[inline(always)]
+    pub fn read(&self) -> u32 {
+        #[cfg(target_arch = "aarch64")]
+        {
+            let value: u32;
+            // SAFETY: a mapped and aligned register (invariant).
+            unsafe {
+                core::arch::asm!(
+                    "ldr {value:w}, [{pointer}]",
+                    value = out(reg) value,
+                    pointer = in(reg) self.pointer.as_ptr(),
+                    options(nostack, preserves_flags),
+                );
+            }
+            value
+        }
+        #[cfg(not(target_arch = "aarch64"))]
+        // SAFETY: a mapped and aligned register (invariant).
+        unsafe {
+            self.pointer.as_ptr().read_volatile()
+        }
+    }
+
+    /// Writes it.
+    #[inline(always)]
+    pub fn write(&self, value: u32) {
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: a mapped and aligned register (invariant). What the store makes a device do is bounded by its address space in
+        // the IOMMU.
+        unsafe {
+            core::arch::asm!(
+                "str {value:w}, [{pointer}]",
+                value = in(reg) value,
+                pointer = in(reg) self.pointer.as_ptr(),
+                options(nostack, preserves_flags),
+            );
+        }
+        #[cfg(not(target_arch = "aarch64"))]
+        // SAFETY: a mapped and aligned register (invariant).
+        unsafe {
+            self.pointer.as_ptr().write_volatile(value);
+        }
+    }
 }
 
 /// A window of registers as a trait, so that tests can put something behind it that reacts.

@@ -38,6 +38,7 @@ mod quick;
 mod trouble;
 
 pub(crate) use batch::Batch;
+pub(crate) use quick::Later;
 pub use trouble::CommandError;
 
 use crate::Error;
@@ -98,6 +99,8 @@ pub(crate) struct CommandQueue {
     ring: Ring<AtomicU64>,
     /// How many commands were refused ever.
     refusals: AtomicU64,
+    /// Positions that were claimed on any way but that of one command (see [`CommandQueue::one_by_one`]).
+    others: AtomicU64,
     /// The SMMU has failed for good.
     failed: AtomicBool,
     trouble: IrqMutex<Trouble>,
@@ -128,6 +131,7 @@ impl CommandQueue {
             sync: if completion == Completion::Event { Command::SyncEvent } else { Command::Sync }.encode(),
             ring: Ring::new(size)?,
             refusals: AtomicU64::new(0),
+            others: AtomicU64::new(0),
             failed: AtomicBool::new(false),
             trouble: IrqMutex::default(),
         })
@@ -224,6 +228,7 @@ impl CommandQueue {
             }
             let run = self.ring.claim(wanted)?;
             if !run.is_empty() {
+                self.others.fetch_add(run.end - run.start, Relaxed);
                 if seeded(Bug::ProdBeforeCommands) {
                     registers.write32(reg::CMDQ_PROD, self.ring.index(run.end));
                 }
@@ -263,7 +268,7 @@ impl CommandQueue {
         }
     }
 
-    #[inline(never)] // Keeps the other way short.
+    #[inline] // No call, which would cost the other way the registers that it keeps.
     fn sync_with_message(&self, messages: &TableBlock, position: u64) -> Words {
         let slot = self.ring.slot(position);
         if let Some(word) = messages.get(slot) {

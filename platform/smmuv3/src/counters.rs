@@ -9,8 +9,8 @@ macro_rules! counters {
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             $(pub(crate) $name: Counter,)*
-            /// Batches of invalidations by address that went the quick way: one of them with a CMD_SYNC, and no other counter
-            /// is touched for it.
+            /// Batches of invalidations by address that went the quick way: some of them with a CMD_SYNC, and no other counter
+            /// is touched for it. (One with a CMD_SYNC touches none at all: see `CommandQueue::one_by_one`.)
             pub(crate) quick: Counter,
             /// Commands of such batches beyond the first.
             pub(crate) quick_more: Counter,
@@ -23,9 +23,10 @@ macro_rules! counters {
         }
 
         impl Counters {
-            pub(crate) fn snapshot(&self) -> Statistics {
+            /// The counters, where `one_by_one` commands went alone, each with a CMD_SYNC.
+            pub(crate) fn snapshot(&self, one_by_one: u64) -> Statistics {
                 let mut counted = Statistics { $($name: self.$name.get(),)* };
-                let (quick, more) = (self.quick.get(), self.quick_more.get());
+                let (quick, more) = (self.quick.get().wrapping_add(one_by_one), self.quick_more.get());
                 let by_address = quick.wrapping_add(more);
                 counted.syncs = counted.syncs.wrapping_add(quick);
                 counted.address_invalidations = counted.address_invalidations.wrapping_add(by_address);

@@ -52,7 +52,7 @@ pub mod spec;
 mod start;
 mod streams;
 mod strtab;
-mod tlbi;
+pub mod tlbi;
 
 pub use cmdq::{CommandError, Completion};
 pub use counters::Statistics;
@@ -60,7 +60,7 @@ pub use error::Error;
 pub use evtq::fault;
 pub use features::{Features, StallModel};
 pub use fleet::Fleet;
-pub use registers::Registers;
+pub use registers::{Offset, Register, Registers};
 pub use request::{Request, Translation};
 pub use service::{Message, Messages};
 pub use smmu::Smmu;

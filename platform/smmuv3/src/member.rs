@@ -21,13 +21,13 @@
 use crate::Error;
 use crate::atc::{EVERYTHING, Spans};
 use crate::bugs::{self, Bug, seeded};
-use crate::cmdq::{Batch, Words};
+use crate::cmdq::{Batch, Later, Words};
 use crate::descriptors::{CdFields, cd as context_descriptor, ste_nested, ste_stage1, ste_stage2, tg0};
 use crate::entry::{Entry, WORDS};
 use crate::registers::Registers;
 use crate::smmu::Shared;
 use crate::spec::cd;
-use crate::spec::command::{Command, TlbiRange, tlbi_nh_va};
+use crate::spec::command::{Command, TlbiRange, tlbi_nh_va, with_range};
 use crate::tlbi::Split;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -111,6 +111,8 @@ pub(crate) struct Member<R: Registers> {
     plain: bool,
     /// What all invalidations of one page have in common, in a plain space.
     page_words: Words,
+    /// log2 of the bytes in a page.
+    page_shift: u32,
     walked: Arc<Walked>,
     /// A nested space was ever put on top of this stage 2.
     nests: AtomicBool,
@@ -179,6 +181,7 @@ impl<R: Registers> Member<R> {
             tag,
             plain,
             page_words,
+            page_shift: walked.table.geometry().granule().shift(),
             walked,
             nests: AtomicBool::new(false),
             clients: IrqMutex::new(Vec::new()),
@@ -305,18 +308,17 @@ impl<R: Registers> Member<R> {
         [word0, word1 | start.get()]
     }
 
-    /// The command that invalidates one unmapped range of a plain space, if one does.
-    #[inline]
-    pub fn command(&self, unmapped: &Unmapped) -> Option<Words> {
+    /// The command that invalidates one range of a plain space, all of whose leaves were of `level`, if one command does.
+    #[inline(always)]
+    pub fn command(&self, range: IovaRange, level: u8) -> Option<Words> {
         if seeded(Bug::NoTlbi) {
             return None;
         }
-        let Tag::Asid { vmid, asid } = self.tag else { return None };
-        let granule = self.walked.table.geometry().granule();
-        let range = bugs::covered(unmapped.range, granule.size());
-        let (addr, range) = Split::whole(range, granule.shift(), Self::level_hint(unmapped))?;
-        let asid = asid ^ u16::from(seeded(Bug::WrongAsid));
-        Some(tlbi_nh_va(vmid, asid, addr, bugs::hinted(range), true))
+        let range = bugs::covered(range, 1 << (self.page_shift & 63));
+        let (addr, range) = Split::whole(range, self.page_shift, level)?;
+        let [word0, _] = self.page_words;
+        let word0 = if seeded(Bug::WrongAsid) { word0 ^ crate::spec::command::ASID.put(1) } else { word0 };
+        Some(with_range(word0, addr, bugs::hinted(range)))
     }
 
     /// The level of all leaves of a range, or 0. Where something was missing, an earlier revocation may have failed: what is known
@@ -327,14 +329,26 @@ impl<R: Registers> Member<R> {
         if known { unmapped.level.unwrap_or(0) } else { 0 }
     }
 
-    /// Executes one command, and completes it.
-    #[inline(always)] // Into the one place that calls it.
-    pub fn execute(&self, command: Words) -> Result<(), Error> {
+    /// Executes one command and completes it, as far as nothing has to be waited for. `BARRIER`: as
+    /// [`CommandQueue::execute_one`](crate::cmdq::CommandQueue::execute_one).
+    ///
+    /// # Errors
+    ///
+    /// What [`Self::finish`] needs to do the rest.
+    #[inline(always)] // Into the few places that call it.
+    pub fn execute<const BARRIER: bool>(&self, command: Words) -> Result<(), Later> {
         let shared = &*self.shared;
-        match shared.commands.execute_one(&shared.registers, &shared.counters, command) {
-            Ok(()) => Ok(()),
-            Err(later) => shared.commands.finish(&shared.registers, &shared.counters, command, later),
-        }
+        shared.commands.execute_one::<R, BARRIER>(&shared.doorbell, command)
+    }
+
+    /// Does what [`Self::execute`] has left.
+    ///
+    /// # Errors
+    ///
+    /// What kept the command from completing.
+    pub fn finish(&self, command: Words, later: Later) -> Result<(), Error> {
+        let shared = &*self.shared;
+        shared.commands.finish(&shared.registers, &shared.counters, command, later)
     }
 
     /// Invalidates one unmapped range of a plain space and awaits that. `None` where it takes more than [`QUICK`] commands:

@@ -32,6 +32,8 @@ use iommu::OutOfMemory;
 
 /// In the claim word: nothing can be claimed.
 const CLOSED: u64 = 1 << 63;
+/// In the word of what is published: somebody walks and tells.
+const RINGING: u64 = 1 << 63;
 
 /// A 64-bit atomic: the processor's, or the model checker's.
 pub(crate) trait Word {
@@ -94,12 +96,10 @@ pub(crate) struct Ring<W> {
     places: u64,
     /// The next position to claim, and [`CLOSED`].
     claimed: W,
-    /// The hardware has been told, or is just being told, of everything before this position.
+    /// The hardware has been told, or is just being told, of everything before this position; and [`RINGING`].
     published: W,
-    /// The hardware has consumed everything before this position.
+    /// The hardware has consumed everything before this position, and perhaps more.
     consumed: W,
-    /// 1 while somebody walks and tells.
-    ringing: W,
     /// For each place the end of the latest run that began there.
     marks: Vec<W>,
 }
@@ -116,7 +116,7 @@ impl<W: Word> Ring<W> {
         marks.extend((0..size.entries()).map(|_| W::new(0)));
         let zero = || W::new(0);
         let places = u64::from(size.entries() - 1);
-        Ok(Self { size, places, claimed: zero(), published: zero(), consumed: zero(), ringing: zero(), marks })
+        Ok(Self { size, places, claimed: zero(), published: zero(), consumed: zero(), marks })
     }
 
     /// The index register's value for a position.
@@ -200,21 +200,17 @@ impl<W: Word> Ring<W> {
     #[inline]
     pub fn ring(&self, tell: impl Fn(u32)) {
         loop {
-            // Between the caller's mark and the look at `ringing`; pairs with the fence below.
+            // Between the caller's mark and the look at the bell; pairs with the fence below.
             W::fence();
-            if self.ringing.compare_exchange(0, 1, Acquire, Relaxed).is_err() {
-                return;
-            }
-            // Relaxed: only who rings writes it, and the last one's writes came with `ringing`.
-            let told = self.published.load(Relaxed);
+            let Some(told) = self.take_bell() else { return };
             let position = self.walk(told);
             if position != told {
                 // Before the hardware is told. An index that it shows of them to somebody who does not know of it yet is not
                 // believed; the next look finds both. Relaxed: nothing is read or written because of it.
-                self.published.store(position, Relaxed);
+                self.published.store(position | RINGING, Relaxed);
                 tell(self.index(position));
             }
-            self.ringing.store(0, Release);
+            self.published.store(position, Release);
             // Between "done" and the look for a mark that came too late for the walk, of somebody who saw "at it".
             W::fence();
             if self.walk(position) == position {
@@ -223,35 +219,69 @@ impl<W: Word> Ring<W> {
         }
     }
 
-    /// [`Self::finish`] and [`Self::ring`] of one run, with less to do where everything before it has been told and nobody is at
-    /// it. Called with interrupts masked.
+    /// Takes the bell. Returns up to where the hardware has been told; `None` where somebody is at it.
+    #[inline]
+    fn take_bell(&self) -> Option<u64> {
+        let mut told = self.published.load(Relaxed);
+        while told & RINGING == 0 {
+            match self.published.compare_exchange(told, told | RINGING, Acquire, Relaxed) {
+                Ok(_) => return Some(told),
+                Err(now) => told = now,
+            }
+        }
+        None
+    }
+
+    /// Takes the bell to tell the hardware of `run`, where everything before it has been told and nobody is at it; the caller then
+    /// tells it of [`Self::index`] of its end and calls [`Self::give_bell_back`]. Otherwise nothing has changed. Called with
+    /// interrupts masked.
     ///
     /// Then the run needs no mark: marks are for others, who begin to look where the hardware has been told up to, which is
     /// behind it as soon as they can.
-    #[inline(always)] // Into the one place that calls it.
-    pub fn finish_and_ring(&self, run: Range<u64>, tell: impl Fn(u32)) {
-        if self.ringing.compare_exchange(0, 1, Acquire, Relaxed).is_ok() {
-            let next = self.published.load(Relaxed) == run.start;
-            if next {
-                // As in `ring`.
-                self.published.store(run.end, Relaxed);
-                tell(self.index(run.end));
-            }
-            self.ringing.store(0, Release);
-            W::fence();
-            if next && self.walk(run.end) == run.end {
-                return;
-            }
-        }
-        self.finish_and_ring_in_turn(run, tell);
+    #[inline(always)] // Into the few places that call it.
+    pub fn take_bell_for(&self, run: &Range<u64>) -> bool {
+        self.published.compare_exchange(run.start, run.end | RINGING, Acquire, Relaxed).is_ok()
     }
 
-    /// What [`Self::finish_and_ring`] does where others are at it, or their entries lie before or behind.
+    /// Gives the bell back that was taken for a run up to `end`. Returns whether that is all there is to tell: else
+    /// [`Self::ring_for_others`] has to be called, with interrupts still masked.
+    ///
+    /// Nobody looks for marks where nobody has claimed anything: a claim comes before the mark that would have to be found.
+    #[inline(always)]
+    pub fn give_bell_back(&self, end: u64) -> bool {
+        self.published.store(end, Release);
+        // As in `ring`.
+        W::fence();
+        self.claimed.load(Relaxed) == end
+    }
+
+    /// [`Self::finish`] and [`Self::ring`] of one run. Called with interrupts masked.
+    #[inline]
+    pub fn finish_and_ring(&self, run: Range<u64>, tell: impl Fn(u32)) {
+        if !self.take_bell_for(&run) {
+            return self.finish_and_ring_in_turn(run, tell);
+        }
+        tell(self.index(run.end));
+        if !self.give_bell_back(run.end) {
+            self.ring_for_others(run.end, tell);
+        }
+    }
+
+    /// What [`Self::finish_and_ring`] does where others are at it, or their entries lie before.
     #[cold]
     #[inline(never)]
-    fn finish_and_ring_in_turn(&self, run: Range<u64>, tell: impl Fn(u32)) {
+    pub fn finish_and_ring_in_turn(&self, run: Range<u64>, tell: impl Fn(u32)) {
         self.finish(run);
         self.ring(tell);
+    }
+
+    /// Tells of what has been written behind `position` by those who may have found the bell taken.
+    #[cold]
+    #[inline(never)]
+    pub fn ring_for_others(&self, position: u64, tell: impl Fn(u32)) {
+        if self.walk(position) != position {
+            self.ring(tell);
+        }
     }
 
     /// The end of what is written without a gap from `position` on.
@@ -270,7 +300,7 @@ impl<W: Word> Ring<W> {
     /// Everything before this position has been told to the hardware, or is just being.
     #[inline]
     pub fn published(&self) -> u64 {
-        self.published.load(Relaxed)
+        self.published.load(Relaxed) & !RINGING
     }
 
     /// The position after the last claimed one.
@@ -296,7 +326,7 @@ impl<W: Word> Ring<W> {
         let consumed = self.consumed.load(Acquire);
         let index = read();
         let advanced = u64::from(self.size.distance(self.index(consumed), index));
-        if advanced > self.published.load(Relaxed).saturating_sub(consumed) {
+        if advanced > self.published().saturating_sub(consumed) {
             // Others may have followed it further since `consumed` was looked at; then nothing is wrong with the index.
             return if self.consumed.load(Relaxed) == consumed { Err(BadIndex) } else { Ok(consumed) };
         }

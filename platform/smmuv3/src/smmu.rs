@@ -9,7 +9,7 @@ use crate::evtq::EventQueue;
 use crate::features::Features;
 use crate::ids::Ids;
 use crate::priq::PriQueue;
-use crate::registers::Registers;
+use crate::registers::{Doorbell, Registers};
 use crate::request::Request;
 use crate::service::{Messages, Service};
 use crate::space::Space;
@@ -32,6 +32,7 @@ pub(crate) struct Shared<R: Registers> {
     pub features: Features,
     pub table: StreamTable,
     pub commands: CommandQueue,
+    pub doorbell: Doorbell<R>,
     pub events: EventQueue,
     pub page_requests: Option<PriQueue>,
     pub asids: Ids,
@@ -164,7 +165,7 @@ impl<R: Registers> Smmu<R> {
 
     /// What has been counted.
     pub fn statistics(&self) -> Statistics {
-        self.shared.counters.snapshot()
+        self.shared.counters.snapshot(self.shared.commands.one_by_one())
     }
 
     /// Streams that are not blocked.

@@ -24,16 +24,16 @@
 
 use crate::Error;
 use crate::bugs::{Bug, seeded};
-use crate::cmdq::{Batch, Words};
+use crate::cmdq::{Batch, Later, Words};
 use crate::member::{Member, Tag};
 use crate::registers::Registers;
 use crate::request::{Request, Translation};
 use crate::smmu::Shared;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use base::cpu::Masked;
 use core::any::Any;
 use core::fmt;
-use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicU64, Ordering};
 use iommu::contract::{AddressSpace, Aperture};
 use iommu::pgtable::{Leaves, PageTable, Unmapped};
@@ -47,14 +47,20 @@ const HINTS: usize = 8;
 
 /// One device address space, of one SMMU or of several.
 pub(crate) struct Space<R: Registers> {
-    /// At least one.
-    members: Vec<Member<R>>,
+    first: Member<R>,
+    /// Those of the other SMMUs.
+    others: Vec<Member<R>>,
     table: Arc<PageTable>,
-    /// Revocations that failed.
+    /// One member, for which a revocation is nothing but invalidations by address.
+    plain: bool,
+    /// Tables and command queue are in memory that a barrier publishes.
+    by_barrier: bool,
+    /// Revocations that failed (low half), and how many of those were followed by a complete invalidation (high half).
     failures: AtomicU64,
-    /// Of those, how many were followed by a complete invalidation.
-    healed: AtomicU64,
 }
+
+/// Bits of the lower half of [`Space::failures`].
+const HALF: u32 = 32;
 
 impl<R: Registers> Space<R> {
     /// Makes an address space in which nothing is mapped, for all of `smmus`.
@@ -89,24 +95,33 @@ impl<R: Registers> Space<R> {
         // Memory that is made visible to an SMMU that does not snoop is visible to those that do.
         let memory = smmus.iter().find(|smmu| !smmu.features.coherent).unwrap_or(first).memory;
         let table = base::fallible::arc(PageTable::new(geometry, memory)?).map_err(|_| AttachError::OutOfMemory)?;
-        let mut members = Vec::new();
-        members.try_reserve_exact(smmus.len()).map_err(|_| AttachError::OutOfMemory)?;
-        for (&smmu, parent) in smmus.iter().zip(parents) {
-            members.push(Member::new(Arc::clone(smmu), Arc::clone(&table), parent)?);
+        let mut others = Vec::new();
+        others.try_reserve_exact(smmus.len().saturating_sub(1)).map_err(|_| AttachError::OutOfMemory)?;
+        let mut members =
+            smmus.iter().zip(parents).map(|(&smmu, parent)| Member::new(Arc::clone(smmu), Arc::clone(&table), parent));
+        let first = members.next().ok_or(AttachError::Unsupported("an address space of no SMMU"))??;
+        for member in members {
+            others.push(member?);
         }
-        Ok(Self { members, table, failures: AtomicU64::new(0), healed: AtomicU64::new(0) })
+        let plain = others.is_empty() && first.is_plain();
+        let by_barrier = memory.publishes_by_barrier() && smmus.iter().all(|smmu| smmu.memory.publishes_by_barrier());
+        Ok(Self { first, others, table, plain, by_barrier, failures: AtomicU64::new(0) })
+    }
+
+    fn members(&self) -> impl Iterator<Item = &Member<R>> {
+        core::iter::once(&self.first).chain(&self.others)
     }
 
     /// What `shared` knows `space` as, if it does.
     pub fn member<'a>(space: &'a Arc<dyn AddressSpace>, shared: &Shared<R>) -> Option<&'a Member<R>> {
         let any: &dyn Any = &**space;
-        any.downcast_ref::<Self>()?.members.iter().find(|member| member.is_of(shared))
+        any.downcast_ref::<Self>()?.members().find(|member| member.is_of(shared))
     }
 
     /// Clears all of `ranges`, then completes their invalidation everywhere. `Err` if that failed; else what
     /// [`AddressSpace::revoke`] has to say.
     fn try_revoke(&self, ranges: &[IovaRange], everything: bool) -> Result<Result<(), RevokeError>, Error> {
-        let Some((first, others)) = self.members.split_first() else { return Err(Error::Dead) };
+        let Self { first, others, .. } = self;
         let mut batch = first.shared().batch();
         let mut budget = COMMANDS_MAX;
         let mut broad = everything;
@@ -170,29 +185,117 @@ impl<R: Registers> Space<R> {
         member.complete(batch, ranges, broad)
     }
 
-    /// Revokes one range of a plain space that has no failure behind it: the same steps, for which nothing is gathered. Returns
-    /// the command that is left to execute, or what came of it where there is none.
-    #[inline(never)] // Keeps the way of one page short.
-    fn begin_revoking(&self, member: &Member<R>, range: IovaRange) -> ControlFlow<Result<(), RevokeError>, Words> {
-        let unmapped = match self.table.unmap(range) {
-            Ok(unmapped) => unmapped,
-            Err(error) => return ControlFlow::Break(Err(error)),
-        };
-        let command = member.command(&unmapped);
-        if unmapped.missing.is_none()
-            && let Some(command) = command
-        {
-            return ControlFlow::Continue(command);
+    /// Revokes one range of a plain space that has no failure behind it: the same steps, for which nothing is gathered.
+    /// `BARRIER`: its tables and the command queue are in memory that a barrier publishes. Calls nothing that comes back, so that
+    /// it needs no registers but those that are free.
+    #[inline(always)]
+    fn revoke_one<const BARRIER: bool>(&self, range: IovaRange) -> Result<(), RevokeError> {
+        let member = &self.first;
+        // The bugs are in the general way.
+        let tested =
+            seeded(Bug::NoTlbi) || seeded(Bug::WrongAsid) || seeded(Bug::WrongTtl) || seeded(Bug::RangeOnePageShort);
+        if tested || !self.table.unmap_page::<BARRIER>(range) {
+            return self.revoke_run::<BARRIER>(range);
         }
+        let command = member.page_command(range.start());
+        match member.execute::<BARRIER>(command) {
+            Ok(()) => Ok(()),
+            Err(later) => self.finish(command, later),
+        }
+    }
+
+    /// [`Self::revoke_one`] of a range that is not one page.
+    #[inline(never)]
+    fn revoke_run<const BARRIER: bool>(&self, range: IovaRange) -> Result<(), RevokeError> {
+        let Some(level) = self.table.unmap_run::<BARRIER>(range) else { return self.revoke_any(range) };
+        let Some(command) = self.first.command(range, level) else { return self.invalidate_run(range, level) };
+        match self.first.execute::<BARRIER>(command) {
+            Ok(()) => Ok(()),
+            Err(later) => self.finish(command, later),
+        }
+    }
+
+    /// Does what is left of a revocation whose range has been cleared. Each kind is a call of its own, with what it needs in
+    /// registers.
+    #[inline(always)]
+    fn finish(&self, [word0, word1]: Words, later: Later) -> Result<(), RevokeError> {
+        match later {
+            Later::Issue => self.issue(word0, word1),
+            Later::Tell { start, refusals, masked } => self.tell(word0, word1, start, refusals, masked),
+            Later::TellOthers { end, refusals, masked } => self.tell_others(word0, word1, end, refusals, masked),
+            Later::Await { end, refusals } => self.wait(word0, word1, end, refusals),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn issue(&self, word0: u64, word1: u64) -> Result<(), RevokeError> {
+        self.finish_by([word0, word1], Later::Issue)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn tell(&self, word0: u64, word1: u64, start: u64, refusals: u64, masked: Masked) -> Result<(), RevokeError> {
+        self.finish_by([word0, word1], Later::Tell { start, refusals, masked })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn tell_others(&self, word0: u64, word1: u64, end: u64, refusals: u64, masked: Masked) -> Result<(), RevokeError> {
+        self.finish_by([word0, word1], Later::TellOthers { end, refusals, masked })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait(&self, word0: u64, word1: u64, end: u64, refusals: u64) -> Result<(), RevokeError> {
+        self.finish_by([word0, word1], Later::Await { end, refusals })
+    }
+
+    fn finish_by(&self, command: Words, later: Later) -> Result<(), RevokeError> {
+        self.first.finish(command, later).or_else(|error| self.failed(error))
+    }
+
+    /// Invalidates a range that was mapped by leaves of `level` and takes more than one command.
+    #[inline(never)]
+    fn invalidate_run(&self, range: IovaRange, level: u8) -> Result<(), RevokeError> {
+        let size = self.table.geometry().leaf_size(level);
+        let unmapped =
+            Unmapped { range, level: Some(level), leaf_size: Some(size), leaves: range.len() / size, missing: None };
+        self.invalidate_one(unmapped)
+    }
+
+    /// [`Self::revoke_one`] of whatever the shorter ways do not take.
+    #[inline(never)]
+    fn revoke_any(&self, range: IovaRange) -> Result<(), RevokeError> {
+        if range.is_empty() {
+            return self.revoke_all(&[range]);
+        }
+        let unmapped = self.table.unmap(range)?;
+        match (self.invalidate_one(unmapped), unmapped.missing) {
+            (Ok(()), Some(missing)) => Err(RevokeError::NotMapped(missing)),
+            (result, _) => result,
+        }
+    }
+
+    fn invalidate_one(&self, unmapped: Unmapped) -> Result<(), RevokeError> {
+        let member = &self.first;
         let result = match member.invalidate_quickly(&unmapped) {
             Some(result) => result,
             None => Self::invalidate_in_batches(member, unmapped),
         };
-        ControlFlow::Break(match (result, unmapped.missing) {
-            (Ok(()), None) => Ok(()),
-            (Ok(()), Some(missing)) => Err(RevokeError::NotMapped(missing)),
-            (Err(error), _) => self.failed(error),
-        })
+        result.or_else(|error| self.failed(error))
+    }
+
+    /// [`Self::revoke_one`] where the SMMU has to be shown what was stored.
+    #[inline(never)]
+    fn revoke_published(&self, range: IovaRange) -> Result<(), RevokeError> {
+        self.revoke_one::<false>(range)
+    }
+
+    /// [`AddressSpace::map`] likewise.
+    #[inline(never)]
+    fn map_published(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
+        self.table.map_exclusively::<false>(iova, runs, prot)
     }
 
     #[cold]
@@ -207,8 +310,25 @@ impl<R: Registers> Space<R> {
         if crate::bugs::forgiven(error) {
             return Ok(());
         }
+        // Each takes milliseconds: the half does not overflow.
         self.failures.fetch_add(1, Ordering::AcqRel);
         Err(error.into())
+    }
+
+    /// Whether a complete invalidation has followed the last failure. (Who must know of a failure knows of it by more than this
+    /// word.)
+    #[inline(always)]
+    fn is_healed(&self) -> bool {
+        healed(self.failures.load(Ordering::Relaxed))
+    }
+
+    /// Notes that a complete invalidation has followed `failures`.
+    #[cold]
+    fn heal(&self, failures: u64) {
+        let count = failures & ((1 << HALF) - 1);
+        let heal = |now: u64| (now >> HALF < count).then_some(now & ((1 << HALF) - 1) | count << HALF);
+        // Refused where another core has noted as much.
+        let _ = self.failures.fetch_update(Ordering::AcqRel, Ordering::Acquire, heal);
     }
 
     /// Revokes any ranges.
@@ -222,17 +342,23 @@ impl<R: Registers> Space<R> {
             return Ok(());
         }
         let failures = self.failures.load(Ordering::Acquire);
-        let everything = !seeded(Bug::FailureForgotten) && failures != self.healed.load(Ordering::Acquire);
+        let everything = !seeded(Bug::FailureForgotten) && !healed(failures);
         match self.try_revoke(ranges, everything) {
             Ok(verdict) => {
                 if everything {
-                    self.healed.fetch_max(failures, Ordering::AcqRel);
+                    self.heal(failures);
                 }
                 verdict
             }
             Err(error) => self.failed(error),
         }
     }
+}
+
+/// What [`Space::failures`] says.
+#[inline(always)]
+const fn healed(failures: u64) -> bool {
+    failures & ((1 << HALF) - 1) == failures >> HALF
 }
 
 /// What was cleared and lies in one piece, to be invalidated as one range.
@@ -282,35 +408,25 @@ unsafe impl<R: Registers> AddressSpace for Space<R> {
         self.table.geometry().aperture()
     }
 
+    #[inline]
     unsafe fn map(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
         // The caller has the range for itself.
-        self.table.map_exclusively(iova, runs, prot)
+        if self.by_barrier {
+            return self.table.map_exclusively::<true>(iova, runs, prot);
+        }
+        self.map_published(iova, runs, prot)
     }
 
     #[inline]
     fn revoke(&self, ranges: &[IovaRange]) -> Result<(), RevokeError> {
-        if let ([range], [member]) = (ranges, &*self.members)
-            && member.is_plain()
-            && self.failures.load(Ordering::Acquire) == self.healed.load(Ordering::Acquire)
-            && !range.is_empty()
+        if let [range] = ranges
+            && self.plain
+            && self.is_healed()
         {
-            // The bugs are in the general way.
-            let tested = seeded(Bug::NoTlbi)
-                || seeded(Bug::WrongAsid)
-                || seeded(Bug::WrongTtl)
-                || seeded(Bug::RangeOnePageShort);
-            let command = if !tested && self.table.unmap_page(*range) {
-                member.page_command(range.start())
-            } else {
-                match self.begin_revoking(member, *range) {
-                    ControlFlow::Continue(command) => command,
-                    ControlFlow::Break(result) => return result,
-                }
-            };
-            return match member.execute(command) {
-                Ok(()) => Ok(()),
-                Err(error) => self.failed(error),
-            };
+            if self.by_barrier {
+                return self.revoke_one::<true>(*range);
+            }
+            return self.revoke_published(*range);
         }
         self.revoke_all(ranges)
     }
@@ -324,7 +440,7 @@ unsafe impl<R: Registers> AddressSpace for Space<R> {
     }
 
     fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for member in &self.members {
+        for member in self.members() {
             match member.tag() {
                 Tag::Asid { vmid: 0, asid } => write!(f, "ASID {asid}, ")?,
                 Tag::Asid { vmid, asid } => write!(f, "ASID {asid} under VMID {vmid}, ")?,

@@ -11,7 +11,7 @@ use crate::evtq::EventQueue;
 use crate::features::Features;
 use crate::ids::Ids;
 use crate::priq::PriQueue;
-use crate::registers::Registers;
+use crate::registers::{Doorbell, Registers};
 use crate::service::Service;
 use crate::smmu::Shared;
 use crate::spec::command::Command;
@@ -100,6 +100,7 @@ impl<R: Registers> Shared<R> {
                 Completion::of(&features),
                 memory,
             )?,
+            doorbell: Doorbell::new(&registers),
             events: EventQueue::new(config.eventq_log2.min(u32::from(features.eventq_log2)), memory)?,
             page_requests: features
                 .pri

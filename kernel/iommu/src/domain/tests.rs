@@ -88,3 +88,27 @@ fn a_domain_says_what_it_is() {
     let text = alloc::format!("{:?}", domain(0, 1 << 32));
     assert_eq!(text, "DMA domain (space 1, 0x1000..0x100000000)");
 }
+
+#[test]
+fn an_owner_maps_where_nothing_is_reserved_and_nothing_is_reserved_once_it_does() {
+    let domain = Domain::new(DomainKind::Owned, FakeSpace::new(1, 32), range(0, 1 << 32)).unwrap();
+    let range = |start, len| IovaRange::new(Iova::new(start), len).unwrap();
+    domain.reserve(range(0x8000_0000, 0x10_0000), ReservedKind::MsiDoorbell).unwrap();
+    domain.reserve(range(0x1000_0000, 0x1000), ReservedKind::Hole).unwrap();
+    let refused = |start, len| domain.begin_mapping(range(start, len)).err();
+    for _ in 0..2 {
+        assert_eq!(refused(0x7fff_f000, 0x2000), Some(IovaError::InUse(range(0x7fff_f000, 0x2000))));
+        assert_eq!(refused(0x1000_0000, 0x1000), Some(IovaError::InUse(range(0x1000_0000, 0x1000))));
+        assert_eq!(refused(0x1800, 0x1000), Some(IovaError::Misaligned(0x1000)));
+        assert_eq!(refused(0x1000, 0), Some(IovaError::Misaligned(0x1000)));
+        assert_eq!(refused(0, 0x1000), Some(IovaError::OutOfWindow(range(0, 0x1000))));
+        assert_eq!(refused(0xffff_f000, 0x2000), Some(IovaError::OutOfWindow(range(0xffff_f000, 0x2000))));
+        // The first is below the longest range, the others in it.
+        for (start, len) in [(0x1000, 0x1000), (0x1000_1000, 0x1000), (0x4000_0000, 0x4000_0000), (0x9000_0000, 0x1000)]
+        {
+            domain.begin_mapping(range(start, len)).unwrap().mapped(range(start, len)).unwrap();
+        }
+    }
+    let late = domain.reserve(range(0x5000_0000, 0x1000), ReservedKind::PciWindow);
+    assert_eq!(late, Err(IovaError::InUse(range(0x5000_0000, 0x1000))));
+}

@@ -25,7 +25,7 @@ impl IovaAllocator {
     #[inline(always)]
     pub(super) fn allocate_here(&self, class: u8, pages: u16, limit: u64) -> Option<u64> {
         let core = cpu::index();
-        let number = self.cores.get(core)?.0.get(usize::from(class))?.load(Relaxed) as usize;
+        let number = self.cores.get(core)?.chunks.get(usize::from(class))?.load(Relaxed) as usize;
         let chunk = self.chunk(number)?;
         let start = self.chunk_start(number);
         let mut chunk = chunk.lock();
@@ -41,7 +41,7 @@ impl IovaAllocator {
             return Some(start);
         }
         let core = cpu::index();
-        let number = self.cores.get(core)?.0.get(usize::from(class))?.load(Relaxed) as usize;
+        let number = self.cores.get(core)?.chunks.get(usize::from(class))?.load(Relaxed) as usize;
         if let Some(chunk) = self.chunk(number) {
             let mut chunk = chunk.lock();
             if chunk.class == Some(class) && chunk.owner == core as u32 {
@@ -58,7 +58,7 @@ impl IovaAllocator {
     #[cold]
     fn refill(&self, core: u32, class: u8, pages: u16, limit: u64) -> Option<u64> {
         let number = self.next_chunk(core, class, limit)?;
-        self.cores.get(core as usize)?.0.get(usize::from(class))?.store(number as u32, Relaxed);
+        self.cores.get(core as usize)?.chunks.get(usize::from(class))?.store(number as u32, Relaxed);
         let page = self.chunk(number)?.lock().take(pages)?;
         Some(self.chunk_start(number) + page)
     }
@@ -256,6 +256,11 @@ impl IovaAllocator {
         end: u64,
         mut attempt: impl FnMut(&mut Tree) -> Result<Option<T>, OutOfMemory>,
     ) -> Result<Option<T>, OutOfMemory> {
+        let found = attempt(&mut self.shared.lock())?;
+        if found.is_some() {
+            return Ok(found);
+        }
+        self.give_up_kept();
         let mut tree = self.shared.lock();
         let found = attempt(&mut tree)?;
         if found.is_some() || tree.chunks == 0 {
@@ -284,6 +289,9 @@ impl IovaAllocator {
             if !matches!(found, Ok(None)) {
                 break;
             }
+        }
+        if matches!(found, Ok(None)) {
+            self.give_up_kept();
         }
         let mut tree = self.shared.lock();
         tree.reclaiming -= 1;

@@ -17,6 +17,8 @@
 //! Ranges that are taken by address and lie in one chunk are kept by the same means, in chunks that have no slots but a bit for
 //! each page.
 //!
+//! Before both stands what each core has given back last (`kept`).
+//!
 //! Caches cannot hoard: a chunk that becomes vacant goes back (unless a core is using it), and before an allocation fails,
 //! all chunks of all cores are dissolved, which turns every slot in use into a range of its own and everything else, up to
 //! the unused end of a slot, into free space. An allocation fails only where no place is left.
@@ -28,6 +30,7 @@
 
 mod cache;
 mod chunk;
+mod kept;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -47,9 +50,20 @@ const BLOCK: usize = 512;
 /// The most blocks that a window can have at a time: chunks for 512 GiB of pages of 4 KiB.
 const BLOCKS: usize = 512;
 
-/// The chunk from which one core allocates, for each class.
+/// What one core has, for each class.
 #[repr(align(64))]
-struct Core([AtomicU32; CLASSES]);
+struct Core {
+    /// What it has given back last (see `kept`).
+    kept: [AtomicU64; CLASSES],
+    /// The chunk from which it allocates.
+    chunks: [AtomicU32; CLASSES],
+}
+
+impl Core {
+    fn new() -> Self {
+        Self { kept: [const { AtomicU64::new(0) }; CLASSES], chunks: [const { AtomicU32::new(u32::MAX) }; CLASSES] }
+    }
+}
 
 /// Something that is made when it is first used. (An array of one, since only slices can be allocated fallibly.)
 type Lazy<T> = Once<Box<[T; 1]>>;
@@ -131,7 +145,7 @@ impl IovaAllocator {
             front,
             count,
             blocks: boxed(count.div_ceil(BLOCK), Once::new)?,
-            cores: boxed(cpu::MAX_CPUS, || Core([const { AtomicU32::new(u32::MAX) }; CLASSES]))?,
+            cores: boxed(cpu::MAX_CPUS, Core::new)?,
             listed: [const { NO_BITS }; CLASSES],
             shared: IrqMutex::new(Tree::new(first, end)?),
         })
@@ -194,8 +208,16 @@ impl IovaAllocator {
     /// # Errors
     ///
     /// [`IovaError::NoSpace`], [`IovaError::Misaligned`], [`IovaError::OutOfMemory`].
-    #[inline]
+    #[inline(always)]
     pub fn allocate(&self, len: u64, align: u64, limit: Iova) -> Result<IovaRange, IovaError> {
+        match self.take_kept(len, align, limit) {
+            Some(range) => Ok(range),
+            None => self.allocate_range(len, align, limit),
+        }
+    }
+
+    #[inline(never)]
+    fn allocate_range(&self, len: u64, align: u64, limit: Iova) -> Result<IovaRange, IovaError> {
         if len & (self.page_size() - 1) == 0
             && align.is_power_of_two()
             && let Some(start) = self.allocate_cached(len, align, limit)
@@ -250,8 +272,12 @@ impl IovaAllocator {
     /// # Errors
     ///
     /// [`IovaError::NotAllocated`] if exactly this range is not allocated; nothing has changed then.
-    #[inline]
     pub fn free(&self, range: IovaRange) -> Result<(), IovaError> {
+        if self.is_kept(range) { Err(IovaError::NotAllocated(range)) } else { self.free_range(range) }
+    }
+
+    #[inline(never)]
+    fn free_range(&self, range: IovaRange) -> Result<(), IovaError> {
         let (start, len) = self.pages(range);
         if range.is_empty() || !range.is_aligned(self.page_size()) {
             return Err(IovaError::NotAllocated(range));

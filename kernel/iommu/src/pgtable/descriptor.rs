@@ -177,6 +177,12 @@ pub(super) const fn is_contiguous(entry: u64) -> bool {
     entry & CONTIGUOUS != 0
 }
 
+/// Whether an entry of the last level is a page with the Contiguous bit.
+#[inline]
+pub(super) const fn is_group(entry: u64) -> bool {
+    entry & (KIND | CONTIGUOUS) == KIND | CONTIGUOUS
+}
+
 /// The output address of a leaf.
 #[inline]
 pub(super) const fn address(entry: u64) -> u64 {

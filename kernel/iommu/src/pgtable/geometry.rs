@@ -191,6 +191,11 @@ impl Geometry {
         }
     }
 
+    /// The bytes that a leaf of `level` (0 to 3) maps.
+    pub const fn leaf_size(&self, level: u8) -> u64 {
+        self.level(level as usize).size()
+    }
+
     /// The first input address that cannot be translated.
     #[inline]
     pub(super) const fn input_end(&self) -> u64 {

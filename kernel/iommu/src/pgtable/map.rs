@@ -44,33 +44,53 @@ impl PageTable {
     }
 
     /// Like [`PageTable::map`], for a caller who has the range for itself: nobody else maps in it at this time. That something is
-    /// mapped there already is an error all the same.
+    /// mapped there already is an error all the same. `BARRIER`: the tables are in memory that a barrier publishes
+    /// ([`TableMemory::publishes_by_barrier`](crate::contract::TableMemory::publishes_by_barrier)).
     ///
     /// # Errors
     ///
     /// As [`PageTable::map`].
-    #[inline]
-    pub fn map_exclusively(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
+    #[inline(always)] // Into the few places that call it.
+    pub fn map_exclusively<const BARRIER: bool>(
+        &self,
+        iova: IovaRange,
+        runs: &[PhysRange],
+        prot: Prot,
+    ) -> Result<(), MapError> {
         let template = self.templates.get(prot)?;
-        let page = self.geometry.level(LAST).size();
+        let shape = &self.shape;
         let start = iova.start().get();
         if let [run] = runs
-            && (iova.len(), run.len()) == (page, page)
-            && (start | run.start().get()) & (page - 1) == 0
-            && start < self.geometry.input_end()
-            && run.start().get() < self.geometry.output_end()
-            && let Some(node) = self.leaf_table(start)
+            && (iova.len(), run.len()) == (shape.page, shape.page)
+            && (start | run.start().get()) & shape.within == 0
+            && run.start().get() < shape.output_end
+            && let Some(node) = self.near_leaf_table(start)
         {
-            let index = self.geometry.index(LAST, start);
+            let index = shape.index(start);
             let entry = node.entry(index);
             if entry.load(Relaxed) != EMPTY {
                 return Err(MapError::AlreadyMapped(iova.start()));
             }
             entry.store(template.leaf(LAST, run.start().get(), false), Relaxed);
-            node.table().publish(index, index + 1);
+            node.table().publish_as::<BARRIER>(index, index + 1);
             return Ok(());
         }
-        self.map_runs(iova, runs, template, !prot.contains(Prot::PAGEWISE), true)
+        self.map_buffer::<BARRIER>(iova, runs, prot)
+    }
+
+    /// [`Self::map_exclusively`] for more than a page.
+    #[inline(never)] // Keeps the way of one page short.
+    fn map_buffer<const BARRIER: bool>(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
+        let template = self.templates.get(prot)?;
+        let large = !prot.contains(Prot::PAGEWISE);
+        let mapped = match runs {
+            [run] => self.map_run::<BARRIER>(iova, *run, template, large),
+            _ => self.map_list::<BARRIER>(iova, runs, template),
+        };
+        if mapped.is_some() {
+            return Ok(());
+        }
+        self.map_runs(iova, runs, template, large, true)
     }
 
     /// Checks sizes, alignment and limits.
@@ -107,13 +127,6 @@ impl PageTable {
         exclusive: bool,
     ) -> Result<(), MapError> {
         self.check(iova, runs)?;
-        if exclusive
-            && large
-            && let [run] = runs
-            && let Some(result) = self.map_block(iova, *run, template)
-        {
-            return result;
-        }
         if exclusive && let Some(result) = self.map_in_table(iova, runs, template, large) {
             return result;
         }

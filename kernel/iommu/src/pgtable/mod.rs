@@ -54,17 +54,65 @@ use node::{Children, Node, places};
 
 /// One set of translation tables.
 pub struct PageTable {
-    geometry: Geometry,
-    templates: Templates,
-    memory: &'static dyn TableMemory,
-    root: Node,
+    shape: Shape,
     /// The places of the last-level tables of the lowest addresses, which are the ones in use: found without a walk. The places
     /// above them in the tree are for tables of higher addresses.
     low: Children,
+    /// The same for the tables above them.
+    middle: Children,
+    templates: Templates,
+    geometry: Geometry,
+    memory: &'static dyn TableMemory,
+    root: Node,
 }
 
-/// Places in [`PageTable::low`]: for 1 GiB of pages of 4 KiB.
-const LOW: usize = 512;
+/// Places in [`PageTable::low`] (for 1 GiB of pages of 4 KiB) and in [`PageTable::middle`] (for 512 GiB).
+const PLACES: usize = 512;
+
+/// What the ways of a page and of a buffer ask of the [`Geometry`], side by side.
+struct Shape {
+    /// Bytes in a page.
+    page: u64,
+    /// The bits of an address that are inside a page.
+    within: u64,
+    /// Bytes that a last-level table maps.
+    table: u64,
+    /// log2 of it.
+    page_shift: u32,
+    /// log2 of the bytes that a last-level table maps.
+    table_shift: u32,
+    /// log2 of the bytes that a table above the last level maps.
+    above_shift: u32,
+    /// Entries of a last-level table, less one.
+    mask: usize,
+    /// The first input address that cannot be translated.
+    input_end: u64,
+    /// The first output address that cannot be put out.
+    output_end: u64,
+}
+
+impl Shape {
+    fn new(geometry: &Geometry) -> Self {
+        let level = |number| geometry.level(number);
+        Self {
+            page: level(LAST).size(),
+            within: level(LAST).size() - 1,
+            table: level(LAST - 1).size(),
+            page_shift: level(LAST).shift,
+            table_shift: level(LAST - 1).shift,
+            above_shift: level(LAST - 2).shift,
+            mask: level(LAST).mask,
+            input_end: geometry.input_end(),
+            output_end: geometry.output_end(),
+        }
+    }
+
+    /// Where the page of `iova` is found in its table.
+    #[inline(always)]
+    fn index(&self, iova: u64) -> usize {
+        (iova >> (self.page_shift & 63)) as usize & self.mask
+    }
+}
 
 impl PageTable {
     /// Makes tables in which nothing is mapped.
@@ -73,10 +121,17 @@ impl PageTable {
     ///
     /// [`OutOfMemory`] when the root cannot be allocated.
     pub fn new(geometry: Geometry, memory: &'static dyn TableMemory) -> Result<Self, OutOfMemory> {
-        let root = Node::new(&geometry, geometry.start(), true, memory)?;
-        let entries = geometry.level(LAST - 1).mask + 1;
-        let low = places(if geometry.start() < LAST { entries.min(LOW) } else { 0 })?;
-        Ok(Self { geometry, templates: Templates::new(geometry.stage()), memory, root, low })
+        let tables = |level: usize| match geometry.start() <= level {
+            true => (geometry.level(level).mask + 1).min(PLACES),
+            false => 0,
+        };
+        let (low, middle) = (places(tables(LAST - 1))?, places(tables(LAST - 2))?);
+        let start = geometry.start();
+        let elsewhere = start == LAST - 2 && middle.len() > geometry.level(start).mask
+            || start == LAST - 1 && low.len() > geometry.level(start).mask;
+        let root = Node::new(&geometry, start, !elsewhere, memory)?;
+        let (shape, templates) = (Shape::new(&geometry), Templates::new(geometry.stage()));
+        Ok(Self { shape, low, middle, templates, geometry, memory, root })
     }
 
     /// Where the first table is, for TTB0 or S2TTB.
@@ -90,18 +145,25 @@ impl PageTable {
     }
 
     /// Translates as the hardware would, and says what the leaf permits.
+    #[inline]
     pub fn translate(&self, iova: Iova) -> Option<(PhysAddr, Prot)> {
         let address = iova.get();
-        if address >= self.geometry.input_end() {
+        if address >= self.shape.input_end {
             return None;
         }
-        let (level, entry) = match self.leaf_table(address) {
-            Some(node) => (LAST, node.entry(self.geometry.index(LAST, address)).load(Ordering::Acquire)),
-            None => {
-                let place = self.place(address);
-                (place.level, place.node.entry(place.index).load(Ordering::Acquire))
-            }
-        };
+        let Some(node) = self.leaf_table(address) else { return self.translate_above(address) };
+        let entry = node.entry(self.shape.index(address)).load(Ordering::Acquire);
+        self.translation(LAST, entry, address)
+    }
+
+    #[inline(never)]
+    fn translate_above(&self, address: u64) -> Option<(PhysAddr, Prot)> {
+        let place = self.place(address);
+        self.translation(place.level, place.node.entry(place.index).load(Ordering::Acquire), address)
+    }
+
+    #[inline(always)]
+    fn translation(&self, level: usize, entry: u64, address: u64) -> Option<(PhysAddr, Prot)> {
         if !descriptor::is_leaf(entry, level) {
             return None;
         }

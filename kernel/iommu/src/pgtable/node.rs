@@ -81,6 +81,12 @@ impl Node {
         &self.children[index]
     }
 
+    /// The place of the table linked at `index`, if it is here.
+    #[inline]
+    pub fn near_place(&self, index: usize) -> Option<&Once<Node>> {
+        self.children.get(index)
+    }
+
     /// The table linked at `index` of this node of `level`, whose place is `home`; allocates and links it if there is none.
     ///
     /// The new table is empty, and `TableMemory::allocate` has shown its zeroes to the walker before the link is stored; the

@@ -1,10 +1,10 @@
 //! Mappings that are one block, or pages in last-level tables that are there: what nearly every buffer is.
 //!
 //! The same leaves and the same checks as in `map.rs` and `unmap.rs`, with each table found once and the entries gone through
-//! eight at a time. Whatever does not fit (no table yet, blocks and pages) is told so and goes the general way.
+//! sixteen at a time. Whatever does not fit (no table yet, blocks and pages) is told so and goes the general way.
 
 use super::PageTable;
-use super::descriptor::{EMPTY, Template, all_leaves, is_contiguous, is_leaf, is_table};
+use super::descriptor::{EMPTY, Template, all_leaves, is_contiguous, is_group, is_leaf};
 use super::geometry::LAST;
 use super::map::parts;
 use super::node::Node;
@@ -14,7 +14,7 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 /// Entries that are looked at together.
-const TOGETHER: usize = 8;
+const TOGETHER: usize = 16;
 
 /// Neighbouring entries of one last-level table.
 struct Piece<'a> {
@@ -27,62 +27,183 @@ struct Piece<'a> {
 
 impl PageTable {
     /// The block that is all of `iova`: its level, the table and the index in it. `None` if it is none, or a table is missing.
-    #[inline]
+    #[inline(always)]
     fn block(&self, iova: IovaRange) -> Option<(usize, &Node, usize)> {
-        if iova.len() < self.geometry.level(LAST - 1).size() {
+        let (start, len) = (iova.start().get(), iova.len());
+        let level = if len == self.shape.table { LAST - 1 } else { LAST - 2 };
+        let shape = self.geometry.level(level);
+        if !shape.leaf
+            || len != shape.size()
+            || start & len.wrapping_sub(1) != 0
+            || iova.end().get() > self.shape.input_end
+        {
             return None;
         }
-        let shape = |level: &usize| self.geometry.level(*level);
-        let fits = |level: &usize| shape(level).leaf && shape(level).size() == iova.len();
-        let level = (self.geometry.start()..LAST).find(fits)?;
-        if !iova.start().is_aligned(iova.len()) {
-            return None;
-        }
-        let start = iova.start().get();
-        let mut node = &self.root;
-        for above in self.geometry.start()..level {
-            node = node.place(self.geometry.index(above, start)).get()?;
-        }
-        Some((level, node, self.geometry.index(level, start)))
+        Some((level, self.near_table(level, start)?, self.geometry.index(level, start)))
     }
 
-    /// Maps `iova` by one block, as [`Self::map_in_table`] does by pages. `None` where no single block can be put, or where tables
-    /// are in its way or missing above it.
-    #[inline]
-    pub(super) fn map_block(
+    /// Maps `iova` by one block. `None` where no single block can be put, where tables are in its way or missing above it, and where
+    /// something is mapped: nothing has been done then.
+    #[inline(always)]
+    fn map_block<const BARRIER: bool>(&self, iova: IovaRange, phys: u64, template: Template) -> Option<()> {
+        let (level, node, index) = self.block(iova)?;
+        if phys & iova.len().wrapping_sub(1) != 0 || phys >= self.shape.output_end {
+            return None;
+        }
+        // An exchange, as in `unmap.rs`: a store could wipe out a link to a table, were the rule of disjoint ranges broken.
+        let leaf = template.leaf(level, phys, false);
+        node.entry(index).compare_exchange(EMPTY, leaf, Relaxed, Relaxed).ok()?;
+        node.table().publish_as::<BARRIER>(index, index.wrapping_add(1));
+        Some(())
+    }
+
+    /// Maps `iova`, in which nobody else maps at this time, to one run. `None` where that takes more than a look: nothing has been
+    /// done then.
+    #[inline(always)]
+    pub(super) fn map_run<const BARRIER: bool>(
         &self,
         iova: IovaRange,
         run: PhysRange,
         template: Template,
-    ) -> Option<Result<(), MapError>> {
-        let (level, node, index) = self.block(iova)?;
-        if !run.start().is_aligned(iova.len()) {
+        large: bool,
+    ) -> Option<()> {
+        let shape = &self.shape;
+        let (start, phys, len) = (iova.start().get(), run.start().get(), iova.len());
+        if run.len() != len {
             return None;
         }
-        // An exchange, as in `unmap.rs`: a store could wipe out a link to a table, were the rule of disjoint ranges broken.
-        let leaf = template.leaf(level, run.start().get(), false);
-        match node.entry(index).compare_exchange(EMPTY, leaf, Relaxed, Relaxed) {
-            Ok(_) => {
-                node.table().publish(index, index + 1);
-                Some(Ok(()))
-            }
-            Err(entry) if is_table(entry) => None,
-            Err(_) => Some(Err(MapError::AlreadyMapped(iova.start()))),
+        if large && len >= shape.table {
+            return self.map_block::<BARRIER>(iova, phys, template);
         }
+        let bits = start | phys | len;
+        if bits & shape.within != 0 || iova.end().get() > shape.input_end || run.end().get() > shape.output_end {
+            return None;
+        }
+        let (node, index, entries) = self.entries(start, len)?;
+        if !all_empty(entries) {
+            return None;
+        }
+        self.write_pages(entries, index, phys, template, large);
+        node.table().publish_as::<BARRIER>(index, index.wrapping_add(entries.len()));
+        Some(())
     }
 
-    /// Clears the block that is all of `range`. `None` if there is none.
-    #[inline]
-    pub(super) fn unmap_block(&self, range: IovaRange) -> Option<Unmapped> {
-        let (level, node, index) = self.block(range)?;
-        let entry = node.entry(index);
-        let leaf = entry.load(Relaxed);
-        if !is_leaf(leaf, level) || is_contiguous(leaf) {
+    /// [`Self::map_run`] for runs of one page each, no two of them neighbours.
+    #[inline(always)]
+    pub(super) fn map_list<const BARRIER: bool>(
+        &self,
+        iova: IovaRange,
+        runs: &[PhysRange],
+        template: Template,
+    ) -> Option<()> {
+        let shape = &self.shape;
+        let (mut lengths, mut starts, mut neighbours, mut next) = (0, 0, false, u64::MAX);
+        for run in runs {
+            let start = run.start().get();
+            lengths |= run.len() ^ shape.page;
+            starts |= start;
+            neighbours |= start == next;
+            next = start.wrapping_add(shape.page);
+        }
+        let start = iova.start().get();
+        // All starts are aligned, so the pages end where the output ends, too.
+        if lengths != 0
+            || neighbours
+            || (starts | start) & shape.within != 0
+            || starts >= shape.output_end
+            || iova.end().get() > shape.input_end
+            || (runs.len() as u64) << (shape.page_shift & 63) != iova.len()
+        {
             return None;
         }
-        entry.compare_exchange(leaf, EMPTY, Relaxed, Relaxed).ok()?;
-        node.table().publish(index, index + 1);
-        Some(Unmapped { range, level: Some(level as u8), leaf_size: Some(range.len()), leaves: 1, missing: None })
+        let (node, index, entries) = self.entries(start, iova.len())?;
+        if !all_empty(entries) {
+            return None;
+        }
+        let leaf = template.leaf(LAST, 0, false);
+        let mut store = |(entry, run): (&AtomicU64, &PhysRange)| entry.store(leaf | run.start().get(), Relaxed);
+        let (blocks, rest) = entries.as_chunks::<TOGETHER>();
+        let (runs, others) = runs.as_chunks::<TOGETHER>();
+        for (block, runs) in blocks.iter().zip(runs) {
+            block.iter().zip(runs).for_each(&mut store);
+        }
+        rest.iter().zip(others).for_each(store);
+        node.table().publish_as::<BARRIER>(index, index.wrapping_add(entries.len()));
+        Some(())
+    }
+
+    /// Clears the leaves of `range` and makes that visible to the walker, if they are a block, or pages in one table. Returns their
+    /// level: **then the range must be invalidated.** `None` where that takes more than a look: nothing has been done then.
+    /// `BARRIER`: as [`PageTable::map_exclusively`].
+    #[inline(always)]
+    #[must_use = "the range must be invalidated"]
+    pub fn unmap_run<const BARRIER: bool>(&self, range: IovaRange) -> Option<u8> {
+        let shape = &self.shape;
+        let (start, len) = (range.start().get(), range.len());
+        if len >= shape.table
+            && let Some((level, node, index)) = self.block(range)
+        {
+            let entry = node.entry(index);
+            let leaf = entry.load(Relaxed);
+            if is_leaf(leaf, level) {
+                if is_contiguous(leaf) {
+                    return None;
+                }
+                entry.compare_exchange(leaf, EMPTY, Relaxed, Relaxed).ok()?;
+                node.table().publish_as::<BARRIER>(index, index.wrapping_add(1));
+                return Some(level as u8);
+            }
+        }
+        if (start | len) & shape.within != 0 || range.end().get() > shape.input_end {
+            return None;
+        }
+        let (node, index, entries) = self.entries(start, len)?;
+        let (first, last) = (entries.first()?.load(Relaxed), entries.last()?.load(Relaxed));
+        let within = self.geometry.level(LAST).contiguous.wrapping_sub(1);
+        if is_contiguous(first) && index & within != 0
+            || is_contiguous(last) && index.wrapping_add(entries.len()) & within != 0
+        {
+            return None;
+        }
+        // What is cleared before something is missing is cleared: the general way counts it as missing, which makes the
+        // invalidation do without hints. So it is looked for first.
+        if !self.are_pages(entries, index) {
+            return None;
+        }
+        clear(entries);
+        node.table().publish_as::<BARRIER>(index, index.wrapping_add(entries.len()));
+        Some(LAST as u8)
+    }
+
+    /// The entries of the pages of `len` bytes from `start` on, which are inside the input range: table, index, entries. `None` where
+    /// they are none, or do not lie in one table, or that is missing.
+    #[inline(always)]
+    fn entries(&self, start: u64, len: u64) -> Option<(&Node, usize, &[AtomicU64])> {
+        let index = self.shape.index(start);
+        let count = (len >> (self.shape.page_shift & 63)) as usize;
+        // No more than there are: the sum does not overflow.
+        if count.wrapping_sub(1) > self.shape.mask.wrapping_sub(index) {
+            return None;
+        }
+        let node = self.near_leaf_table(start)?;
+        Some((node, index, node.table().get(index..index.wrapping_add(count))?))
+    }
+
+    /// Whether all of `entries`, of which the first is the table's entry `index`, are pages. A group of which the first has the
+    /// Contiguous bit was written as a whole and is cleared as a whole.
+    #[inline(always)]
+    fn are_pages(&self, entries: &[AtomicU64], index: usize) -> bool {
+        let group = self.geometry.level(LAST).contiguous;
+        let mut rest = entries;
+        if index & group.wrapping_sub(1) == 0 {
+            while let Some((whole, after)) = rest.split_at_checked(group)
+                && let Some(first) = whole.first()
+                && is_group(first.load(Relaxed))
+            {
+                rest = after;
+            }
+        }
+        are_leaves(rest)
     }
 
     /// The entries of the pages from `start` on that lie in one table, up to `end` (which are both aligned). `None` where the
@@ -219,7 +340,7 @@ impl PageTable {
         }
     }
 
-    #[inline(never)]
+    #[inline(always)]
     fn write_pages(&self, entries: &[AtomicU64], index: usize, phys: u64, template: Template, large: bool) {
         let shape = self.geometry.level(LAST);
         let (size, group) = (shape.size(), shape.contiguous);

@@ -44,7 +44,7 @@ impl PageTable {
         if range.end().get() > self.geometry.input_end() {
             return Err(RevokeError::OutOfAperture(range));
         }
-        if self.unmap_page(range) {
+        if self.unmap_page::<false>(range) {
             let (level, leaf_size) = (Some(LAST as u8), Some(range.len()));
             return Ok(Unmapped { range, level, leaf_size, leaves: 1, missing: None });
         }
@@ -52,23 +52,23 @@ impl PageTable {
     }
 
     /// Clears the leaf of `range` and makes that visible to the walker, as [`PageTable::unmap`] does, if it is one page that is
-    /// mapped by itself. Otherwise does nothing. Returns whether it was: **then it must be invalidated.**
+    /// mapped by itself and found without a walk. Otherwise does nothing. Returns whether it was: **then it must be invalidated.** `BARRIER`: as
+    /// [`PageTable::map_exclusively`].
     #[inline(always)] // A call costs a good part of what is done.
     #[must_use = "the page must be invalidated"]
-    pub fn unmap_page(&self, range: IovaRange) -> bool {
-        let last = self.geometry.level(LAST);
+    pub fn unmap_page<const BARRIER: bool>(&self, range: IovaRange) -> bool {
+        let shape = &self.shape;
         let start = range.start().get();
-        if range.len() == last.size()
-            && range.start().is_aligned(last.size())
-            && start < self.geometry.input_end()
-            && let Some(node) = self.leaf_table(start)
+        if range.len() == shape.page
+            && start & shape.within == 0
+            && let Some(node) = self.near_leaf_table(start)
         {
-            let index = self.geometry.index(LAST, start);
+            let index = shape.index(start);
             let entry = node.entry(index);
             let leaf = entry.load(Relaxed);
             if is_leaf(leaf, LAST) && !is_contiguous(leaf) {
                 entry.store(EMPTY, Relaxed);
-                node.table().publish(index, index + 1);
+                node.table().publish_as::<BARRIER>(index, index + 1);
                 return true;
             }
         }
@@ -82,9 +82,6 @@ impl PageTable {
         if !range.is_aligned(page) {
             let cut = if range.start().is_aligned(page) { range.end() } else { range.start() };
             return Err(RevokeError::SplitsBlock(cut.align_down(page)));
-        }
-        if let Some(unmapped) = self.unmap_block(range) {
-            return Ok(unmapped);
         }
         if start != end
             && let Some(result) = self.unmap_in_table(range)

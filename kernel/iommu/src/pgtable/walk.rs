@@ -6,6 +6,9 @@ use super::node::{LinkError, Node};
 use crate::contract::TableBlock;
 use spin::Once;
 
+/// The level above the last.
+const ABOVE: usize = LAST - 1;
+
 /// The entry that decides about an address: a leaf, or nothing.
 pub(super) struct Place<'a> {
     pub node: &'a Node,
@@ -26,17 +29,23 @@ impl PageTable {
     /// Counts last-level tables from address 0 to that of `iova`.
     #[inline(always)]
     fn last_table(&self, iova: u64) -> usize {
-        (iova >> (self.geometry.level(LAST - 1).shift & 63)) as usize
+        (iova >> (self.shape.table_shift & 63)) as usize
+    }
+
+    /// Counts tables above the last level, likewise.
+    #[inline(always)]
+    fn table_above(&self, iova: u64) -> usize {
+        (iova >> (self.shape.above_shift & 63)) as usize
     }
 
     /// The place of the table below `node`, of `level`, on the way to `iova`.
     fn home<'a>(&'a self, node: &'a Node, level: usize, iova: u64) -> &'a Once<Node> {
-        if level == LAST - 1
-            && let Some(place) = self.low.get(self.last_table(iova))
-        {
-            return place;
-        }
-        node.place(self.geometry.index(level, iova))
+        let near = match level + 1 {
+            LAST => self.low.get(self.last_table(iova)),
+            ABOVE => self.middle.get(self.table_above(iova)),
+            _ => None,
+        };
+        near.unwrap_or_else(|| node.place(self.geometry.index(level, iova)))
     }
 
     /// The table linked at `index` of `node`, of `level`, on the way to `iova`; allocates and links it if there is none.
@@ -48,29 +57,62 @@ impl PageTable {
         index: usize,
         iova: u64,
     ) -> Result<&'a Node, LinkError> {
-        // The places below the lowest table of the level above the last are in `low`, if that has all of them.
-        let below = level + 2 == LAST
-            && self.last_table(iova) <= self.geometry.level(LAST - 1).mask
-            && self.low.len() > self.geometry.level(LAST - 1).mask;
-        node.link(&self.geometry, level, index, self.home(node, level, iova), !below, self.memory)
+        // The lowest table of a level has the places for those below it near, if all of them are there.
+        let mask = self.geometry.level(level + 1).mask;
+        let near = match level + 2 {
+            LAST => self.last_table(iova) <= mask && self.low.len() > mask,
+            ABOVE => self.table_above(iova) <= mask && self.middle.len() > mask,
+            _ => false,
+        };
+        node.link(&self.geometry, level, index, self.home(node, level, iova), !near, self.memory)
+    }
+
+    /// The last-level table that holds the page of `iova`, if it is linked and near. Then `iova` is in the input range.
+    #[inline(always)]
+    pub(super) fn near_leaf_table(&self, iova: u64) -> Option<&Node> {
+        if let Some(place) = self.low.get(self.last_table(iova)) {
+            return place.get();
+        }
+        self.middle.get(self.table_above(iova))?.get()?.place(self.geometry.index(LAST - 1, iova)).get()
+    }
+
+    #[inline(always)]
+    fn leaf_table_above(&self, iova: u64) -> Option<&Node> {
+        match self.middle.get(self.table_above(iova)) {
+            Some(place) => Some(place.get()?.place(self.geometry.index(LAST - 1, iova)).get()?),
+            None => self.leaf_table_far(iova),
+        }
     }
 
     #[inline(never)]
-    fn leaf_table_above(&self, iova: u64) -> Option<&Node> {
+    fn leaf_table_far(&self, iova: u64) -> Option<&Node> {
+        self.table_at(LAST, iova)
+    }
+
+    /// The table of `level`, one of the two above the last, that maps `iova`, if it is linked and near.
+    #[inline(always)]
+    pub(super) fn near_table(&self, level: usize, iova: u64) -> Option<&Node> {
+        if level == ABOVE
+            && let Some(place) = self.middle.get(self.table_above(iova))
+        {
+            return place.get();
+        }
+        let start = self.geometry.start();
+        if start == level {
+            return Some(&self.root);
+        }
+        // Of two levels there is no walk.
+        if start + 1 == level { self.root.near_place(self.geometry.index(start, iova))?.get() } else { None }
+    }
+
+    /// The table of `level` on the way to `iova`, if there is one.
+    pub(super) fn table_at(&self, level: usize, iova: u64) -> Option<&Node> {
         let mut node = &self.root;
         let start = self.geometry.start();
-        // Unrolled: no table has more than four levels.
-        if start == 0 {
-            node = node.place(self.geometry.index(0, iova)).get()?;
+        for above in start..level {
+            node = self.home(node, above, iova).get()?;
         }
-        if start <= 1 {
-            node = node.place(self.geometry.index(1, iova)).get()?;
-        }
-        if start <= 2 {
-            // (Lower ones are found before.)
-            node = node.place(self.geometry.index(2, iova)).get()?;
-        }
-        Some(node)
+        (start <= level).then_some(node)
     }
 
     /// The deepest linked entry for `iova`.

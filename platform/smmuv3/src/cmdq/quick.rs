@@ -8,19 +8,25 @@ use super::{CommandQueue, Span, Words};
 use crate::Error;
 use crate::bugs::{Bug, seeded};
 use crate::counters::Counters;
-use crate::registers::Registers;
+use crate::registers::{Doorbell, Register, Registers};
 use crate::spec::command;
 use crate::spec::registers as reg;
+use base::cpu::Masked;
 use base::{barrier, cpu};
 use core::ops::Range;
+use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
-/// A command that is not known to have been completed.
-#[derive(Clone, Copy)]
-pub(crate) struct Later {
-    /// The position after its CMD_SYNC, or 0 if it was not issued.
-    end: u64,
-    refusals: u64,
+/// What is left to do for a command that is not known to have been completed.
+pub(crate) enum Later {
+    /// Everything: it was not issued.
+    Issue,
+    /// It and its CMD_SYNC are written, from the position `start` on, and the SMMU has to be told of them when it is their turn.
+    Tell { start: u64, refusals: u64, masked: Masked },
+    /// The SMMU has been told of everything before `end`, but perhaps not of what others have written behind.
+    TellOthers { end: u64, refusals: u64, masked: Masked },
+    /// The SMMU has not been seen to have passed `end`, or has refused something.
+    Await { end: u64, refusals: u64 },
 }
 
 impl CommandQueue {
@@ -51,27 +57,68 @@ impl CommandQueue {
         self.wait(registers, counters, span, false)
     }
 
-    /// [`Self::execute`] for one command, as far as nothing has to be waited for.
+    /// [`Self::execute`] for one command, as far as nothing has to be waited for. `BARRIER`: the queue is in memory that a barrier
+    /// publishes. Calls nothing that comes back: what is left is the caller's last call.
     ///
     /// # Errors
     ///
-    /// What [`Self::finish`] needs to do the rest.
-    #[inline(always)] // Into the one place that calls it.
-    pub fn execute_one(&self, registers: &impl Registers, counters: &Counters, command: Words) -> Result<(), Later> {
-        let refusals = self.refusals.load(Acquire);
-        let Some(end) = self.issue_one(registers, command) else { return Err(Later { end: 0, refusals }) };
-        counters.quick.add(1);
-        // Read after the bell was rung. Without an error, and exactly at the end of what the SMMU has been told: of all positions
-        // that look so only this one lies between what was consumed before and what is published.
-        let cons = registers.read32(reg::CMDQ_CONS);
-        barrier::device_read();
-        if cons == self.ring.index(end) && self.ring.published() >= end {
-            self.ring.reached(end);
-            if self.refusals.load(Acquire) == refusals {
-                return Ok(());
-            }
+    /// What is left to do, by [`Self::finish`].
+    #[inline(always)] // Into the few places that call it.
+    pub fn execute_one<R: Registers, const BARRIER: bool>(
+        &self,
+        doorbell: &Doorbell<R>,
+        command: Words,
+    ) -> Result<(), Later> {
+        // These bugs are in the other ways.
+        if seeded(Bug::NoSync)
+            || seeded(Bug::QueueOverfilled)
+            || seeded(Bug::SyncNotAwaited)
+            || seeded(Bug::ProdBeforeCommands)
+        {
+            return Err(Later::Issue);
         }
-        Err(Later { end, refusals })
+        let refusals = self.refusals.load(Acquire);
+        let masked = cpu::mask_interrupts();
+        let Some((run, at, cells)) = self.claim_two() else { return Err(Later::Issue) };
+        let (start, end, index) = (run.start, run.end, self.ring.index(run.end));
+        let sync = self.sync_at(start.wrapping_add(1));
+        let [command0, command1, sync0, sync1] = cells;
+        for (cell, word) in [(command0, command[0]), (command1, command[1]), (sync0, sync[0]), (sync1, sync[1])] {
+            cell.store(word, Relaxed);
+        }
+        if !seeded(Bug::CommandNotPublished) {
+            self.block.publish_as::<BARRIER>(at, at.wrapping_add(2 * command::WORDS));
+        }
+        if !self.ring.take_bell_for(&run) {
+            return Err(Later::Tell { start, refusals, masked });
+        }
+        let wrap = if seeded(Bug::WrapDropped) { self.size.entries() } else { 0 };
+        doorbell.prod.write(index & !wrap);
+        if !self.ring.give_bell_back(end) {
+            return Err(Later::TellOthers { end, refusals, masked });
+        }
+        drop(masked);
+        // Read after the bell was rung. Without an error, and exactly at the end of what was issued. Of all positions that look so
+        // this is the first that the SMMU can be at: a claim leaves it no further behind than the queue is long, and half of what
+        // an index counts lies behind it. What is known as consumed stays as it was; it is looked at again when room is short.
+        let cons = doorbell.cons.read();
+        barrier::device_read();
+        // The refusals are read after that (which is why they need no order of their own).
+        if cons == index && self.refusals.load(Relaxed) == refusals {
+            return Ok(());
+        }
+        Err(Later::Await { end, refusals })
+    }
+
+    /// Claims slots for a command and a CMD_SYNC that lie side by side: their positions, the first word's place, the words. Called
+    /// with interrupts masked.
+    #[inline(always)]
+    fn claim_two(&self) -> Option<(Range<u64>, usize, &[AtomicU64; 2 * command::WORDS])> {
+        let next = self.ring.next();
+        let at = self.ring.slot(next).wrapping_mul(command::WORDS);
+        // At the end of the queue, the other way is as good.
+        let cells = self.block.get(at..)?.first_chunk()?;
+        Some((self.ring.claim_from(next, 2)?, at, cells))
     }
 
     /// Does what [`Self::execute_one`] has left.
@@ -80,7 +127,6 @@ impl CommandQueue {
     ///
     /// As [`Self::execute`].
     #[cold]
-    #[inline(never)]
     pub fn finish(
         &self,
         registers: &impl Registers,
@@ -88,40 +134,34 @@ impl CommandQueue {
         command: Words,
         later: Later,
     ) -> Result<(), Error> {
-        let Later { end, refusals } = later;
-        match end.checked_sub(2) {
-            Some(start) => self.wait(registers, counters, Span { start, end, refusals }, false),
-            None => self.execute(registers, counters, &[command]),
-        }
+        let tell = |index| self.tell(registers, index);
+        let (end, refusals) = match later {
+            Later::Issue => {
+                // There may be more room than is known.
+                self.look(registers, counters);
+                return self.execute(registers, counters, &[command]);
+            }
+            Later::Tell { start, refusals, masked } => {
+                let end = start.wrapping_add(2);
+                self.ring.finish_and_ring_in_turn(start..end, tell);
+                drop(masked);
+                (end, refusals)
+            }
+            Later::TellOthers { end, refusals, masked } => {
+                self.ring.ring_for_others(end, tell);
+                drop(masked);
+                (end, refusals)
+            }
+            Later::Await { end, refusals } => (end, refusals),
+        };
+        let start = end.wrapping_sub(2);
+        self.wait(registers, counters, Span { start, end, refusals }, false)
     }
 
-    /// Claims slots for `command` and a CMD_SYNC, writes them, and rings the bell; or does nothing. Returns the position after them.
-    #[inline(always)]
-    fn issue_one(&self, registers: &impl Registers, command: Words) -> Option<u64> {
-        // These bugs are in the other ways.
-        if seeded(Bug::NoSync)
-            || seeded(Bug::QueueOverfilled)
-            || seeded(Bug::SyncNotAwaited)
-            || seeded(Bug::ProdBeforeCommands)
-        {
-            return None;
-        }
-        cpu::without_interrupts(|| {
-            let next = self.ring.next();
-            let at = self.ring.slot(next).wrapping_mul(command::WORDS);
-            // Where the two do not lie side by side (at the end of the queue), the other way is as good.
-            let [command0, command1, sync0, sync1] = self.block.get(at..)?.first_chunk()?;
-            let run = self.ring.claim_from(next, 2)?;
-            let sync = self.sync_at(run.start.wrapping_add(1));
-            for (cell, word) in [(command0, command[0]), (command1, command[1]), (sync0, sync[0]), (sync1, sync[1])] {
-                cell.store(word, Relaxed);
-            }
-            if !seeded(Bug::CommandNotPublished) {
-                self.block.publish(at, at.wrapping_add(2 * command::WORDS));
-            }
-            self.ring.finish_and_ring(run.clone(), |index| self.tell(registers, index));
-            Some(run.end)
-        })
+    /// How many commands went the way of [`Self::execute_one`], each with a CMD_SYNC: whatever did not go another way.
+    pub fn one_by_one(&self) -> u64 {
+        let claimed = self.ring.claimed();
+        claimed.saturating_sub(self.others.load(Acquire)) / 2
     }
 
     /// Claims slots for all of `commands` and a CMD_SYNC, writes them, and rings the bell; or does nothing.
@@ -132,6 +172,7 @@ impl CommandQueue {
         }
         cpu::without_interrupts(|| {
             let run = self.ring.claim_all(commands.len() as u64 + 1)?;
+            self.others.fetch_add(run.end.wrapping_sub(run.start), Relaxed);
             if seeded(Bug::ProdBeforeCommands) {
                 registers.write32(reg::CMDQ_PROD, self.ring.index(run.end));
             }
@@ -142,8 +183,7 @@ impl CommandQueue {
             }
             self.store(position, self.sync_at(position));
             self.publish(run.clone());
-            self.ring.finish(run.clone());
-            self.ring_bell(registers);
+            self.ring.finish_and_ring(run.clone(), |index| self.tell(registers, index));
             Some(run)
         })
     }

@@ -113,7 +113,7 @@ pub mod walk;
 
 pub use memory::ModelMemory;
 
-use crate::registers::Registers;
+use crate::registers::{Offset, Registers};
 use crate::spec::queue::QueueSize;
 use alloc::collections::BTreeSet;
 use alloc::string::String;
@@ -350,6 +350,11 @@ impl Model {
 }
 
 impl Registers for Arc<Model> {
+    type Register = Offset<Self>;
+
+    fn register(&self, offset: usize) -> Offset<Self> {
+        Offset { registers: self.clone(), offset }
+    }
     fn read32(&self, offset: usize) -> u32 {
         self.load(offset)
     }

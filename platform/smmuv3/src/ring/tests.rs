@@ -4,7 +4,7 @@
 //! written, is a data race that loom reports.
 //!
 //! Seen red: a claim without the look at `consumed`; a bell that two ring at once; no second look for marks that came late; no
-//! fence before it, and none before the look at `ringing`; a mark compared for equality; every order in `ring.rs` that is not
+//! fence before it, and none before the look at the bell; a bell that is given back before a claim behind the run is looked for; a mark compared for equality; every order in `ring.rs` that is not
 //! `Relaxed` made so.
 
 use super::*;

@@ -212,6 +212,15 @@ pub const fn tlbi_nh_va(vmid: u16, asid: u16, addr: u64, range: TlbiRange, leaf:
     [w0 | ASID.put(asid as u64), w1]
 }
 
+/// The command whose first word, with a range of one page, is `word0`, of leaf entries: with another range.
+#[inline]
+pub const fn with_range(word0: u64, addr: u64, range: TlbiRange) -> [u64; WORDS] {
+    [
+        word0 & !(NUM.mask() | SCALE.mask()) | NUM.put(range.num as u64) | SCALE.put(range.scale as u64),
+        ADDR.address(addr) | TG.put(range.tg as u64) | TTL.put(range.ttl as u64) | LEAF.mask(),
+    ]
+}
+
 #[inline]
 const fn by_address(opcode: u64, vmid: u16, addr: u64, range: TlbiRange, leaf: bool) -> [u64; WORDS] {
     [

@@ -37,7 +37,7 @@ fn both_ways_make_the_same_leaves() {
             for (start, runs) in cases {
                 let runs: Vec<PhysRange> = runs.iter().map(|(at, len)| phys(*at, *len)).collect();
                 let range = iova(*start, runs.iter().map(|run| run.len()).sum());
-                table.map_exclusively(range, &runs, prot).unwrap();
+                table.map_exclusively::<false>(range, &runs, prot).unwrap();
                 plain.map(range, &runs, prot).unwrap();
                 assert_eq!(seen(memory, &table), seen(other, &plain), "{range} {prot:?}");
                 let last = Iova::new(range.end().get() - 1);
@@ -61,11 +61,11 @@ fn a_page_in_the_second_table_keeps_the_first_from_being_written() {
     let memory = FakeMemory::new();
     let table = memory.table(stage1(Granule::K4, 48, 44));
     let range = iova(2 * MIB - 0x2000, 0x4000);
-    table.map_exclusively(range, &[phys(MIB, 0x4000)], RW).unwrap();
+    table.map_exclusively::<false>(range, &[phys(MIB, 0x4000)], RW).unwrap();
     let _ = table.unmap(range).unwrap();
-    table.map_exclusively(iova(2 * MIB + 0x1000, 0x1000), &[phys(0x1000, 0x1000)], RW).unwrap();
+    table.map_exclusively::<false>(iova(2 * MIB + 0x1000, 0x1000), &[phys(0x1000, 0x1000)], RW).unwrap();
     let before = seen(memory, &table);
-    let error = table.map_exclusively(range, &[phys(MIB, 0x4000)], RW);
+    let error = table.map_exclusively::<false>(range, &[phys(MIB, 0x4000)], RW);
     assert_eq!(error, Err(MapError::AlreadyMapped(Iova::new(2 * MIB + 0x1000))));
     assert_eq!(seen(memory, &table), before);
     // Unmapping says what was missing, clears the rest, and names no level for it to be believed.
@@ -79,8 +79,8 @@ fn a_block_is_neither_put_twice_nor_over_a_table_nor_taken_in_part() {
     let memory = FakeMemory::new();
     let table = memory.table(stage1(Granule::K4, 48, 44));
     let block = iova(4 * GIB, 2 * MIB);
-    table.map_exclusively(block, &[phys(2 * MIB, 2 * MIB)], RW).unwrap();
-    let error = table.map_exclusively(block, &[phys(4 * MIB, 2 * MIB)], RW);
+    table.map_exclusively::<false>(block, &[phys(2 * MIB, 2 * MIB)], RW).unwrap();
+    let error = table.map_exclusively::<false>(block, &[phys(4 * MIB, 2 * MIB)], RW);
     assert_eq!(error, Err(MapError::AlreadyMapped(block.start())));
     assert_eq!(memory.leaves(&table).len(), 1);
     let part = table.unmap(iova(4 * GIB + MIB, 2 * MIB));
@@ -89,11 +89,11 @@ fn a_block_is_neither_put_twice_nor_over_a_table_nor_taken_in_part() {
     assert_eq!((unmapped.level, unmapped.leaf_size, unmapped.leaves), (Some(2), Some(2 * MIB), 1));
     assert!(seen(memory, &table).is_empty());
     // A page links a table, and stays.
-    table.map_exclusively(iova(4 * GIB, 0x1000), &[phys(0x1000, 0x1000)], RW).unwrap();
-    let error = table.map_exclusively(block, &[phys(2 * MIB, 2 * MIB)], RW);
+    table.map_exclusively::<false>(iova(4 * GIB, 0x1000), &[phys(0x1000, 0x1000)], RW).unwrap();
+    let error = table.map_exclusively::<false>(block, &[phys(2 * MIB, 2 * MIB)], RW);
     assert_eq!(error, Err(MapError::AlreadyMapped(block.start())));
     let _ = table.unmap(iova(4 * GIB, 0x1000)).unwrap();
-    table.map_exclusively(block, &[phys(2 * MIB, 2 * MIB)], RW).unwrap();
+    table.map_exclusively::<false>(block, &[phys(2 * MIB, 2 * MIB)], RW).unwrap();
     assert_eq!(memory.leaves(&table).len(), 512);
 }
 
@@ -103,7 +103,7 @@ fn a_group_that_lies_across_the_edge_of_a_range_is_not_split() {
     let table = memory.table(stage1(Granule::K4, 48, 44));
     for _ in 0..2 {
         let range = iova(2 * MIB - 0x10000, 0x20000);
-        table.map_exclusively(range, &[phys(8 * MIB - 0x10000, 0x20000)], RW).unwrap();
+        table.map_exclusively::<false>(range, &[phys(8 * MIB - 0x10000, 0x20000)], RW).unwrap();
         let before = seen(memory, &table);
         for part in [iova(2 * MIB - 0x8000, 0x18000), iova(2 * MIB - 0x10000, 0x18000)] {
             assert!(matches!(table.unmap(part), Err(RevokeError::SplitsBlock(_))), "{part}");

@@ -93,7 +93,7 @@ impl Checker {
         // Both ways are the same to whoever is alone.
         let range = iova(page * size, pages * size);
         let result = if self.model.len().is_multiple_of(2) {
-            self.table.map_exclusively(range, &ranges, asked)
+            self.table.map_exclusively::<false>(range, &ranges, asked)
         } else {
             self.table.map(range, &ranges, asked)
         };

@@ -7,7 +7,7 @@
 #![allow(unsafe_code)] // An allocator, and table memory that wraps the model's.
 
 use super::*;
-use crate::{Fleet, Registers, Request, Translation};
+use crate::{Fleet, Offset, Registers, Request, Translation};
 use alloc::boxed::Box;
 use base::failing::{self, Failing, Spared, fails};
 use core::sync::atomic::AtomicU64;
@@ -48,9 +48,15 @@ unsafe impl TableMemory for Memory {
     }
 }
 
+#[derive(Clone)]
 struct Window(Arc<Model>);
 
 impl Registers for Window {
+    type Register = Offset<Self>;
+
+    fn register(&self, offset: usize) -> Offset<Self> {
+        Offset { registers: self.clone(), offset }
+    }
     fn read32(&self, offset: usize) -> u32 {
         spared(|| self.0.read32(offset))
     }

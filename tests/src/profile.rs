@@ -33,6 +33,11 @@ pub const PROFILES: &[(&str, &str)] = &[
     ),
     ("pools", "as default, with a carve-out of the edu's and an area for large allocations in the device tree"),
     ("carried", "as default without disk and display, and a PCIe bus that carries three pieces of the DMA addresses"),
+    ("gicv2", "as default, with eight cores and a GICv2 with GICv2m"),
+    (
+        "intx",
+        "as default, with nothing that takes messages, two more disks in slots 6 and 10, and edu where QEMU lets it be",
+    ),
     ("bare", "no IOMMU, no disk, no display; two edus with few address lines"),
 ];
 
@@ -117,6 +122,20 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
         "carried" => {
             machine = Machine { disk: None, gpu: false, ..Machine::default() };
             carried::fit(&mut machine, emulator)?;
+        }
+        "gicv2" => {
+            machine.smp = 8;
+            machine.extra = words(["-machine", "gic-version=2"]);
+        }
+        "intx" => {
+            // Before, an edu without messages was refused.
+            machine.edu = emulator.version >= Version(11, 0, 0);
+            machine.extra = words(["-machine", "its=off"]);
+            for (name, slot) in [("b", "6"), ("c", "a")] {
+                let drive = format!("driver=null-co,node-name={name},size=67108864,read-zeroes=on");
+                let disk = format!("virtio-blk-pci,addr={slot},drive={name},disable-legacy=on,iommu_platform=on");
+                machine.extra.extend(words(["-blockdev", &drive, "-device", &disk]));
+            }
         }
         "bare" => {
             let memory = "4G".into();

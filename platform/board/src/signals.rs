@@ -14,10 +14,10 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::IrqMutex;
 use base::irq::Handler;
-use gic::{Msi, Priority, Source};
+use gic::{IntId, Msi, Priority, Source};
 use iommu::PhysAddr;
 use kernel::machine::{IntxMap, MsiController as Controller, PcieHost, RidMap};
-use pci::{Function, Line, MsiController, MsiError, MsiMessage, RequesterId, Wire};
+use pci::{Function, Line, LineControl, MsiController, MsiError, MsiMessage, RequesterId, Wire};
 
 /// How the functions of one PCIe host interrupt.
 pub(crate) struct Signals {
@@ -28,6 +28,22 @@ pub(crate) struct Signals {
 
 /// The lines that functions share, by interrupt ID; across hosts.
 static LINES: IrqMutex<Vec<(u32, Arc<Line>)>> = IrqMutex::new(Vec::new());
+
+struct Control(IntId);
+
+impl LineControl for Control {
+    fn mask(&self) {
+        if let Some(gic) = interrupts::gic() {
+            gic.mask(self.0);
+        }
+    }
+
+    fn unmask(&self) {
+        if let Some(Err(error)) = interrupts::gic().map(|gic| gic.unmask(self.0)) {
+            log::error!("{error}");
+        }
+    }
+}
 
 /// What the interrupt controller calls the messages that `controller` takes from the device that it knows as `device`.
 pub(crate) fn source(controller: Controller, device: u32) -> Option<Source> {
@@ -66,11 +82,7 @@ impl Signals {
             None => {
                 // Devices are attached by one core.
                 let (id, _) = interrupts::id(interrupt)?;
-                let line = Arc::new(Line::new(move || {
-                    if let Some(gic) = interrupts::gic() {
-                        gic.mask(id);
-                    }
-                }));
+                let line = Arc::new(Line::new(Arc::new(Control(id))));
                 let mut lines = LINES.lock();
                 lines.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
                 lines.push((interrupt.intid, line.clone()));

@@ -105,7 +105,8 @@ fn run(
     let mut wiring = Wiring::new(master)?;
     let config = Config { name, spare, vectors: wiring.vectors, defer: Some(defer), ..Config::default() };
     let deadline = Deadline::after_millis(LIFECYCLE_MILLIS);
-    let driver = VirtioIommu::new(transport.clone(), master.device().clone(), faults, config, deadline).map_err(failed)?;
+    let driver =
+        VirtioIommu::new(transport.clone(), master.device().clone(), faults, config, deadline).map_err(failed)?;
     match wiring.connect(master, &transport, driver.config_handler().map_err(failed)?, driver.events().clone()) {
         Err(Error::NoInterrupt(_)) => log::warn!("{}: it has no interrupt; faults are not seen", driver.name()),
         connected => connected?,

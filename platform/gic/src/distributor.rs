@@ -130,6 +130,11 @@ impl Distributor {
         self.change(id, |regs, spi| regs.enable_interrupt(spi, false))
     }
 
+    /// Enables an SPI that was configured before.
+    pub fn unmask(&self, id: u32) -> Result<(), GicError> {
+        self.change(id, |regs, spi| regs.enable_interrupt(spi, true))
+    }
+
     /// Forgets that an SPI, which is disabled, is pending.
     pub fn forget(&self, id: u32) -> Result<(), GicError> {
         self.spi(id)?;

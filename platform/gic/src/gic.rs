@@ -440,9 +440,21 @@ impl Gic {
         self.table.clear(id)
     }
 
-    /// Masks an SPI, which keeps its handler, until it is enabled anew. May be called from a handler.
+    /// Masks an SPI, which keeps its handler. May be called from a handler.
     pub fn mask(&self, id: IntId) {
         self.silence(id.raw_value());
+    }
+
+    /// Lets an SPI through again that was masked.
+    ///
+    /// # Errors
+    ///
+    /// [`GicError::NoSuchInterrupt`].
+    pub fn unmask(&self, id: IntId) -> Result<(), GicError> {
+        match &self.controller {
+            Controller::V3 { distributor, .. } => distributor.unmask(id.raw_value()),
+            Controller::V2(v2) => v2.unmask(id.raw_value()),
+        }
     }
 
     /// Routes an SPI to another core.

@@ -134,6 +134,12 @@ impl GicV2 {
         let id = self.spi(id)?;
         self.silence(id);
         self.configure(id, trigger, priority, Some(target));
+        self.unmask(id)
+    }
+
+    /// Enables an SPI that was configured before.
+    pub fn unmask(&self, id: u32) -> Result<(), GicError> {
+        let id = self.spi(id)?;
         self.distributor.write32(ISENABLER + 4 * (id / 32) as usize, 1 << (id % 32));
         Ok(())
     }

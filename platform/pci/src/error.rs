@@ -86,7 +86,7 @@ pub enum PciError {
     #[error(transparent)]
     Msi(#[from] MsiError),
     /// An interrupt line was asserted over and over by none of the functions that use it, and has been masked.
-    #[error("a PCI interrupt line was asserted by nobody that uses it, again and again: it is masked, and those that use it wait in vain")]
+    #[error("a PCI interrupt line was asserted by nobody that uses it, again and again: it is masked")]
     LineMasked,
     /// A function did not take its wired interrupt back, and has been cut off from the line.
     #[error("{0} does not take its interrupt back: it has none any more")]

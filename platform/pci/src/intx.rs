@@ -8,8 +8,8 @@
 //!
 //! A level that nobody takes back interrupts again as soon as the handler is done, for ever. A function that still asserts its wire
 //! after [`PATIENCE`] calls of its handler, one after the other, is cut off from the wire: its neighbours keep theirs. A wire that
-//! has interrupted [`PATIENCE`] times in a row with none of its functions asserting it is masked. Both are errors that the line
-//! keeps ([`Line::trouble`]) and that are logged; waiters run into their deadlines.
+//! has interrupted [`PATIENCE`] times in a row with none of its functions asserting it is masked, until all of them have given it
+//! up. Both are errors that the line keeps ([`Line::trouble`]) and that are logged; waiters run into their deadlines.
 //!
 //! # Locking
 //!
@@ -19,7 +19,6 @@
 
 use crate::config::{Command, reg};
 use crate::{Function, InterruptPin, PciError};
-use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::IrqMutex;
@@ -84,16 +83,24 @@ struct State {
     trouble: Option<PciError>,
 }
 
+/// The interrupt that a line is, at the interrupt controller. Both are called with the line's lock held, and with interrupts masked.
+pub trait LineControl: Send + Sync {
+    /// Lets it interrupt no more.
+    fn mask(&self);
+    /// Lets it interrupt again.
+    fn unmask(&self);
+}
+
 /// A line of the interrupt controller that functions share: the handler of that interrupt.
 pub struct Line {
-    mask: Box<dyn Fn() + Send + Sync>,
+    control: Arc<dyn LineControl>,
     state: IrqMutex<State>,
 }
 
 impl Line {
-    /// A line that nobody uses yet. `mask` masks its interrupt for good; it is called in the handler.
-    pub fn new(mask: impl Fn() + Send + Sync + 'static) -> Self {
-        Self { mask: Box::new(mask), state: IrqMutex::default() }
+    /// A line that nobody uses yet, and that is not masked.
+    pub fn new(control: Arc<dyn LineControl>) -> Self {
+        Self { control, state: IrqMutex::default() }
     }
 
     /// Has `handler` serve the wire of `function`, which is let use it, until the result is dropped. The handler has to make the
@@ -101,22 +108,29 @@ impl Line {
     ///
     /// # Errors
     ///
-    /// [`PciError::LineMasked`] if the line is masked; [`PciError::OutOfMemory`]; what is wrong with the function.
+    /// [`PciError::LineMasked`] if the line is masked and others use it; [`PciError::OutOfMemory`]; what is wrong with the function.
     pub fn connect(self: &Arc<Self>, function: &Arc<Function>, handler: Arc<dyn Handler>) -> Result<Wire, PciError> {
         function.check()?;
         {
             let mut state = self.state.lock();
-            if state.masked {
+            if state.masked && !state.claims.is_empty() {
                 return Err(PciError::LineMasked);
             }
             state.claims.try_reserve(1).map_err(|_| PciError::OutOfMemory)?;
+            if state.claims.is_empty() {
+                // Whoever made trouble may be gone with the last of the line's users.
+                (state.trouble, state.unclaimed) = (None, 0);
+                if core::mem::take(&mut state.masked) {
+                    self.control.unmask();
+                }
+            }
             state.claims.push(Claim { function: function.clone(), handler, stuck: 0 });
         }
         function.set_wired_interrupt(true);
         Ok(Wire { line: self.clone(), function: function.clone() })
     }
 
-    /// What went wrong on the line last: [`PciError::LineMasked`] or [`PciError::WireStuck`].
+    /// What went wrong on the line last, since it had no users: [`PciError::LineMasked`] or [`PciError::WireStuck`].
     pub fn trouble(&self) -> Option<PciError> {
         self.state.lock().trouble
     }
@@ -148,7 +162,7 @@ impl Handler for Line {
         }
         *unclaimed = if served { 0 } else { unclaimed.saturating_add(1) };
         if *unclaimed >= PATIENCE && !*masked {
-            (self.mask)();
+            self.control.mask();
             *masked = true;
             log::error!("{}", PciError::LineMasked);
             *trouble = Some(PciError::LineMasked);
@@ -211,9 +225,7 @@ mod tests {
     fn a_wire_comes_out_turned_by_every_bridge_on_the_way() {
         let legacy = FakeFunction::bridge(5, 0, None).child(endpoint(3, 0, 2)).child(endpoint(4, 0, 1));
         let switch = FakeFunction::bridge(0, 0, Some(5)).child(
-            FakeFunction::bridge(1, 0, Some(6)).child(
-                FakeFunction::bridge(0, 0, Some(7)).child(endpoint(2, 0, 4)),
-            ),
+            FakeFunction::bridge(1, 0, Some(6)).child(FakeFunction::bridge(0, 0, Some(7)).child(endpoint(2, 0, 4))),
         );
         let port = FakeFunction::bridge(6, 0, Some(4)).child(switch);
         let (host, _) = enumerate(vec![endpoint(1, 0, 3), endpoint(2, 0, 0), endpoint(7, 0, 9), legacy, port]);
@@ -250,9 +262,21 @@ mod tests {
         }
     }
 
+    #[derive(Default)]
+    struct Masked(AtomicBool);
+
+    impl LineControl for Masked {
+        fn mask(&self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+        fn unmask(&self) {
+            self.0.store(false, Ordering::SeqCst);
+        }
+    }
+
     struct Rig {
         line: Arc<Line>,
-        masked: Arc<AtomicBool>,
+        masked: Arc<Masked>,
         devices: Vec<Arc<Device>>,
         functions: Vec<Arc<Function>>,
         wires: Vec<Wire>,
@@ -260,9 +284,8 @@ mod tests {
 
     fn rig(count: u8) -> Rig {
         let (host, space) = enumerate((0..count).map(|device| endpoint(device, 0, 1)).collect());
-        let masked = Arc::new(AtomicBool::new(false));
-        let seen = masked.clone();
-        let line = Arc::new(Line::new(move || seen.store(true, Ordering::SeqCst)));
+        let masked = Arc::new(Masked::default());
+        let line = Arc::new(Line::new(masked.clone()));
         let functions: Vec<_> = host.functions().to_vec();
         let devices: Vec<_> = functions
             .iter()
@@ -307,17 +330,23 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_nobody_claims_is_masked_and_takes_no_more_users() {
-        let rig = rig(2);
+    fn a_line_that_nobody_claims_is_masked_until_all_its_users_are_gone() {
+        let mut rig = rig(2);
         let mut interrupts = 0;
         // As hardware would: again and again until it is masked.
-        while !rig.masked.load(Ordering::SeqCst) {
+        while !rig.masked.0.load(Ordering::SeqCst) {
             rig.line.handle();
             interrupts += 1;
         }
         assert_eq!(interrupts, PATIENCE);
         assert_eq!(rig.line.trouble(), Some(PciError::LineMasked));
         assert_eq!(rig.line.connect(&rig.functions[0], Arc::new(|| {})).err(), Some(PciError::LineMasked));
+        rig.wires.clear();
+        let wire = rig.line.connect(&rig.functions[0], rig.devices[0].clone()).unwrap();
+        rig.devices[0].assert(true);
+        rig.line.handle();
+        assert!(rig.devices[0].calls() == 1 && !rig.masked.0.load(Ordering::SeqCst));
+        drop(wire);
     }
 
     #[test]
@@ -328,7 +357,7 @@ mod tests {
             rig.devices[0].assert(true);
             rig.line.handle();
         }
-        assert!(!rig.masked.load(Ordering::SeqCst) && rig.line.trouble().is_none());
+        assert!(!rig.masked.0.load(Ordering::SeqCst) && rig.line.trouble().is_none());
     }
 
     #[test]
@@ -346,7 +375,7 @@ mod tests {
         rig.devices[1].assert(true);
         rig.line.handle();
         assert_eq!((rig.devices[0].calls(), rig.devices[1].calls()), (PATIENCE as usize, 1));
-        assert!(rig.functions[1].may_use_wire() && !rig.masked.load(Ordering::SeqCst));
+        assert!(rig.functions[1].may_use_wire() && !rig.masked.0.load(Ordering::SeqCst));
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub use config::{CONFIG_SIZE, ConfigSpace, Ecam, Width};
 pub use error::{MsiError, PciError};
 pub use function::{Function, InterruptPin};
 pub use host::{Host, HostConfig, PciEnv};
-pub use intx::{Line, PATIENCE, Wire};
+pub use intx::{Line, LineControl, PATIENCE, Wire};
 pub use msi::{Msi, MsiController, MsiMessage, Msix};
 pub use scan::Ids;
 pub use window::{Window, WindowKind};

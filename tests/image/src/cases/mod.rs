@@ -26,6 +26,7 @@ mod screen;
 mod smp;
 mod spaces;
 mod translation;
+mod wires;
 
 use alloc::vec::Vec;
 

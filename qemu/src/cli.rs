@@ -5,6 +5,7 @@
 use crate::bench::Mode;
 use crate::board;
 use crate::machine::Iommu;
+use crate::topology::Topology;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -25,8 +26,10 @@ Examples:
   cargo run -- --smp 8 --memory 16G --cpu max
   cargo run -- --iommu virtio
   cargo run -- --board sbsa --smp 4
+  cargo run -- --topology pci-bridge --screenshot screen.png
   cargo run -- bench --svg chart.svg map4k
   cargo run -- describe board.dtb
+  cargo run -- image -o sluice.Image
   cargo run -- --trace 'smmuv3_*=smmu.log'
   cargo run -- -- -device pcie-root-port,id=rp0 -device edu,bus=rp0";
 
@@ -55,6 +58,83 @@ pub enum Command {
     /// Say what the kernel would find on the board of a device tree, and what it would miss there
     #[command(after_help = DESCRIBE_HELP)]
     Describe(DescribeOptions),
+    /// List the machines by name that --topology starts
+    Topologies(TopologiesOptions),
+    /// Run the main job on every topology, with several QEMUs
+    #[command(after_help = MATRIX_HELP)]
+    Matrix(MatrixOptions),
+    /// Write the kernel to a file, for a boot loader
+    #[command(after_help = IMAGE_HELP)]
+    Image(ImageOptions),
+}
+
+/// Options of the list of topologies.
+#[derive(Debug, Clone, Args)]
+pub struct TopologiesOptions {
+    /// The qemu-system-aarch64 to ask instead of the one in PATH
+    #[arg(long, value_name = "PATH")]
+    pub qemu: Option<PathBuf>,
+    /// Install what is missing without asking, with sudo where needed
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// What follows the options in `matrix --help`.
+const MATRIX_HELP: &str = "\
+Exit codes:
+  0    everything came out as it is to
+  1    something did not
+  2    the command line or the environment is at fault
+
+Examples:
+  cargo run -- matrix
+  cargo run -- matrix --qemu qemu-7.2/qemu-system-aarch64 --qemu qemu-11.1/qemu-system-aarch64 --update";
+
+/// Options of the matrix.
+#[derive(Debug, Clone, Args)]
+pub struct MatrixOptions {
+    /// A qemu-system-aarch64 to run on (may be repeated: a column for each); the one in PATH if none is given
+    #[arg(long, value_name = "PATH")]
+    pub qemu: Vec<PathBuf>,
+    /// Write the table into README.md
+    #[arg(long)]
+    pub update: bool,
+    /// Give up a machine that takes longer than this
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: u64,
+    /// Install what is missing without asking, with sudo where needed
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// What follows the options in `image --help`.
+const IMAGE_HELP: &str = "\
+The file is an arm64 Image, the same for every board: position-independent, to be loaded at any 2 MiB-aligned address
+and entered with the device tree's address in x0, as U-Boot's booti does it.
+
+Exit codes:
+  0    the file was written
+  2    the command line or the environment is at fault
+
+Examples:
+  cargo run -- image -o sluice.Image
+  cargo run -- image --board sbsa --flash -o sluice.flash";
+
+/// Options of the kernel as a file.
+#[derive(Debug, Clone, Args)]
+pub struct ImageOptions {
+    /// The board that it is for
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = board::Name::Virt)]
+    pub board: board::Name,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Write all that the board's flash has, from which it starts without a boot loader (sbsa)
+    #[arg(long)]
+    pub flash: bool,
+    /// With --flash: add to the kernel's command line (may be repeated)
+    #[arg(long, value_name = "key=value ...", allow_hyphen_values = true)]
+    pub append: Vec<String>,
 }
 
 /// What follows the options in `describe --help`.
@@ -119,6 +199,9 @@ pub struct DemoOptions {
     /// The board
     #[arg(long, value_name = "NAME", value_enum, default_value_t = board::Name::Virt)]
     pub board: board::Name,
+    /// A machine of another shape, by name; `cargo run -- topologies` lists them
+    #[arg(long, value_name = "NAME", value_parser = Topology::find)]
+    pub topology: Option<&'static Topology>,
     /// Disk image with the picture, raw or qcow2, partitioned (GPT, MBR) or bare FAT; it is only read.
     /// Without this option a disk is made
     #[arg(long, value_name = "FILE")]

@@ -1,5 +1,6 @@
 //! The main job, from the command line to the exit code.
 
+use crate::arm64_image::KERNEL;
 use crate::cli::DemoOptions;
 use crate::console::{self, Message};
 use crate::emulator::Emulator;
@@ -8,14 +9,11 @@ use crate::machine::{Disk, Machine, percent_encoded};
 use crate::progress::Progress;
 use crate::session::{End, Event, Session};
 use crate::symbols::{Backtrace, Symbols};
-use crate::{disk, setup};
+use crate::{board, disk, setup};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, Write};
 use std::path::Path;
 use std::time::Duration;
-
-/// The package with the kernel for QEMU's `virt` machine, and its binary.
-const KERNEL: (&str, &str) = ("virt", "sluice");
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +47,12 @@ pub fn run(options: &DemoOptions) -> Result<Verdict> {
     }
     let emulator = setup::emulator(options.qemu.as_deref(), options.yes, options.gui, &mut progress)?;
     let window = if options.gui { Some(window(&emulator)?) } else { None };
+    if let Some(topology) = options.topology {
+        if options.board != board::Name::Virt {
+            bail!("topologies are those of the board virt: leave --board or --topology out");
+        }
+        topology.check(&emulator)?;
+    }
     setup::rust_target(firmware::workspace(), &mut progress)?;
     let firmware = firmware::build(KERNEL.0, KERNEL.1, &mut progress)?;
     let disk = match given {
@@ -56,7 +60,10 @@ pub fn run(options: &DemoOptions) -> Result<Verdict> {
         None => Disk::open(&disk::cached(&firmware, &mut progress)?)?,
     };
     let board = options.board.prepare(&mut progress)?;
-    let machine = Machine { board, ..machine(options, disk, window) };
+    let mut machine = Machine { board, ..machine(options, disk, window) };
+    if let Some(topology) = options.topology {
+        machine = topology.machine(machine, &emulator)?;
+    }
     progress.step(&format!("booting under QEMU {}", emulator.version));
     // With arguments of the user's, QEMU may be asked to say something. Otherwise its words are of interest only when
     // something fails: in a run that succeeds they are about what the kernel provokes to show that it is stopped.

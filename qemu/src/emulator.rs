@@ -69,6 +69,29 @@ impl Emulator {
         Ok(answer.contains(&format!("{name} options:")))
     }
 
+    /// Returns whether this QEMU's machine `virt` has an option of that name.
+    pub fn has_machine_option(&self, name: &str) -> Result<bool> {
+        let answer = answer(&self.program, ["-M", "virt,help"])?;
+        Ok(answer.lines().any(|line| line.trim_start().strip_prefix(name).is_some_and(|rest| rest.starts_with('='))))
+    }
+
+    /// Returns whether this QEMU can make the machine `machine`, a type with options. It is made, and does not run.
+    pub fn can_be(&self, machine: &str) -> Result<bool> {
+        self.makes(machine, &[])
+    }
+
+    /// Returns whether this QEMU can add `device`, with options, to the machine `machine`. Some that it explains it does not add.
+    pub fn can_have(&self, machine: &str, device: &str) -> Result<bool> {
+        self.makes(machine, &["-device", device])
+    }
+
+    fn makes(&self, machine: &str, arguments: &[&str]) -> Result<bool> {
+        let mut command = Command::new(&self.program);
+        command.args(["-M", &format!("{machine},dumpdtb=/dev/null"), "-nodefaults", "-display", "none"]);
+        let made = command.args(arguments).stdin(Stdio::null()).output();
+        Ok(made.with_context(|| format!("{} cannot be started", self.program.display()))?.status.success())
+    }
+
     /// Returns the name of a display backend that opens a window, if there is one.
     pub fn window(&self) -> Result<Option<&'static str>> {
         let list = answer(&self.program, ["-display", "help"])?;

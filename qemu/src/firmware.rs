@@ -175,11 +175,11 @@ pub(crate) fn temporary_in(directory: &Path) -> std::io::Result<tempfile::NamedT
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Builds an arm64 ELF of segments (physical address, content, size in memory).
-    fn elf_of(segments: &[(u64, &[u8], u64)]) -> Vec<u8> {
+    pub(crate) fn elf_of(segments: &[(u64, &[u8], u64)]) -> Vec<u8> {
         let mut file = Vec::new();
         file.extend_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
         file.extend_from_slice(&2_u16.to_le_bytes());

@@ -66,11 +66,37 @@ pub enum Iommu {
     None,
 }
 
+/// Where the devices are, in QEMU's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slots {
+    /// The edu.
+    pub edu: String,
+    /// The virtio-blk disk.
+    pub disk: String,
+    /// The virtio-gpu.
+    pub display: String,
+}
+
+impl Slots {
+    /// Slots 1, 2 and 3 of the root bus; slot 1 of an sbsa-ref has the board's own display, its edu is in slot 16.
+    fn of(board: &Board) -> Self {
+        let edu = if matches!(board, Board::Sbsa { .. }) { "10" } else { "1" };
+        let slot = |number: &str| format!("bus=pcie.0,addr={number}");
+        Self { edu: slot(edu), disk: slot("2"), display: slot("3") }
+    }
+}
+
 /// A machine.
 #[derive(Debug, Clone)]
 pub struct Machine {
     /// The board.
     pub board: Board,
+    /// Further options of the board, in QEMU's words.
+    pub options: Vec<String>,
+    /// Bridges and the like, which come before all other devices.
+    pub bridges: Vec<String>,
+    /// Where the devices are, if not in slots 1 to 3 of the root bus.
+    pub slots: Option<Slots>,
     /// Number of cores.
     pub smp: u32,
     /// Main memory, in QEMU's notation.
@@ -79,12 +105,14 @@ pub struct Machine {
     pub cpu: String,
     /// What translates for the devices on the PCIe bus.
     pub iommu: Iommu,
-    /// Whether there is a virtio-gpu, at slot 3.
+    /// Whether there is a virtio-gpu.
     pub gpu: bool,
-    /// Whether there is an edu device, at slot 1 (of an sbsa-ref at slot 16).
+    /// Whether there is an edu device.
     pub edu: bool,
-    /// The virtio-blk disk, at slot 2.
+    /// The virtio-blk disk.
     pub disk: Option<Disk>,
+    /// Further disks with the same content, from slot 4 of the root bus on. What the guest writes to one is that one's.
+    pub more_disks: u32,
     /// Count instructions instead of time.
     pub icount: bool,
     /// The display backend that opens a window.
@@ -101,6 +129,9 @@ impl Default for Machine {
     fn default() -> Self {
         Self {
             board: Board::Virt,
+            options: Vec::new(),
+            bridges: Vec::new(),
+            slots: None,
             smp: 2,
             memory: "512M".into(),
             cpu: "cortex-a72".into(),
@@ -108,6 +139,7 @@ impl Default for Machine {
             gpu: true,
             edu: true,
             disk: None,
+            more_disks: 0,
             icount: false,
             window: None,
             trace: Vec::new(),
@@ -118,18 +150,19 @@ impl Default for Machine {
 }
 
 impl Machine {
-    /// Returns QEMU's arguments for this machine, which starts from `file` (see [`Board::start_file`]), its control socket at
-    /// `control`.
+    /// Returns QEMU's arguments for this machine, which is started by the arguments `start` (see [`Board::start`]), its control
+    /// socket at `control`.
     ///
     /// Fails if the traces ask for more than one file: QEMU writes one; and if the board cannot be had with this IOMMU, or from this
     /// QEMU.
-    pub fn arguments(&self, emulator: &Emulator, file: &Path, control: &Path) -> Result<Vec<OsString>> {
+    pub fn arguments(&self, emulator: &Emulator, start: Vec<OsString>, control: &Path) -> Result<Vec<OsString>> {
         let mut arguments = Arguments::default();
         match self.board {
-            Board::Virt => {
+            Board::Virt | Board::Loaded { .. } => {
                 let iommu = if self.iommu == Iommu::SmmuV3 { "smmuv3" } else { "none" };
                 // The tree's random seeds would make two runs of one machine differ.
-                arguments.two("-M", format!("virt,iommu={iommu},gic-version=3,dtb-randomness=off"));
+                let options = self.options.iter().fold(String::new(), |all, option| all + "," + option);
+                arguments.two("-M", format!("virt,iommu={iommu},gic-version=3,dtb-randomness=off{options}"));
             }
             Board::Sbsa { .. } if self.iommu != Iommu::SmmuV3 => {
                 bail!("the board sbsa has an SMMUv3, always; leave --iommu out");
@@ -156,35 +189,25 @@ impl Machine {
         }
         self.add_devices(emulator, &mut arguments);
         self.add_trace(&mut arguments)?;
-        match self.board {
-            Board::Virt => {
-                arguments.two("-kernel", file);
-                if !self.command_line.is_empty() {
-                    arguments.two("-append", self.command_line.join(" "));
-                }
-            }
-            // The first flash. The command line is in it.
-            Board::Sbsa { .. } => drop(arguments.two("-bios", file)),
-        }
         let mut list = arguments.0;
+        list.extend(start);
         list.extend(self.extra.iter().cloned());
         Ok(list)
     }
 
     fn add_devices(&self, emulator: &Emulator, arguments: &mut Arguments) {
-        let virtio = if emulator.bounce_buffer_limit {
-            "disable-legacy=on,iommu_platform=on,x-max-bounce-buffer-size=0"
-        } else {
-            "disable-legacy=on,iommu_platform=on"
-        };
+        let virtio = virtio_options(emulator);
+        let of_board = Slots::of(&self.board);
+        let Slots { edu, disk: disk_slot, display } = self.slots.as_ref().unwrap_or(&of_board);
+        for bridge in &self.bridges {
+            arguments.two("-device", bridge);
+        }
         if self.iommu == Iommu::Virtio {
             // Before the devices that it translates for. It starts as machines do, letting everything through.
-            arguments.two("-device", "virtio-iommu-pci,addr=6");
+            arguments.two("-device", "virtio-iommu-pci,bus=pcie.0,addr=6");
         }
         if self.edu {
-            // Slot 1 of an sbsa-ref has the board's own display.
-            let slot = if self.board == Board::Virt { "1" } else { "10" };
-            arguments.two("-device", format!("edu,addr={slot},dma_mask=0xffffffffffffffff"));
+            arguments.two("-device", format!("edu,{edu},dma_mask=0xffffffffffffffff"));
         }
         if let Some(disk) = &self.disk {
             let format = match disk.format {
@@ -192,12 +215,16 @@ impl Machine {
                 DiskFormat::Qcow2 => "qcow2",
             };
             let access = if disk.writable { "snapshot=on" } else { "readonly=on" };
-            let options = format!(",format={format},{access}").into();
-            arguments.two("-drive", joined(["if=none,id=disk0,file=".into(), escaped(&disk.file), options]));
-            arguments.two("-device", format!("virtio-blk-pci,addr=2,drive=disk0,{virtio}"));
+            for number in 0..=self.more_disks {
+                let options = format!(",format={format},{access}").into();
+                let name = format!("if=none,id=disk{number},file=").into();
+                arguments.two("-drive", joined([name, escaped(&disk.file), options]));
+                let slot = if number == 0 { disk_slot.clone() } else { format!("bus=pcie.0,addr={:x}", number + 3) };
+                arguments.two("-device", format!("virtio-blk-pci,{slot},drive=disk{number},{virtio}"));
+            }
         }
         if self.gpu {
-            arguments.two("-device", format!("virtio-gpu-pci,addr=3,id={DISPLAY},{virtio}"));
+            arguments.two("-device", format!("virtio-gpu-pci,{display},id={DISPLAY},{virtio}"));
         }
     }
 
@@ -211,6 +238,15 @@ impl Machine {
         }
         arguments.two("-D", &first.file);
         Ok(())
+    }
+}
+
+/// What makes a virtio device one whose accesses the IOMMU translates, and that fails where it may not reach.
+pub fn virtio_options(emulator: &Emulator) -> &'static str {
+    if emulator.bounce_buffer_limit {
+        "disable-legacy=on,iommu_platform=on,x-max-bounce-buffer-size=0"
+    } else {
+        "disable-legacy=on,iommu_platform=on"
     }
 }
 
@@ -230,14 +266,14 @@ impl Arguments {
 }
 
 /// Doubles the commas of a file name, as QEMU's option syntax wants them.
-fn escaped(file: &Path) -> OsString {
+pub(crate) fn escaped(file: &Path) -> OsString {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     let bytes = file.as_os_str().as_bytes();
     let doubled = bytes.iter().flat_map(|&byte| std::iter::repeat_n(byte, if byte == b',' { 2 } else { 1 }));
     OsString::from_vec(doubled.collect())
 }
 
-fn joined<const N: usize>(parts: [OsString; N]) -> OsString {
+pub(crate) fn joined<const N: usize>(parts: [OsString; N]) -> OsString {
     parts.into_iter().collect()
 }
 
@@ -270,7 +306,8 @@ mod tests {
     }
 
     fn line(machine: &Machine, emulator: &Emulator) -> String {
-        let arguments = machine.arguments(emulator, Path::new("a.Image"), Path::new("/tmp/a,b")).unwrap();
+        let start = vec!["-kernel".into(), "a.Image".into()];
+        let arguments = machine.arguments(emulator, start, Path::new("/tmp/a,b")).unwrap();
         arguments.iter().map(|argument| argument.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 
@@ -293,7 +330,7 @@ mod tests {
         let line = line(&machine, &emulator(Version(10, 0, 2), true));
         assert!(line.contains("iommu=none"), "{line}");
         let place = |device: &str| line.find(device).unwrap_or_else(|| panic!("no {device} in {line}"));
-        assert!(place("virtio-iommu-pci,addr=6") < place("edu,addr=1"), "{line}");
+        assert!(place("virtio-iommu-pci,") < place("edu,bus=pcie.0,addr=1,"), "{line}");
     }
 
     #[test]
@@ -301,13 +338,13 @@ mod tests {
         let board = Board::Sbsa { hand_over: b"".as_slice().into() };
         let machine = Machine { board, command_line: vec!["a=1".into()], ..Machine::default() };
         let line = line(&machine, &emulator(Version(10, 0, 2), true));
-        assert!(line.contains("-M sbsa-ref") && line.contains("-bios a.Image"), "{line}");
-        assert!(line.contains("edu,addr=10,") && !line.contains("-append") && !line.contains("-kernel"), "{line}");
+        assert!(line.contains("-M sbsa-ref"), "{line}");
+        assert!(line.contains("edu,bus=pcie.0,addr=10,"), "{line}");
         let machine = Machine { iommu: Iommu::None, ..machine };
-        let refused = machine.arguments(&emulator(Version(10, 0, 2), true), Path::new("a"), Path::new("b"));
+        let refused = machine.arguments(&emulator(Version(10, 0, 2), true), Vec::new(), Path::new("b"));
         assert!(refused.unwrap_err().to_string().contains("--iommu"));
         let machine = Machine { iommu: Iommu::SmmuV3, ..machine };
-        let refused = machine.arguments(&emulator(Version(7, 2, 0), false), Path::new("a"), Path::new("b"));
+        let refused = machine.arguments(&emulator(Version(7, 2, 0), false), Vec::new(), Path::new("b"));
         assert!(refused.unwrap_err().to_string().contains("8.1"));
     }
 
@@ -315,17 +352,38 @@ mod tests {
     fn absent_devices_are_absent() {
         let machine = Machine { iommu: Iommu::None, gpu: false, edu: false, ..Machine::default() };
         let line = line(&machine, &emulator(Version(10, 0, 2), true));
-        assert!(line.contains("iommu=none") && !line.contains("-device") && !line.contains("-append"), "{line}");
+        assert!(line.contains("iommu=none") && !line.contains("-device"), "{line}");
+    }
+
+    #[test]
+    fn bridges_come_before_what_is_behind_them_and_options_after_those_of_every_machine() {
+        let slots = Slots { edu: "bus=a".into(), disk: "bus=b".into(), display: "bus=a,addr=1".into() };
+        let machine = Machine {
+            options: vec!["gic-version=2".into(), "its=off".into()],
+            bridges: vec!["bridge,id=a".into()],
+            slots: Some(slots),
+            ..Machine::default()
+        };
+        let line = line(&machine, &emulator(Version(10, 0, 2), true));
+        assert!(line.contains("dtb-randomness=off,gic-version=2,its=off "), "{line}");
+        let place = |device: &str| line.find(device).unwrap_or_else(|| panic!("no {device} in {line}"));
+        assert!(place("-device bridge,id=a") < place("-device edu,bus=a"), "{line}");
+        assert!(line.contains("virtio-gpu-pci,bus=a,addr=1,id=gpu0,"), "{line}");
+    }
+
+    #[test]
+    fn further_disks_have_drives_and_slots_of_their_own() {
+        let disk = Disk { file: "d".into(), format: DiskFormat::Raw, writable: true };
+        let machine = Machine { disk: Some(disk), more_disks: 19, ..Machine::default() };
+        let line = line(&machine, &emulator(Version(10, 0, 2), true));
+        assert_eq!(line.matches("file=d,format=raw,snapshot=on").count(), 20, "{line}");
+        assert!(line.contains("addr=2,drive=disk0,") && line.contains("addr=16,drive=disk19,"), "{line}");
     }
 
     #[test]
     fn user_arguments_come_last() {
-        let machine = Machine {
-            extra: vec!["-device".into(), "edu".into()],
-            command_line: vec!["a=1".into()],
-            ..Machine::default()
-        };
-        assert!(line(&machine, &emulator(Version(10, 0, 2), true)).ends_with("-append a=1 -device edu"));
+        let machine = Machine { extra: vec!["-device".into(), "edu".into()], ..Machine::default() };
+        assert!(line(&machine, &emulator(Version(10, 0, 2), true)).ends_with("-kernel a.Image -device edu"));
     }
 
     #[test]
@@ -334,7 +392,7 @@ mod tests {
         let mut machine = Machine { trace: vec![request("a*", "f"), request("b*", "f")], ..Machine::default() };
         assert!(line(&machine, &emulator(Version(10, 0, 2), true)).contains("-trace enable=a* -trace enable=b* -D f"));
         machine.trace.push(request("c*", "g"));
-        assert!(machine.arguments(&emulator(Version(10, 0, 2), true), Path::new("a"), Path::new("b")).is_err());
+        assert!(machine.arguments(&emulator(Version(10, 0, 2), true), Vec::new(), Path::new("b")).is_err());
     }
 
     #[test]

@@ -73,8 +73,8 @@ impl Session {
         // A socket's path may have 107 bytes, so not below the target directory.
         let directory = tempfile::Builder::new().prefix("sluice-").tempdir().context("no temporary directory")?;
         let control = directory.path().join("qmp");
-        let file = machine.board.start_file(image, &machine.command_line.join(" "), directory.path())?;
-        let arguments = machine.arguments(emulator, &file, &control)?;
+        let start = machine.board.start(image, &machine.command_line.join(" "), directory.path())?;
+        let arguments = machine.arguments(emulator, start, &control)?;
         let mut command = command(emulator);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let started = Instant::now();

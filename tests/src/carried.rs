@@ -2,13 +2,13 @@
 //!
 //! QEMU has no such bus and carries all of them; the device tree says otherwise.
 
-use crate::trees::{self, child};
 use anyhow::{Result, anyhow};
 use dtoolkit::Node as _;
 use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeProperty};
 use qemu::emulator::Emulator;
 use qemu::machine::Machine;
+use qemu::trees::{self, child};
 
 /// On a PCI bus: 64-bit memory.
 const MEMORY: u32 = 0x0300_0000;

@@ -3,13 +3,13 @@
 //! QEMU names no PCI function in the tree, and has no such firmware. So its tree is completed here: a node of the edu in slot 1
 //! below the host bridge, and two regions of reserved memory with `iommu-addresses` for it.
 
-use crate::trees::{self, child, node};
 use anyhow::{Result, anyhow};
 use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use dtoolkit::{Node as _, ToPropertyValue};
 use qemu::emulator::Emulator;
 use qemu::machine::Machine;
+use qemu::trees::{self, child, node};
 
 /// The device tree's number of the edu, beyond all that QEMU gives.
 const PHANDLE: u32 = 0xf002;

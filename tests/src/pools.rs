@@ -1,6 +1,5 @@
 //! A machine whose device tree sets memory aside for DMA: a carve-out of the edu's, and an area for large allocations.
 
-use crate::trees::{described, give, node};
 use anyhow::{Context, Result, anyhow};
 use dtoolkit::Node as _;
 use dtoolkit::ToPropertyValue;
@@ -8,6 +7,7 @@ use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use qemu::emulator::Emulator;
 use qemu::machine::Machine;
+use qemu::trees::{described, give, node};
 
 /// Where the carve-out is, in the middle of memory, and its size. The on-target tests know both.
 const CARVE_OUT: (u32, u32) = (0x5000_0000, 0x40_0000);

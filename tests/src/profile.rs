@@ -1,9 +1,10 @@
 //! The machines that on-target tests ask for by name.
 
-use crate::{carried, firmware_regions, pools, two_smmus};
+use crate::{carried, firmware_regions, pools};
 use anyhow::{Result, bail};
 use qemu::emulator::{Emulator, Version};
-use qemu::machine::{Disk, Iommu, Machine};
+use qemu::machine::{Disk, Iommu, Machine, virtio_options};
+use qemu::topology::two_smmus;
 use std::ffi::OsString;
 
 /// The names, with what each is for.
@@ -21,6 +22,7 @@ pub const PROFILES: &[(&str, &str)] = &[
     ("stage1", "as default, with an SMMU that has stage 1 only where this QEMU has such a machine"),
     ("testdev", "as default, and an iommu-testdev at slot 4 where this QEMU has one"),
     ("two_smmus", "as default without disk and display, and a second edu behind a second SMMU where this QEMU has one"),
+    ("crowd", "as default, with 19 disks more from slot 4 on, and a second virtio-gpu"),
     ("foreign", "as default, with a virtio-rng and two virtio-serial, whose consoles are the ends of one wire"),
     ("firmware", "as default, with a second edu in slot 8, and firmware that uses addresses of the first"),
     ("viommu", "as default, with a virtio-iommu in slot 6 in place of the SMMU"),
@@ -85,7 +87,14 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
         }
         "two_smmus" => {
             machine = Machine { gpu: false, ..Machine::default() };
-            two_smmus::fit(&mut machine, emulator)?;
+            if emulator.can_have("virt", two_smmus::NEEDS)? {
+                two_smmus::fit(&mut machine, emulator)?;
+                machine.extra.extend(words(["-device", "edu,bus=port1,dma_mask=0xffffffffffffffff"]));
+            }
+        }
+        "crowd" => {
+            machine.more_disks = 19;
+            machine.extra = words(["-device", &format!("virtio-gpu-pci,addr=18,{}", virtio_options(emulator))]);
         }
         "foreign" => {
             let virtio = "disable-legacy=on,iommu_platform=on";

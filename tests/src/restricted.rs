@@ -1,6 +1,5 @@
 //! A device tree in which all PCI devices have a restricted pool: no other memory may be theirs.
 
-use crate::trees::{described, keep, node};
 use anyhow::{Context, Result, anyhow};
 use dtoolkit::Node as _;
 use dtoolkit::ToPropertyValue;
@@ -8,6 +7,7 @@ use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use qemu::emulator::Emulator;
 use qemu::machine::Machine;
+use qemu::trees::{described, keep, node};
 use std::path::PathBuf;
 
 /// The device tree's number of the pool, beyond all that QEMU gives.

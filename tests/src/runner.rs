@@ -61,6 +61,15 @@ pub fn run(arguments: &[&str]) -> Result<Ran, String> {
     {
         command.arg("--qemu").arg(emulator.program);
     }
-    command.args(arguments).current_dir(workspace()).stdin(Stdio::null());
+    finish(command.args(arguments))
+}
+
+/// Runs the runner with nothing but these arguments, which start no machine.
+pub fn run_bare(arguments: &[&str]) -> Result<Ran, String> {
+    finish(Command::new(program()?).args(arguments))
+}
+
+fn finish(command: &mut Command) -> Result<Ran, String> {
+    command.current_dir(workspace()).stdin(Stdio::null());
     Ok(command.output().map_err(|error| error.to_string())?.into())
 }

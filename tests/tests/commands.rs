@@ -16,6 +16,7 @@ fn help_explains_every_option() {
         let ran = run(arguments);
         assert_eq!(ran.code, Some(0), "{ran:?}");
         for option in [
+            "--topology",
             "--disk",
             "--picture",
             "--screenshot",
@@ -50,6 +51,8 @@ fn usage_errors_exit_with_2_and_name_the_fault() {
         (&["--timeout", "0"], "0"),
         (&["--timeout", "soon"], "soon"),
         (&["demon"], "demon"),
+        (&["--topology", "gicv9"], "cargo run -- topologies"),
+        (&["matrix", "--qemu", "/nonexistent/qemu"], "--qemu PATH"),
         (&["--disk"], "--disk"),
         (&["--disk", "/nonexistent/disk.img"], "/nonexistent/disk.img"),
         (&["--disk", "/"], "directory"),

@@ -67,9 +67,19 @@ impl Bench {
         BlockDisk::start(self.disk_master()?)
     }
 
+    /// The `nth` disk, started.
+    pub fn nth_disk(&self, nth: usize) -> Result<BlockDisk, Error> {
+        BlockDisk::start(self.master("virtio-blk", 0x1af4, 0x1042, nth, Limits::NONE)?)
+    }
+
     /// The first GPU, started.
     pub fn gpu(&self) -> Result<GpuScreen, Error> {
-        GpuScreen::start(self.master("virtio-gpu", 0x1af4, 0x1050, 0, Limits::NONE)?)
+        self.nth_gpu(0)
+    }
+
+    /// The `nth` GPU, started.
+    pub fn nth_gpu(&self, nth: usize) -> Result<GpuScreen, Error> {
+        GpuScreen::start(self.master("virtio-gpu", 0x1af4, 0x1050, nth, Limits::NONE)?)
     }
 
     /// The moment from which on faults are of interest: what was kept before is forgotten.

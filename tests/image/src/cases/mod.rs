@@ -5,6 +5,7 @@ mod boot;
 mod bytes;
 mod carried;
 mod containment;
+mod crowd;
 mod disk;
 mod fence;
 mod firmware;

@@ -4,16 +4,14 @@
 //! completed here: the second root bus becomes a host of its own, with the upper half of the bus numbers and a part of each
 //! window, behind the second SMMU.
 
+use crate::emulator::Emulator;
+use crate::machine::{Iommu, Machine};
 use crate::trees::{self, child, set};
 use anyhow::{Context, Result, anyhow};
 use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode};
 use dtoolkit::{Node as _, Property as _};
-use qemu::emulator::{Emulator, Version};
-use qemu::machine::{Iommu, Machine};
 
-/// The first QEMU that has several.
-const SINCE: Version = Version(10, 2, 0);
 /// The first bus number behind the second SMMU.
 const BUS: u32 = 128;
 /// What an SMMU's registers take, and where the second's are: they stand one behind the other.
@@ -21,19 +19,19 @@ const REGISTERS: u32 = 0x2_0000;
 /// The device tree's number of the second SMMU, beyond all that QEMU gives.
 const PHANDLE: u32 = 0xf001;
 
-/// Makes a machine that has an edu before each of two SMMUs, or leaves it as it is where QEMU cannot.
+/// A device that only a QEMU has that can have several SMMUs.
+pub const NEEDS: &str = "arm-smmuv3,primary-bus=pcie.0";
+
+/// Gives the machine two SMMUs, with a root port `port1` behind the second.
 pub fn fit(machine: &mut Machine, emulator: &Emulator) -> Result<()> {
-    if emulator.version < SINCE {
-        return Ok(());
-    }
     machine.iommu = Iommu::None;
-    let bridge = format!("pxb-pcie,id=pcie.1,bus_nr={BUS},bus=pcie.0,addr=7");
-    let buses = ["arm-smmuv3,primary-bus=pcie.0", &bridge, "arm-smmuv3,primary-bus=pcie.1"];
-    let tree = complete(&trees::described(machine, emulator, &buses)?)?;
-    let beyond = ["pcie-root-port,bus=pcie.1,id=port1,chassis=1", "edu,bus=port1,dma_mask=0xffffffffffffffff"];
-    for device in buses.into_iter().chain(beyond) {
-        machine.extra.extend(["-device".into(), device.into()]);
-    }
+    machine.bridges = vec![
+        NEEDS.into(),
+        format!("pxb-pcie,id=pcie.1,bus_nr={BUS},bus=pcie.0,addr=7"),
+        "arm-smmuv3,primary-bus=pcie.1".into(),
+        "pcie-root-port,bus=pcie.1,id=port1,chassis=1".into(),
+    ];
+    let tree = complete(&trees::described(machine, emulator, &[])?)?;
     trees::give(machine, "two-smmus", &tree)
 }
 

@@ -5,7 +5,7 @@
 //! selected, and turns what the image reports into one result for each test ([`boot`]).
 //!
 //! Environment: `SLUICE_QEMU` names the `qemu-system-aarch64` to use instead of the one in `PATH`; `SLUICE_TEST_TIMEOUT`
-//! is how many seconds one on-target test may take (60).
+//! is how many seconds one on-target test may take (60); `SLUICE_UBOOT` names the U-Boot of the topology `u-boot`, if not Debian's.
 #![forbid(unsafe_code)]
 
 pub mod boot;

@@ -53,6 +53,13 @@ pub enum Error {
          add an IOMMU (iommu=smmuv3) to the machine, or iommu.off=allow to the command line to run unprotected"
     )]
     NotIsolated(String),
+    /// The machine has an IOMMU that leaves a device out.
+    #[error(
+        "the machine's IOMMU does not translate for {0}, which the iommu-map of its host bridge leaves out, so nothing would keep it \
+         from any memory; start the machine without default-bus-bypass-iommu=on (or bypass_iommu=on of that host bridge), or add \
+         iommu.off=allow to the command line to run unprotected"
+    )]
+    LeftOut(String),
     /// A device has no way to interrupt.
     #[error(
         "{0} cannot interrupt: nothing takes its messages, and it has no wire that the host bridge's interrupt-map leads on; \

@@ -108,7 +108,7 @@ fn with_devices(
     start(hardware, options, devices).map_err(|error| error.to_string())?;
     let disk = devices.disk.as_ref().ok_or("the machine has no disk: add one with --disk or -device virtio-blk-pci")?;
     let screen = devices.screen.as_ref().ok_or("the machine has no screen: add one with -device virtio-gpu-pci")?;
-    picture(disk, screen, options, operator).map_err(|failure| failure.to_string())?;
+    picture(disk, screen, options, operator).map_err(|failure| sentence(hardware, &failure))?;
     let faults = hardware.faults();
     let mut held = faults.total() == 0;
     println!("faults    {} in the job", faults.total());
@@ -126,6 +126,23 @@ fn with_devices(
         held &= fence(hardware, stray, streams)?;
     }
     Ok(held)
+}
+
+/// Says what went wrong. A device that neither answers nor faults may be one that the IOMMU does not translate for, whatever the
+/// device tree says: QEMU 10.0 leaves `iommu-map` as it is when the root bus goes around the IOMMU.
+fn sentence(hardware: &Hardware, failure: &Failure) -> String {
+    let silent = virtio::Error::TimedOut.to_string();
+    match failure {
+        Failure::Disk(text) | Failure::Screen(text)
+            if *text == silent && hardware.faults().total() == 0 && !hardware.iommus().is_empty() =>
+        {
+            format!(
+                "{failure}, and nothing faulted: its DMA may go around the IOMMU, which a device tree of QEMU 10.0 does not tell; \
+                 start the machine without default-bus-bypass-iommu=on"
+            )
+        }
+        _ => failure.to_string(),
+    }
 }
 
 /// Starts every device that there is a driver for; of each kind the first.

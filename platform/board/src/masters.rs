@@ -209,11 +209,11 @@ impl Context<'_> {
     pub fn attach(&mut self, function: &Arc<Function>, name: &str, limits: Limits) -> Result<Master, Error> {
         let mut covered = Vec::new();
         covered.extend(function.requester_ids());
-        let restricted = pools::restricted(self.machine, self.host_index, &way(function))?;
+        let restricted = pools::restricted(self.machine, self.host_index, &self.way(function))?;
         let policy =
             Treatment { restricted: self.treatment.restricted.or(restricted), ..self.treatment.clone() }.policy();
         let streams = self.streams(function, name)?;
-        let memory = crate::memory::of_function(self.machine, self.host_index, &way(function))
+        let memory = crate::memory::of_function(self.machine, self.host_index, &self.way(function))
             .map_err(|_| Error::OutOfMemory)?;
         let (device, group) = match streams {
             Some((which, streams)) if self.treatment.passthrough => {
@@ -235,7 +235,10 @@ impl Context<'_> {
                 (device, Some(group))
             }
             None if self.treatment.allow_unprotected => (self.unprotected(name, limits, None, policy, memory), None),
-            None => return Err(Error::NotIsolated(String::from(name))),
+            None if self.machine.smmus.is_empty() && self.machine.virtio_iommus.is_empty() => {
+                return Err(Error::NotIsolated(String::from(name)));
+            }
+            None => return Err(Error::LeftOut(String::from(name))),
         };
         let device = device.map_err(|error| Error::Dma { name: String::from(name), error })?;
         let registration =
@@ -248,6 +251,24 @@ impl Context<'_> {
     fn members(&self, function: &Function) -> impl Iterator<Item = &'_ Arc<Function>> {
         let group = function.group();
         self.functions.iter().filter(move |other| other.group() == group && !other.is_bridge())
+    }
+
+    /// Device and function numbers from the first root bus to `function`.
+    fn way(&self, function: &Function) -> Vec<(u8, u8)> {
+        let mut way = Vec::new();
+        let mut next = Some(function);
+        let mut bus = self.host.buses.0;
+        while let Some(function) = next {
+            way.push((function.bdf().device(), function.bdf().function()));
+            bus = function.bdf().bus();
+            next = function.parent().map(|parent| &**parent);
+        }
+        if bus != self.host.buses.0 {
+            // The tree has no nodes for what is on another root: its places must not be taken for those of the first.
+            way.push((u8::MAX, u8::MAX));
+        }
+        way.reverse();
+        way
     }
 
     /// Where the functions of `function`'s group write their messages to.
@@ -407,7 +428,7 @@ impl Context<'_> {
                 .map_err(|error| Error::Doorbell { name: String::from(name), error })?;
         }
         for member in self.members(function) {
-            for region in self.machine.firmware_regions(self.host_index, &way(member)) {
+            for region in self.machine.firmware_regions(self.host_index, &self.way(member)) {
                 firmware(&domain, region, name)?;
             }
         }
@@ -457,16 +478,4 @@ fn firmware(domain: &Domain, region: FirmwareRegion, name: &str) -> Result<(), E
     // reserved memory is left out of it, in whole pages.
     unsafe { domain.space().map(iova, &[run], Prot::READ | Prot::WRITE) }
         .map_err(|error| Error::Firmware { name: String::from(name), error })
-}
-
-/// Device and function numbers from the root bus to `function`.
-fn way(function: &Function) -> Vec<(u8, u8)> {
-    let mut way = Vec::new();
-    let mut next = Some(function);
-    while let Some(function) = next {
-        way.push((function.bdf().device(), function.bdf().function()));
-        next = function.parent().map(|parent| &**parent);
-    }
-    way.reverse();
-    way
 }

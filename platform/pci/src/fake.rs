@@ -205,29 +205,40 @@ impl FakeFunction {
 
 /// A segment made of [`FakeFunction`]s.
 pub struct FakeSpace {
-    root_bus: u8,
-    root: Mutex<Vec<FakeFunction>>,
+    /// The functions on each root bus.
+    roots: Mutex<BTreeMap<u8, Vec<FakeFunction>>>,
 }
 
 impl FakeSpace {
     /// A segment with these functions on its root bus.
     pub fn new(root_bus: u8, root: Vec<FakeFunction>) -> Arc<Self> {
-        Arc::new(Self { root_bus, root: Mutex::new(root) })
+        Self::with_roots(vec![(root_bus, root)])
+    }
+
+    /// A segment with several root buses, whose numbers are their own.
+    pub fn with_roots(roots: Vec<(u8, Vec<FakeFunction>)>) -> Arc<Self> {
+        Arc::new(Self { roots: Mutex::new(roots.into_iter().collect()) })
     }
 
     /// Sets 16 bits that a function reports, whether software could write them or not.
     pub fn poke(&self, bdf: Bdf, offset: u16, value: u16) {
-        let mut root = self.root.lock().unwrap();
-        let set = &mut |function: &mut FakeFunction| function.set(usize::from(offset), &value.to_le_bytes());
-        Self::with(&mut root, self.root_bus, bdf, set);
+        self.with(bdf, &mut |function| function.set(usize::from(offset), &value.to_le_bytes()));
     }
 
-    /// The functions as they stand.
+    /// The functions as they stand; those on the first root bus, with what is behind them.
     pub fn snapshot(&self) -> Vec<FakeFunction> {
-        self.root.lock().unwrap().clone()
+        self.roots.lock().unwrap().values().next().cloned().unwrap_or_default()
     }
 
-    fn with<R>(
+    fn with<R>(&self, bdf: Bdf, action: &mut dyn FnMut(&mut FakeFunction) -> R) -> Option<R> {
+        let mut roots = self.roots.lock().unwrap();
+        if let Some(root) = roots.get_mut(&bdf.bus()) {
+            return Self::behind(root, bdf.bus(), bdf, action);
+        }
+        roots.iter_mut().find_map(|(bus, root)| Self::behind(root, *bus, bdf, action))
+    }
+
+    fn behind<R>(
         functions: &mut [FakeFunction],
         bus: u8,
         bdf: Bdf,
@@ -241,7 +252,7 @@ impl FakeSpace {
             } else if function.regs[0xe] & 0x7f == 1 {
                 let (secondary, subordinate) = (function.regs[0x19], function.regs[0x1a]);
                 if secondary != 0 && (secondary..=subordinate).contains(&bdf.bus()) {
-                    return Self::with(&mut function.children, secondary, bdf, action);
+                    return Self::behind(&mut function.children, secondary, bdf, action);
                 }
             }
         }
@@ -251,14 +262,11 @@ impl FakeSpace {
 
 impl ConfigSpace for FakeSpace {
     fn read(&self, bdf: Bdf, offset: u16, width: Width) -> u32 {
-        let mut root = self.root.lock().unwrap();
-        let read = &mut |function: &mut FakeFunction| function.register(usize::from(offset), width);
-        Self::with(&mut root, self.root_bus, bdf, read).unwrap_or(width.ones())
+        self.with(bdf, &mut |function| function.register(usize::from(offset), width)).unwrap_or(width.ones())
     }
 
     fn write(&self, bdf: Bdf, offset: u16, width: Width, value: u32) {
-        let mut root = self.root.lock().unwrap();
-        Self::with(&mut root, self.root_bus, bdf, &mut |function| function.write(usize::from(offset), width, value));
+        self.with(bdf, &mut |function| function.write(usize::from(offset), width, value));
     }
 }
 

@@ -15,6 +15,8 @@ use alloc::vec::Vec;
 const MAX_DEPTH: usize = 16;
 
 const HEADER_MULTI_FUNCTION: u8 = 0x80;
+/// Base class and subclass.
+const HOST_BRIDGE: u32 = 0x0600;
 const HEADER_DEVICE: u8 = 0;
 const HEADER_BRIDGE: u8 = 1;
 
@@ -92,10 +94,53 @@ struct Bus {
 ///
 /// [`PciError::OutOfMemory`]. What is wrong with a single function is in its [`Node::failure`].
 pub(crate) fn scan(space: Arc<dyn ConfigSpace>, first: u8, last: u8) -> Result<Vec<Node>, PciError> {
-    let next_bus = first.checked_add(1).filter(|next| *next <= last);
-    let mut scan = Scan { space, nodes: Vec::new(), next_bus, last_bus: last };
-    scan.bus(Bus { number: first, parent: None, depth: 0, alias: None, only_device_0: false })?;
+    let roots = roots(&space, first, last)?;
+    let mut scan = Scan { space, nodes: Vec::new(), next_bus: None, last_bus: last };
+    for (index, root) in roots.iter().enumerate() {
+        // The number of a root is its own; the numbers up to the next one are for what is behind its bridges.
+        scan.last_bus = roots.get(index + 1).map_or(last, |next| next - 1);
+        scan.next_bus = root.checked_add(1).filter(|next| *next <= scan.last_bus);
+        scan.bus(Bus { number: *root, parent: None, depth: 0, alias: None, only_device_0: false })?;
+    }
     Ok(scan.nodes)
+}
+
+/// Finds the root buses, in ascending order: `first`, and those of further host bridges that answer in the same configuration space,
+/// as QEMU's `pxb-pcie` do. Such a one also shows as a function on the first bus, and only then are the others looked for, as that
+/// takes some thousand reads.
+fn roots(space: &Arc<dyn ConfigSpace>, first: u8, last: u8) -> Result<Vec<u8>, PciError> {
+    let mut roots = Vec::new();
+    roots.try_reserve(1).map_err(|_| PciError::OutOfMemory)?;
+    roots.push(first);
+    let present = |bus, device| {
+        let config = Config::new(space.clone(), Bdf::new(bus, device, 0)?);
+        let vendor = config.read16(reg::VENDOR);
+        (vendor != 0xffff && vendor != 0).then_some(config)
+    };
+    let is_host = |device| present(first, device).is_some_and(|found| found.read32(reg::REVISION) >> 16 == HOST_BRIDGE);
+    if !(1..32).any(is_host) {
+        return Ok(roots);
+    }
+    let mut bus = first;
+    loop {
+        // With its bridges forwarding nothing, whatever firmware left there, only other roots answer on other buses.
+        for config in (0..32).filter_map(|device| present(bus, device)) {
+            let functions = if config.read8(reg::HEADER_TYPE) & HEADER_MULTI_FUNCTION != 0 { 8 } else { 1 };
+            for bdf in (0..functions).filter_map(|function| Bdf::new(bus, config.bdf().device(), function)) {
+                let config = Config::new(space.clone(), bdf);
+                if config.read8(reg::HEADER_TYPE) & !HEADER_MULTI_FUNCTION == HEADER_BRIDGE {
+                    config.write8(reg::SECONDARY_BUS, 0);
+                    config.write8(reg::SUBORDINATE_BUS, 0);
+                }
+            }
+        }
+        let answers = |bus: &u8| (0..32).any(|device| present(*bus, device).is_some());
+        let Some(next) = bus.checked_add(1).and_then(|next| (next..=last).find(answers)) else { break };
+        roots.try_reserve(1).map_err(|_| PciError::OutOfMemory)?;
+        roots.push(next);
+        bus = next;
+    }
+    Ok(roots)
 }
 
 impl Scan {

@@ -94,6 +94,81 @@ fn bridges_are_numbered_depth_first_and_everything_behind_them_is_found() {
     assert_eq!(numbers(&root[2]), 0x0006_0600);
 }
 
+/// A host bridge that shows on the first bus, before another root bus.
+fn expander(device: u8) -> FakeFunction {
+    FakeFunction::endpoint(device, 0, 0x1b36, 0xb).with(8, &(0x0600_0000_u32).to_le_bytes())
+}
+
+/// Red with one range of numbers for all roots (a bus behind the first root takes the second root's), and without silencing bridges
+/// that firmware has set up (their buses pass for roots).
+#[test]
+fn further_root_buses_keep_their_numbers_and_what_is_behind_each_stays_below_the_next() {
+    let device = |id| FakeFunction::endpoint(0, 0, 0x1234, id).bar32(0, 0x1000, false);
+    let port = |device, child: FakeFunction| FakeFunction::bridge(device, 0, Some(ROOT_PORT)).child(child);
+    let set_up = |port: FakeFunction, bus| port.with(0x19, &[bus, bus]);
+    let first = vec![
+        FakeFunction::endpoint(0, 0, 0x1b36, 8).with(8, &(0x0600_0000_u32).to_le_bytes()),
+        set_up(port(1, device(1)), 9),
+        port(2, device(2)),
+        port(3, device(3)),
+        expander(4),
+        expander(5),
+    ];
+    let space = FakeSpace::with_roots(vec![
+        (0, first),
+        (3, vec![set_up(port(0, device(4)), 7), port(1, device(5))]),
+        (0xff, vec![device(6), port(1, device(7))]),
+    ]);
+    let host = Host::with_space(space, 0, 0..=255, &windows(), Arc::new(FakeEnv::default())).unwrap();
+    let found =
+        |id| host.functions().iter().find(|function| function.ids().device == id).map(|function| function.bdf());
+    assert_eq!((found(1), found(2)), (Bdf::new(1, 0, 0), Bdf::new(2, 0, 0)));
+    assert_eq!(found(3), None, "no number is left below 3");
+    assert_eq!(at(&host, 0, 3, 0).check(), Err(PciError::NoBusNumber));
+    assert_eq!((found(4), found(5)), (Bdf::new(4, 0, 0), Bdf::new(5, 0, 0)));
+    assert_eq!((found(6), found(7)), (Bdf::new(0xff, 0, 0), None));
+    assert_eq!(at(&host, 4, 0, 0).wire(), None);
+    let addresses: Vec<_> =
+        [1, 2, 4, 5, 6].iter().map(|id| at_id(&host, *id).memory_bar(0).unwrap().phys.unwrap()).collect();
+    assert!(addresses.iter().enumerate().all(|(index, one)| !addresses[..index].contains(one)), "{addresses:?}");
+}
+
+fn at_id(host: &Host, id: u16) -> &Arc<Function> {
+    host.functions().iter().find(|function| function.ids().device == id).unwrap()
+}
+
+/// Some platforms answer for their only device on every number of the bus behind a bridge: that is no reason to look.
+#[test]
+fn without_a_second_host_bridge_there_is_one_root() {
+    let space = FakeSpace::with_roots(vec![
+        (0, vec![FakeFunction::endpoint(0, 0, 0x1b36, 8).with(8, &(0x0600_0000_u32).to_le_bytes())]),
+        (0x80, vec![FakeFunction::endpoint(0, 0, 0x1234, 1)]),
+    ]);
+    let host = Host::with_space(space, 0, 0..=255, &windows(), Arc::new(FakeEnv::default())).unwrap();
+    assert_eq!(host.functions().len(), 1);
+}
+
+/// A function that answers everywhere, and says that it is a host bridge.
+struct Everywhere;
+
+impl ConfigSpace for Everywhere {
+    fn read(&self, _: Bdf, offset: u16, width: Width) -> u32 {
+        match offset {
+            8 => 0x0600_0000,
+            0xe => 0x80,
+            0 => 0x1234_1234 & width.ones(),
+            _ => 0,
+        }
+    }
+    fn write(&self, _: Bdf, _: u16, _: Width, _: u32) {}
+}
+
+#[test]
+fn a_space_that_answers_everywhere_is_enumerated_to_its_end() {
+    let host = Host::with_space(Arc::new(Everywhere), 0, 0..=3, &[], Arc::new(FakeEnv::default())).unwrap();
+    assert_eq!(host.functions().len(), 4 * 32 * 8);
+}
+
 #[test]
 fn a_function_behind_conventional_pci_is_known_by_its_bridge() {
     let (host, _) = enumerate(topology());

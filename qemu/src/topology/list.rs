@@ -1,6 +1,6 @@
 //! The table of topologies.
 
-use super::Need::{self, Device, Option, Type, Value};
+use super::Need::{self, Device, Option, Type, UBoot, Value};
 use super::{Topology, two_smmus};
 use crate::board::{Board, Places};
 use crate::emulator::Emulator;
@@ -8,6 +8,7 @@ use crate::machine::{Iommu, Machine, Slots, virtio_options};
 use crate::trees;
 use crate::trial::Expect::{Picture, Refusal};
 use anyhow::Result;
+use std::path::PathBuf;
 
 /// All topologies, in the order in which they are shown.
 pub const TOPOLOGIES: &[Topology] = &[
@@ -58,6 +59,17 @@ pub const TOPOLOGIES: &[Topology] = &[
         about: "entered at EL3, on a machine with EL2",
         says: &[("sluice", "entered at EL3")],
         change: |machine, emulator| at_el3(machine, emulator, "secure=on,virtualization=on"),
+        ..PLAIN
+    },
+    Topology {
+        name: "u-boot",
+        about: "started by U-Boot's `booti`, with tree and initrd at the end of memory",
+        needs: &[UBoot],
+        change: |machine, _| {
+            // It finds kernel and command line where QEMU leaves them for firmware.
+            machine.extra.extend(["-bios".into(), u_boot().into()]);
+            Ok(())
+        },
         ..PLAIN
     },
     Topology {
@@ -254,6 +266,11 @@ const PLAIN: Topology = Topology { name: "", about: "", expect: Picture, says: &
 
 /// An SMMU whose stages can be chosen. Where it is not a device of its own, only the machine of 9.1 lets them be.
 const STAGES: &[Need] = &[Need::Any(&[Device(two_smmus::NEEDS), Type("virt-9.1")])];
+
+/// U-Boot for QEMU's machine `virt`: Debian's, unless `SLUICE_UBOOT` names another.
+pub(super) fn u_boot() -> PathBuf {
+    std::env::var_os("SLUICE_UBOOT").unwrap_or_else(|| "/usr/lib/u-boot/qemu_arm64/u-boot.bin".into()).into()
+}
 
 fn option(machine: &mut Machine, option: &str) -> Result<()> {
     machine.options.push(option.into());

@@ -42,6 +42,8 @@ enum Need {
     Device(&'static str),
     /// Any of these.
     Any(&'static [Self]),
+    /// U-Boot for QEMU's machine.
+    UBoot,
 }
 
 impl Need {
@@ -52,6 +54,15 @@ impl Need {
             Self::Type(name) => emulator.can_be(name),
             Self::Device(device) => emulator.can_have("virt", device),
             Self::Any(needs) => needs.iter().try_fold(false, |met, need| Ok(met || need.is_met(emulator)?)),
+            Self::UBoot => Ok(list::u_boot().is_file()),
+        }
+    }
+
+    /// Says what is missing.
+    fn unmet(self, emulator: &Emulator) -> String {
+        match self {
+            Self::UBoot => format!("there is no {} (Debian's u-boot-qemu has it)", list::u_boot().display()),
+            _ => format!("QEMU {} has no {}", emulator.version, self.name()),
         }
     }
 
@@ -62,6 +73,7 @@ impl Need {
             Self::Type(name) => format!("machine {name}"),
             Self::Device(device) => format!("-device {}", device.split(',').next().unwrap_or(device)),
             Self::Any(needs) => needs.iter().map(|need| need.name()).collect::<Vec<_>>().join(" or "),
+            Self::UBoot => "U-Boot".into(),
         }
     }
 }
@@ -77,7 +89,7 @@ impl Topology {
         found.ok_or_else(|| "there is no such topology; `cargo run -- topologies` lists them".into())
     }
 
-    /// Says what of the machine this QEMU does not have; `None` if it has all.
+    /// Says what of the machine is not to be had with this QEMU; `None` if it has all.
     ///
     /// # Errors
     ///
@@ -85,7 +97,7 @@ impl Topology {
     pub fn missing(&self, emulator: &Emulator) -> Result<Option<String>> {
         for need in self.needs {
             if !need.is_met(emulator)? {
-                return Ok(Some(format!("QEMU {} has no {}", emulator.version, need.name())));
+                return Ok(Some(need.unmet(emulator)));
             }
         }
         Ok(None)

@@ -1,7 +1,7 @@
 //! From the boot loader to the board's code.
 
 use crate::layout::{self, FDT_MAX, FDT_VA};
-use crate::{irq, mmu, percore, pmu};
+use crate::{el3, irq, mmu, percore, pmu};
 use aarch64_cpu::asm::barrier;
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,7 +19,7 @@ const FDT_TABLE: usize = 0x6000;
 pub struct BootInfo {
     /// The physical address of the device tree, as found in x0.
     pub device_tree: u64,
-    /// The exception level at which the image was entered: 1 or 2. It runs at 1.
+    /// The exception level at which the image was entered: 1, 2 or 3. It runs at 1.
     pub entered_at: u8,
 }
 
@@ -127,6 +127,9 @@ extern "C" fn primary_rust(device_tree: u64, entered_at: u64) -> ! {
     irq::enable_serror();
     mmu::note_image();
     pmu::start();
+    if entered_at == 3 {
+        el3::note_entry();
+    }
     let boot = BootInfo { device_tree, entered_at: entered_at as u8 };
     // SAFETY: the board's `entry!` defines the function with this signature.
     unsafe { __sluice_entry(boot) }

@@ -4,7 +4,7 @@
 //!
 //! # From reset to the board's code
 //!
-//! `asm/entry.s` leaves EL2 if it was entered there, makes tables that map the image twice (at its physical address and in the
+//! `asm/entry.s` leaves EL3 or EL2 if it was entered there (see `el3`), makes tables that map the image twice (at its physical address and in the
 //! upper half), starts the MMU, zeroes `.bss` and calls `boot`'s first function: no Rust instruction runs with the MMU off. The
 //! board then reads the device tree, calls `boot::finish_tables`, and starts the other cores with `smp::start`.
 //!
@@ -30,6 +30,8 @@ pub mod boot;
 mod bytes;
 #[cfg(target_os = "none")]
 pub mod cache;
+#[cfg(target_os = "none")]
+pub mod el3;
 #[cfg(target_os = "none")]
 pub mod exception;
 #[cfg(target_os = "none")]

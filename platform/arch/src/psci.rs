@@ -20,6 +20,11 @@ pub fn set_conduit(conduit: Conduit) {
     CONDUIT.store(conduit as u8, Ordering::Release);
 }
 
+/// Whether PSCI can be called.
+pub fn has_conduit() -> bool {
+    CONDUIT.load(Ordering::Acquire) != 0
+}
+
 /// A PSCI call that did not do what was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -5,10 +5,12 @@ use crate::memory::NON_COHERENT;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use arch::el3::SecureWords;
 use arch::mmio::Mmio;
 use base::irq::Handler;
+use gic::security::{self, Secure};
 use gic::{FrameConfig, Gic, IntId, Priority, Region, Trigger};
-use iommu::PhysRange;
+use iommu::{PhysAddr, PhysRange};
 use kernel::machine::{self, Interrupt, Machine};
 use spin::Once;
 
@@ -41,8 +43,33 @@ pub(crate) fn connect(interrupt: Interrupt, priority: Priority, handler: Arc<dyn
     Ok(gic().ok_or(Error::Missing("interrupt controller"))?.enable(id, trigger, priority, handler)?)
 }
 
+/// The secure state's accesses, where the image was entered at EL3.
+struct Firmware(SecureWords);
+
+impl Secure for Firmware {
+    fn read(&self, address: PhysAddr) -> u32 {
+        // SAFETY: `gic::security` asks for registers of the GIC only, which are where the device tree says.
+        unsafe { self.0.read(address.get()) }
+    }
+
+    fn write(&self, address: PhysAddr, value: u32) {
+        // SAFETY: as above; the driver has not begun.
+        unsafe { self.0.write(address.get(), value) };
+    }
+}
+
 /// Resets the controller.
 fn start(machine: &Machine) -> Result<Gic, Error> {
+    if let Some(secure) = SecureWords::take() {
+        let secure = Firmware(secure);
+        match &machine.gic {
+            Some(machine::Gic::V3(v3)) => {
+                security::give_away_v3(&secure, v3.distributor, v3.redistributors.iter().copied())?;
+            }
+            Some(machine::Gic::V2(v2)) => security::give_away_v2(&secure, v2.distributor, v2.cpu_interface),
+            None => {}
+        }
+    }
     let region = |what: &str, range: PhysRange| -> Result<Region, Error> {
         Ok(Region { mmio: map(what, range)?, phys: range.start() })
     };

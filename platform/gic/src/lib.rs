@@ -41,6 +41,7 @@ mod its;
 mod lpi;
 mod redistributor;
 mod regs;
+pub mod security;
 mod table;
 mod v2;
 

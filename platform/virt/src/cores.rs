@@ -10,7 +10,7 @@ use base::cpu::MAX_CPUS;
 use base::{Deadline, wait_until};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use core::time::Duration;
-use kernel::machine::{EnableMethod, Machine};
+use kernel::machine::{Cpu, EnableMethod, Machine};
 use kernel::mm::{self, Zone};
 
 /// A core that did not come up.
@@ -50,7 +50,8 @@ pub fn affinities(machine: &Machine) -> Result<Vec<u64>, Error> {
     let mut list = Vec::new();
     list.try_reserve(machine.cpus.len() + 1).map_err(|_| Error::Memory(mm::Error::TooLittle))?;
     list.push(first);
-    let others = || machine.cpus.iter().filter(|cpu| cpu.mpidr != first && cpu.enable == EnableMethod::Psci);
+    let can = |cpu: &&Cpu| cpu.mpidr != first && cpu.enable == EnableMethod::Psci && arch::psci::has_conduit();
+    let others = || machine.cpus.iter().filter(can);
     list.extend(others().map(|cpu| cpu.mpidr).take(MAX_CPUS - 1));
     let left_out = machine.cpus.len().saturating_sub(list.len());
     if left_out != 0 {

@@ -22,7 +22,7 @@ pub struct Boot {
     pub machine: Machine,
     /// The kernel's command line. `exit` (`semihosting`, `psci`) and `log` (a level) are the board's.
     pub options: CommandLine,
-    /// The exception level at which the image was entered: 1 or 2.
+    /// The exception level at which the image was entered: 1, 2 or 3.
     pub entered_at: u8,
     /// The console, where the machine has one.
     pub console: Option<&'static Pl011>,
@@ -85,7 +85,8 @@ fn bring_up(info: BootInfo) -> Result<Boot, Error> {
     let tree = info.with_device_tree(|tree| Machine::from_fdt(tree).map(|machine| (machine, tree.len())));
     let (mut machine, tree_size) = tree.map_err(Error::NoDeviceTree)?.map_err(Error::DeviceTree)?;
 
-    if let Some(psci) = machine.psci {
+    // Entered at EL3, the image is all the firmware that there is, whatever the tree says.
+    if let Some(psci) = machine.psci.filter(|_| info.entered_at < 3) {
         arch::psci::set_conduit(match psci.conduit {
             PsciConduit::Hvc => Conduit::Hvc,
             PsciConduit::Smc => Conduit::Smc,
@@ -108,6 +109,11 @@ fn bring_up(info: BootInfo) -> Result<Boot, Error> {
     let levels = LevelFilter::iter().nth(level.unwrap_or(3));
     log::set_max_level(levels.unwrap_or(LevelFilter::Info));
 
+    if info.entered_at == 3 {
+        log::warn!(
+            "entered at EL3, so that there is no PSCI: one core runs, and the machine is not switched off at the end"
+        );
+    }
     for path in homeless {
         log::warn!("memory: there is no place for {path}");
     }

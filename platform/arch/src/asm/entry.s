@@ -9,6 +9,7 @@
 .set MAIR,           0x44ff0400          // 0 Device-nGnRnE, 1 Device-nGnRE, 2 Normal write-back, 3 Normal non-cacheable
 .set TCR_BASE,       0x00000000b5103510  // 48-bit halves, 4 KiB granules, walks inner-shareable write-back
 .set SCTLR_MMU_OFF,  0x30d00800          // RES1 bits only
+.set SCTLR_EL2_MMU_OFF, 0x30c50830       // likewise
 .set SCTLR_MMU_ON,   0x30d0180d          // and M, C, SA, I
 .set BLOCK_RWX,      0x0040000000000709  // UXN, AF, inner-shareable, Normal, block
 .set BLOCK_RX,       0x0040000000000789  // the same, read-only
@@ -139,16 +140,19 @@ invalidate:
     dsb     sy
     ret
 
-// Leaves EL2 if entered there. Returns the exception level of entry in x0. Changes x1, x2.
+// Leaves EL3 or EL2 if entered there. Returns the exception level of entry in x0. Changes x1, x2.
 to_el1:
     ldr     x1, =SCTLR_MMU_OFF
     mrs     x0, currentel
     lsr     x0, x0, #2
+    cmp     x0, #3
+    b.eq    leave_el3
     cmp     x0, #2
     b.eq    0f
     msr     sctlr_el1, x1
     isb
     ret
+leave_el2:
 0:  mov     x2, #(1 << 31)               // HCR_EL2.RW: EL1 is AArch64; nothing is trapped, no stage 2
     msr     hcr_el2, x2
     isb
@@ -195,6 +199,45 @@ to_el1:
 4:  mov     x2, #0x3c5                   // EL1h, everything masked
     msr     spsr_el2, x2
     msr     elr_el2, x30
+    eret
+
+// There was no firmware: what it would have done at EL3 is done here, and by `el3` once the device tree is known. For the non-secure
+// state, with nothing trapped and HVC and SMC allowed; then as if entered at EL2, or straight to EL1 where there is no EL2.
+leave_el3:
+    adrp    x2, el3_vectors
+    add     x2, x2, #:lo12:el3_vectors
+    msr     vbar_el3, x2
+    msr     cptr_el3, xzr
+    msr     mdcr_el3, xzr
+    mrs     x2, id_aa64pfr0_el1          // the GIC's system registers
+    ubfx    x2, x2, #24, #4
+    cbz     x2, 1f
+    mov     x2, #0xf                     // ICC_SRE_EL3: SRE, no bypass, and Enable for lower levels
+    msr     s3_6_c12_c12_5, x2
+    isb
+1:  mov     x2, #0xd31                   // SCR_EL3: NS, RES1, HCE, RW, ST
+    msr     scr_el3, x2
+    mrs     x2, id_aa64mmfr0_el1         // fine-grained traps: EL2 may write their registers
+    ubfx    x2, x2, #56, #4
+    cbz     x2, 2f
+    mov     x2, #0xd31
+    orr     x2, x2, #(1 << 27)
+    msr     scr_el3, x2
+2:  isb
+    mrs     x2, id_aa64pfr0_el1
+    ubfx    x2, x2, #8, #4               // is there an EL2?
+    cbnz    x2, 3f
+    msr     sctlr_el1, x1
+    mov     x2, #0x3c5                   // EL1h, everything masked
+    msr     spsr_el3, x2
+    msr     elr_el3, x30
+    eret
+3:  ldr     x2, =SCTLR_EL2_MMU_OFF
+    msr     sctlr_el2, x2
+    mov     x2, #0x3c9                   // EL2h, everything masked
+    msr     spsr_el3, x2
+    adr     x2, leave_el2
+    msr     elr_el3, x2
     eret
 
 // Where PSCI CPU_ON starts a core. x0 = its logical index.

@@ -2,9 +2,10 @@
 
 use super::Need::{self, Device, Option, Type, UBoot, Value};
 use super::{Topology, two_smmus};
-use crate::board::{Board, Places};
+use crate::board::{Board, Name, Places};
 use crate::emulator::Emulator;
 use crate::machine::{Iommu, Machine, Slots, virtio_options};
+use crate::progress::Progress;
 use crate::trees;
 use crate::trial::Expect::{Picture, Refusal};
 use anyhow::Result;
@@ -253,6 +254,17 @@ pub const TOPOLOGIES: &[Topology] = &[
         expect: Refusal("iommu"),
         change: |machine, _| {
             machine.iommu = Iommu::None;
+            Ok(())
+        },
+        ..PLAIN
+    },
+    Topology {
+        name: "sbsa-ref",
+        about: "another board, as with `--board sbsa`: from flash, at EL3, memory from 1 TiB on",
+        says: &[("sluice", "QEMU sbsa-ref")],
+        needs: &[Need::Board(Name::Sbsa)],
+        change: |machine, _| {
+            machine.board = Name::Sbsa.prepare(&mut Progress::silent())?;
             Ok(())
         },
         ..PLAIN

@@ -34,6 +34,9 @@
 //! Loans that are over together end together ([`Gather`]), those whose memory is not needed soon end lazily ([`Mapped::unmap_lazy`]).
 //! Many buffers, or parts of them, are one [`ScatterList`]; addresses that are wanted before the memory are a [`Reservation`].
 //!
+//! What several devices, the CPU and processes have at once is a [`SharedBuffer`]: exporters, importers, fences, moves. One range of
+//! addresses over memory in pieces is [`vcm`].
+//!
 //! A driver that wants an address space for itself has an [`OwnedDomain`] (the IOMMU-API): it says what lies where, and swaps
 //! whole address spaces under a running device.
 //!

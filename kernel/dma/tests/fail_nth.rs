@@ -9,9 +9,10 @@ use core::sync::atomic::AtomicU64;
 use dma::fakes::{FakeDevice, FakeSystem};
 use dma::hal::{ForeignHal, HasSlot};
 use dma::{
-    Assembled, Bidirectional, Bounce, BusWindow, Bytes, Carved, Device, DeviceConfig, DirectConfig, DmaMemory, Error,
-    FromDevice, Gather, Ladder, Limits, Linked, Mapped, OwnedDomain, PageRequest, PageSet, Pages, Part, PeerRange,
-    Placement, Policy, Pool, PoolSource, SharedBuffer, Stages, Strictness, ToDevice, tracker,
+    Assembled, Bidirectional, Bounce, BusWindow, Bytes, Cacheability, Carved, CarvedOut, CpuReads, Device,
+    DeviceConfig, DirectConfig, DmaMemory, Error, FromDevice, Gather, Job, Ladder, Lent, Limits, Linked, Mapped,
+    OwnedDomain, PageRequest, PageSet, Pages, Part, PeerRange, Placement, Policy, Pool, PoolSource, SharedBuffer,
+    Stages, Strictness, ToDevice, Turn, tracker, vcm,
 };
 use iommu::{AttachError, Iova, IovaError, PhysAddr, PhysRange};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -141,6 +142,9 @@ fn every_operation_survives_every_failure() {
         });
         all_addresses_are_free(&blk);
 
+        sharing(&system, &blk);
+        all_addresses_are_free(&blk);
+
         survives("owned domain", &system, &blk, || {
             let domain = OwnedDomain::new("own", device)?;
             let placed = domain.map_owned::<ToDevice, _>(at, device.pages(4096)?)?;
@@ -172,6 +176,58 @@ fn every_operation_survives_every_failure() {
             Ok(())
         });
     }
+}
+
+/// Work on shared buffers, moves, exporters, pieces, and areas of addresses.
+fn sharing(system: &FakeSystem, blk: &FakeDevice) {
+    let (device, memory, now) = (&blk.device, system.memory, Deadline::after_millis(0));
+    let pages = || PageSet::zeroed(memory, 8192, Ladder::SINGLE_PAGES);
+    let count = survives("jobs", system, blk, || {
+        let buffer = SharedBuffer::try_new("picture", pages()?)?;
+        let loan = base::fallible::arc(buffer.attach::<FromDevice>(device)?).map_err(|_| Error::OutOfMemory)?;
+        drop(Job::begin(&loan, now)?);
+        let any: Arc<dyn Lent> = loan;
+        drop(Turn::take(core::slice::from_ref(&any), now)?);
+        assert_eq!(buffer.users().device_writers, 1);
+        Ok(())
+    });
+    assert!(count > 10, "only {count} allocations");
+
+    survives("move", system, blk, || {
+        let buffer = SharedBuffer::try_new("picture", pages()?)?;
+        let import = buffer.import::<ToDevice>(device, None)?;
+        drop(import.map()?);
+        drop(buffer.extents()?);
+        let old = buffer.relocate(pages()?, now)?;
+        assert!(!buffer.users().moving);
+        drop(old);
+        Ok(())
+    });
+
+    survives("carve-out", system, blk, || {
+        let buffer = SharedBuffer::export("carved", CarvedOut::allocate(memory, 8192, Cacheability::NonCacheable)?)?;
+        buffer.attach::<FromDevice>(device)?.detach()?;
+        drop(buffer.cpu_access::<CpuReads>()?);
+        Ok(())
+    });
+
+    survives("pieces", system, blk, || {
+        let buffer = SharedBuffer::try_new("picture", pages()?)?;
+        buffer.attach_pieces::<ToDevice>(device, [4096..4100, 0..10, 17..30].into_iter())?.detach()?;
+        Ok(())
+    });
+
+    survives("areas", system, blk, || {
+        let (buffer, chunks) = vcm::fill("virtual", memory, 8192, Ladder::SINGLE_PAGES)?;
+        assert_eq!(chunks.count(), 2);
+        let area = vcm::reserve(device, 8192, 4096)?;
+        let backed = area.back::<ToDevice>(&buffer).map_err(|(_, error)| error)?;
+        drop(backed.unmap()?);
+        let domain = OwnedDomain::new("own", device)?;
+        let area = vcm::reserve(&domain, 8192, 4096)?;
+        drop(area.back::<FromDevice>(&buffer).map_err(|(_, error)| error)?.unmap()?);
+        Ok(())
+    });
 }
 
 /// Devices come and go. With the tracker too: a record that cannot be made is no failure of the mapping.

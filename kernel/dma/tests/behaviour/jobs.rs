@@ -10,6 +10,7 @@ use dma::{
     Attachment, Bounce, BusyWith, CpuReads, CpuWrites, Error, FromDevice, Job, Ladder, Lent, Limits, PageSet, Policy,
     Pool, PoolSource, SharedBuffer, ToDevice, Turn, Watch,
 };
+use proptest::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -261,4 +262,125 @@ fn a_turn_that_waits_has_nothing_and_one_that_is_in_its_own_way_is_refused() {
     let both: [Arc<dyn Lent>; 2] = [first.clone(), others[0].clone()];
     assert_eq!(busy(Turn::take(&both, soon()).err().unwrap()), BusyWith::AtWork);
     assert!(Job::begin(&first, now()).is_ok());
+}
+
+/// A device's loan, in one of the two directions.
+enum Loan {
+    Writes(Arc<Attachment<FromDevice>>),
+    Reads(Arc<Attachment<ToDevice>>),
+}
+
+impl Loan {
+    fn begin(&self) -> Result<Box<dyn std::any::Any>, Error> {
+        Ok(match self {
+            Self::Writes(loan) => Box::new(Job::begin(loan, now())?.unwrap()),
+            Self::Reads(loan) => Box::new(Job::begin(loan, now())?.unwrap()),
+        })
+    }
+}
+
+/// What a sequence of a property test does next.
+#[derive(Clone, Debug)]
+enum Step {
+    Attach { device: usize, writes: bool },
+    Detach(usize),
+    Begin(usize),
+    End(usize),
+    CpuReads,
+    CpuWrites,
+    CpuEnds(usize),
+    Map,
+    Unmap,
+    Move,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0_usize..3, any::<bool>()).prop_map(|(device, writes)| Step::Attach { device, writes }),
+        any::<usize>().prop_map(Step::Detach),
+        any::<usize>().prop_map(Step::Begin),
+        any::<usize>().prop_map(Step::Begin),
+        any::<usize>().prop_map(Step::End),
+        Just(Step::CpuReads),
+        Just(Step::CpuWrites),
+        any::<usize>().prop_map(Step::CpuEnds),
+        Just(Step::Map),
+        Just(Step::Unmap),
+        Just(Step::Move),
+    ]
+}
+
+proptest! {
+    /// Who is let in is what the rules say, written down once more over lists of who is in.
+    #[test]
+    fn any_sequence_of_users_is_admitted_by_the_rules(steps in prop::collection::vec(step(), 1..60)) {
+        let system = FakeSystem::new();
+        let devices = ["a", "b", "c"].map(|name| system.device(name).unwrap());
+        let shared = buffer(&system, "shared");
+        // Of a loan: its device, whether it writes, the loan, its jobs.
+        let mut loans: Vec<(usize, bool, Loan, Vec<Box<dyn std::any::Any>>)> = Vec::new();
+        let (mut reads, mut writes, mut spaces) = (Vec::new(), Vec::new(), Vec::new());
+        for step in steps {
+            match step {
+                Step::Attach { device, writes: writer } => {
+                    let may = writes.is_empty() && !(writer && !reads.is_empty());
+                    let on = &devices[device].device;
+                    let loan = if writer {
+                        shared.attach(on).map(|loan| Loan::Writes(Arc::new(loan)))
+                    } else {
+                        shared.attach(on).map(|loan| Loan::Reads(Arc::new(loan)))
+                    };
+                    prop_assert_eq!(loan.is_ok(), may);
+                    loans.extend(loan.ok().map(|loan| (device, writer, loan, Vec::new())));
+                }
+                Step::Detach(index) if !loans.is_empty() => drop(loans.swap_remove(index % loans.len())),
+                Step::Begin(index) if !loans.is_empty() => {
+                    let index = index % loans.len();
+                    let (device, writer, loan, _) = &loans[index];
+                    let conflicts = |other: &(usize, bool, Loan, Vec<_>)| {
+                        other.0 != *device && !other.3.is_empty() && (*writer || other.1)
+                    };
+                    let may = writes.is_empty() && !(*writer && !reads.is_empty()) && !loans.iter().any(conflicts);
+                    let job = loan.begin();
+                    prop_assert_eq!(job.is_ok(), may);
+                    loans[index].3.extend(job.ok());
+                }
+                Step::End(index) if !loans.is_empty() => {
+                    let index = index % loans.len();
+                    drop(loans[index].3.pop());
+                }
+                Step::CpuReads => {
+                    let may = writes.is_empty() && loans.iter().all(|loan| !loan.1);
+                    let access = shared.cpu_access::<CpuReads>();
+                    prop_assert_eq!(access.is_ok(), may);
+                    reads.extend(access.ok());
+                }
+                Step::CpuWrites => {
+                    let idle = loans.iter().all(|loan| !loan.1 && loan.3.is_empty());
+                    let may = writes.is_empty() && reads.is_empty() && idle;
+                    let access = shared.cpu_access::<CpuWrites>();
+                    prop_assert_eq!(access.is_ok(), may);
+                    writes.extend(access.ok());
+                }
+                Step::CpuEnds(index) => {
+                    drop(writes.pop());
+                    if !reads.is_empty() {
+                        drop(reads.swap_remove(index % reads.len()));
+                    }
+                }
+                Step::Map => spaces.push(shared.extents().unwrap()),
+                Step::Unmap => drop(spaces.pop()),
+                Step::Move => {
+                    let may = loans.is_empty() && reads.is_empty() && writes.is_empty() && spaces.is_empty();
+                    let pages = PageSet::zeroed(system.memory, 8192, Ladder::SINGLE_PAGES).unwrap();
+                    prop_assert_eq!(shared.relocate(pages, now()).is_ok(), may);
+                }
+                Step::Detach(_) | Step::Begin(_) | Step::End(_) => {}
+            }
+        }
+        drop((loans, reads, writes, spaces));
+        prop_assert_eq!(shared.users(), dma::Users::default());
+        drop(shared);
+        prop_assert_eq!((system.memory.live_allocations(), system.memory.violations()), (0, Vec::new()));
+    }
 }

@@ -116,16 +116,17 @@ impl Screen for GpuScreen {
         for row in frame.rows {
             backing.push(frame.loan, row.clone())?;
         }
-        in_time(block_on(deadline, async {
+        // Whoever still writes the picture is waited for, and nobody changes it before it has been read.
+        let reading = Job::begin(frame.loan, deadline)?;
+        let shown = in_time(block_on(deadline, async {
             let (scanout, _, _) = first_display(&self.gpu).await?;
             let resource = self.gpu.create_resource(frame.width, frame.height, format, backing).await?;
             self.gpu.set_scanout(scanout, &resource, resource.rect()).await?;
-            // Whoever still writes the picture is waited for, and nobody changes it before it has been read.
-            let reading = Job::begin(frame.loan, deadline)?;
             resource.present(resource.rect()).await?;
-            drop(reading);
             Ok(resource)
-        }))
+        }));
+        drop(reading);
+        shown
     }
 
     fn hide(&self, shown: Resource, deadline: Deadline) -> Result<(), ::virtio::Error> {

@@ -26,4 +26,6 @@ programs! {
     EDU = "edu";
     /// A driver of virtio-blk.
     BLK = "blk";
+    /// Asks for whatever comes to its mind.
+    HOSTILE = "hostile";
 }

@@ -9,7 +9,7 @@
 //! A device that goes from one process to the next must have forgotten the first: a transfer that was begun and is still under way
 //! would reach the second's memory. So only devices that the kernel can bring to rest are given away: virtio devices by their
 //! reset, edu, which has none, by waiting for the end of its transfer behind a blocked stream. In between the function is off the
-//! bus and its group blocked, whatever came of that.
+//! bus and its group blocked. One that does not come to rest stays so.
 //!
 //! # Locking
 //!
@@ -115,6 +115,10 @@ impl Assignment {
         let master = hardware.attach(host, function, kind, limits, false)?;
         if !master.device().is_isolated() {
             return Err(Error::NotIsolated(master.device().name().to_string()));
+        }
+        // A program maintains no caches.
+        if !master.device().is_coherent() {
+            return Err(Error::Unsupported("device, which does not snoop, in the hands of a process"));
         }
         let mut reserved = Vec::new();
         if let Some(domain) = master.group().and_then(|group| group.domain()) {
@@ -255,6 +259,13 @@ impl Assigned for Assignment {
     fn stop(&mut self) -> Result<(), process::Error> {
         let Some(master) = self.master.take() else { return Ok(()) };
         let result = self.quiet(&master);
+        if result.is_err()
+            && let Some(group) = master.group()
+        {
+            // In use for good, so that it stays blocked and is attached no more: what it has begun may still come.
+            log::error!("{} did not come to rest, and is given to nobody any more", self.name);
+            group.enter();
+        }
         // Interrupts, then the place in the owned domain (the group is blocked: it does not come back to its own), then the master.
         self.gates.clear();
         self.running = None;

@@ -311,3 +311,53 @@ mod shared {
         }
     }
 }
+
+/// Caught, each on the host's model too (`kernel/process/tests/behaviour/hostile.rs`): see there.
+mod hostile {
+    use super::{Bench, edu_function, is_quiet};
+    use alloc::boxed::Box;
+    use base::Deadline;
+    use board::{Assignment, End, UserProcess};
+    use dma::{Limits, PageSet};
+    use iommu::PAGE_SIZE;
+    use ktest::{Outcome, expect, expect_eq, ktest};
+    use process::Quota;
+    use programs::HOSTILE;
+
+    /// System calls of one run.
+    const CALLS: u64 = 100_000;
+    /// Milliseconds that they may take.
+    const PATIENCE: u64 = 40_000;
+    /// Different error codes that it must have seen for this to be a test.
+    const CODES: u64 = 10;
+
+    fn run(bench: &Bench, calls: u64, seed: u64, secret: u64) -> Result<End, Outcome> {
+        let (host, function) = edu_function(bench)?;
+        let quota = Quota { pages: 128, regions: 32, handles: 4, loans: 16 };
+        let mut process = UserProcess::new("hostile", HOSTILE, [calls, seed, secret], quota)?;
+        process.process().assign(Box::new(Assignment::new(&bench.hardware, host, &function, Limits::NONE)?))?;
+        Ok(process.run(Deadline::after_millis(PATIENCE)))
+    }
+
+    ktest! {
+        /// The kernel's memory keeps its contents, and all that the process had comes back; its device finds nothing anywhere else.
+        fn a_hundred_thousand_random_calls_change_nothing_outside_the_process(bench) {
+            let (host, function) = edu_function(bench)?;
+            // What the kernel keeps for good is there after these.
+            for seed in 1..4 {
+                let end = run(bench, 2_000, seed, 0)?;
+                expect!(matches!(end, End::Exited(_)), "{end}");
+            }
+            let mut canary = PageSet::zeroed(&board::COHERENT, 64 * PAGE_SIZE, dma::Ladder::DEFAULT)?;
+            canary.chunks_mut().for_each(|chunk| chunk.fill(0xc5));
+            let secret = canary.runs().first().map_or(0, |run| run.start().get());
+            let free = kernel::mm::stats().free;
+            let end = run(bench, CALLS, 0x9e37_79b9, secret)?;
+            expect!(matches!(end, End::Exited(codes) if codes >= CODES), "{end}");
+            expect!(canary.chunks().all(|chunk| chunk.iter().all(|byte| *byte == 0xc5)), "the kernel's memory has changed");
+            expect_eq!(kernel::mm::stats().free, free, "frames free");
+            expect_eq!(dma::quarantine::report().pages, 0);
+            is_quiet(bench, &function, host)
+        }
+    }
+}

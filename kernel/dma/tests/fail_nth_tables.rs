@@ -75,7 +75,7 @@ unsafe impl AddressSpace for Space {
         self.0.geometry().aperture()
     }
     unsafe fn map(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
-        self.0.map_exclusively(iova, runs, prot)
+        self.0.map_exclusively::<false>(iova, runs, prot)
     }
     fn revoke(&self, ranges: &[IovaRange]) -> Result<(), RevokeError> {
         for range in ranges {

@@ -173,8 +173,8 @@ fn lend_all(device: &Device, memory: &'static FakeMemory) -> Result<(), Error> {
     Ok(())
 }
 
-/// Caught: a `map_runs` that does not give back what it claimed below a table that is not to be had (the next round finds the page
-/// mapped); a reservation that is not released when its link fails.
+/// Caught: a `map_runs` that does not give back what it claimed before a table that is not to be had (what is lent then finds the page
+/// mapped); a `map_at` that keeps its range when the tables refuse.
 #[test]
 fn whatever_is_lent_through_real_tables_survives_every_failure() {
     for snooped in [true, false] {

@@ -257,8 +257,8 @@ fn elsewhere<T: Send>(f: impl Fn() -> T + Sync) -> T {
     tries.take(3).flatten().next().unwrap()
 }
 
-/// Caught: lapses that are the device's (the 128th in all flushes), a flush by amount that flushes the other core's too, a token
-/// that looks for its place on the core that it is on, and a `Device::flush` of this core alone.
+/// Caught: lapses that are the device's (the 128th in all flushes), a token that looks for its place on the core that it is on, when
+/// it is asked and when it is dropped, and a `Device::flush` of one core alone.
 #[test]
 fn each_core_has_lapses_of_its_own_and_a_token_is_taken_or_dropped_on_any() {
     let system = FakeSystem::new();

@@ -37,8 +37,8 @@ fn machines() -> impl Iterator<Item = FakeSystem> {
     })
 }
 
-/// Caught: a `stage` that maps; a `Reservation::sync` without `AddressSpace::sync` (an IOMMU that remembers absences finds none),
-/// and one with a sync for each (four completions); one without `prepare` (the device that does not snoop reads old memory).
+/// Caught: a `Reservation::sync` without `AddressSpace::sync` (an IOMMU that remembers absences finds none), and one with a sync for
+/// each (four completions); one without `prepare` (the device that does not snoop reads old memory).
 #[test]
 fn links_of_several_types_are_made_with_one_completion_and_none_is_reached_before() {
     for system in machines() {
@@ -77,7 +77,7 @@ fn links_of_several_types_are_made_with_one_completion_and_none_is_reached_befor
     }
 }
 
-/// Caught: `Claim::new` that is asked at the sync only; `Reservation::sync` that takes another reservation's.
+/// Caught: `Claim::new` that does not see what is there; `Reservation::sync` that takes another reservation's.
 #[test]
 fn what_is_staged_has_its_place_and_no_other_reservation_syncs_it() {
     let system = FakeSystem::new();
@@ -161,8 +161,8 @@ fn what_a_failed_sync_cannot_take_back_is_in_quarantine_and_the_rest_is_not() {
     assert!(reservation.release().is_err());
 }
 
-/// Caught: a carved part that is revoked with its neighbours or not at all; `Part` without `PAGEWISE` (the IOMMU refuses to cut a
-/// mapping, and the page is lost); `Part::span` that does not add its offset.
+/// Caught: `Part` without `PAGEWISE` (the IOMMU refuses to cut a mapping, and the page is lost); `Part::span` that does not add its
+/// offset; runs and loans that are not cut, and a claim that is not.
 #[test]
 fn a_part_of_a_link_is_unlinked_and_the_rest_stays() {
     for system in machines() {
@@ -215,7 +215,7 @@ fn a_part_of_a_link_is_unlinked_and_the_rest_stays() {
     }
 }
 
-/// Caught: `carve` that takes an offset inside a page, and one past the end.
+/// Caught: `carve` that takes an offset inside a page.
 #[test]
 fn what_is_no_part_of_a_link_is_not_carved_out_of_it() {
     let system = FakeSystem::new();
@@ -234,7 +234,7 @@ fn what_is_no_part_of_a_link_is_not_carved_out_of_it() {
     assert_eq!(reached(&edu, &reservation, 4), [1, 2, 3]);
 }
 
-/// Caught: parts that are ended one by one.
+/// Caught: `Loan::split` whose second loan is where the first is.
 #[test]
 fn parts_and_links_end_with_one_completion_and_neighbours_as_one_range() {
     let system = FakeSystem::new();
@@ -260,7 +260,7 @@ fn parts_and_links_end_with_one_completion_and_neighbours_as_one_range() {
     assert_eq!(whole.len(), 8 * PAGE);
 }
 
-/// Caught: a part whose memory goes back although its revocation failed.
+/// Caught: `Part` without `PAGEWISE`; a claim that is not shortened when it is divided.
 #[test]
 fn a_part_that_cannot_be_revoked_is_lost_alone_and_keeps_the_whole() {
     let system = FakeSystem::new();

@@ -67,8 +67,9 @@ impl<D: Direction, M: Spans> Held<D, M> {
         site: Site,
     ) -> Result<Loan, Refused> {
         match memory.only_run() {
-            // SAFETY: the caller's promise, here and below.
+            // SAFETY: the caller's promise.
             Some(run) => unsafe { device.lend_quickly(&[run], len, prot, mask, site) },
+            // SAFETY: as above.
             None => unsafe { device.lend_quickly(memory.spans_runs(), len, prot, mask, site) },
         }
     }

@@ -329,7 +329,7 @@ impl<D: Direction, B: Buffer> MappedList<D, B> {
         }
         let mut segments = core::mem::take(&mut list.segments);
         segments.clear();
-        let held = if list.is_whole_pages() && !device.is_isolated() {
+        let held = if list.runs.len() > 1 && list.is_whole_pages() && !device.is_isolated() {
             Held::lend_scattered(device, list, &mut segments, site)
         } else {
             Held::lend(device, list, site)

@@ -83,7 +83,7 @@ pub struct Domain {
     iova: IovaAllocator,
     /// Only ever appended to.
     reserved: IrqMutex<Vec<Reserved>>,
-    /// The longest range without a reserved region, once the owner has begun to map.
+    /// The range without a reserved region in which the owner has begun to map, once he has.
     clear: Once<IovaRange>,
     placing: Placing,
 }
@@ -201,10 +201,12 @@ impl Domain {
             return Err(error);
         }
         let reserved = self.reserved.lock();
+        if reserved.iter().any(|reserved| reserved.range.overlaps(range)) {
+            return Err(IovaError::InUse(range));
+        }
         // Under the lock, after which nothing is reserved any more.
-        self.clear.call_once(|| gaps(&reserved, self.iova.window()).max_by_key(|gap| gap.len()).unwrap_or_default());
-        let taken = reserved.iter().any(|reserved| reserved.range.overlaps(range));
-        if taken { Err(IovaError::InUse(range)) } else { Ok(()) }
+        self.clear.call_once(|| gaps(&reserved, self.iova.window()).find(|gap| gap.covers(range)).unwrap_or_default());
+        Ok(())
     }
 
     /// Withholds what of `range` no earlier reservation covers: all of it, or nothing.

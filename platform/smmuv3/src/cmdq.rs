@@ -268,7 +268,7 @@ impl CommandQueue {
         }
     }
 
-    #[inline] // No call, which would cost the other way the registers that it keeps.
+    #[inline(never)] // Keeps the other way short.
     fn sync_with_message(&self, messages: &TableBlock, position: u64) -> Words {
         let slot = self.ring.slot(position);
         if let Some(word) = messages.get(slot) {

@@ -171,10 +171,10 @@ impl<W: Word> Ring<W> {
     /// queue is closed or another core claims at this moment.
     #[inline]
     pub fn claim_from(&self, next: u64, wanted: u64) -> Option<Range<u64>> {
-        let end = next.wrapping_add(wanted);
+        let (end, entries) = (next.wrapping_add(wanted), self.places.wrapping_add(1));
         // As in `claim`. Closed, the claim word is beyond everything that is free; and what others have consumed since `next` was
         // looked at makes the difference large, but then the exchange would fail too.
-        if end.wrapping_sub(self.consumed.load(Acquire)) > self.places.wrapping_add(1) {
+        if end.wrapping_sub(self.consumed.load(Acquire)) > entries {
             return None;
         }
         self.claimed.compare_exchange(next, end, Relaxed, Relaxed).ok().map(|_| next..end)

@@ -50,18 +50,27 @@ const BLOCK: usize = 512;
 /// The most blocks that a window can have at a time: chunks for 512 GiB of pages of 4 KiB.
 const BLOCKS: usize = 512;
 
+/// Chunks that a core keeps.
+const KEPT_CHUNKS: usize = 8;
+
 /// What one core has, for each class.
 #[repr(align(64))]
 struct Core {
     /// What it has given back last (see `kept`).
     kept: [AtomicU64; CLASSES],
+    /// Chunks that it has given back, likewise.
+    kept_chunks: [AtomicU64; KEPT_CHUNKS],
     /// The chunk from which it allocates.
     chunks: [AtomicU32; CLASSES],
 }
 
 impl Core {
     fn new() -> Self {
-        Self { kept: [const { AtomicU64::new(0) }; CLASSES], chunks: [const { AtomicU32::new(u32::MAX) }; CLASSES] }
+        Self {
+            kept: [const { AtomicU64::new(0) }; CLASSES],
+            kept_chunks: [const { AtomicU64::new(0) }; KEPT_CHUNKS],
+            chunks: [const { AtomicU32::new(u32::MAX) }; CLASSES],
+        }
     }
 }
 
@@ -218,6 +227,11 @@ impl IovaAllocator {
 
     #[inline(never)]
     fn allocate_range(&self, len: u64, align: u64, limit: Iova) -> Result<IovaRange, IovaError> {
+        if self.is_chunk(len)
+            && let Some(range) = self.take_chunk(len, align, limit)
+        {
+            return Ok(range);
+        }
         if len & (self.page_size() - 1) == 0
             && align.is_power_of_two()
             && let Some(start) = self.allocate_cached(len, align, limit)

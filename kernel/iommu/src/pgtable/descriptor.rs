@@ -124,8 +124,28 @@ fn stage2(prot: Prot) -> u64 {
     memory | read | write
 }
 
+/// Where in a leaf of either stage stand its permissions and memory type, and how many values they have.
+const SAID_SHIFT: u32 = 2;
+const SAID: usize = 1 << 6;
+
+/// What leaves let a device do, so that translating looks it up.
+pub(super) struct Said([Prot; SAID]);
+
+impl Said {
+    /// Decodes all that a leaf of `stage` can say.
+    pub fn new(stage: Stage) -> Self {
+        Self(core::array::from_fn(|bits| decode(stage, (bits as u64) << SAID_SHIFT)))
+    }
+
+    /// What `leaf` says.
+    #[inline(always)]
+    pub fn get(&self, leaf: u64) -> Prot {
+        self.0[(leaf >> SAID_SHIFT) as usize % SAID]
+    }
+}
+
 /// What a leaf lets a device do.
-pub(super) fn decode(stage: Stage, leaf: u64) -> Prot {
+fn decode(stage: Stage, leaf: u64) -> Prot {
     let mut prot = Prot::empty();
     match stage {
         Stage::One => {

@@ -48,7 +48,7 @@ use crate::contract::TableMemory;
 use crate::{Iova, OutOfMemory, PhysAddr, Prot};
 use core::fmt;
 use core::sync::atomic::Ordering;
-use descriptor::Templates;
+use descriptor::{Said, Templates};
 use geometry::LAST;
 use node::{Children, Node, places};
 
@@ -61,6 +61,7 @@ pub struct PageTable {
     /// The same for the tables above them.
     middle: Children,
     templates: Templates,
+    said: Said,
     geometry: Geometry,
     memory: &'static dyn TableMemory,
     root: Node,
@@ -130,8 +131,8 @@ impl PageTable {
         let elsewhere = start == LAST - 2 && middle.len() > geometry.level(start).mask
             || start == LAST - 1 && low.len() > geometry.level(start).mask;
         let root = Node::new(&geometry, start, !elsewhere, memory)?;
-        let (shape, templates) = (Shape::new(&geometry), Templates::new(geometry.stage()));
-        Ok(Self { shape, low, middle, templates, geometry, memory, root })
+        let (templates, said) = (Templates::new(geometry.stage()), Said::new(geometry.stage()));
+        Ok(Self { shape: Shape::new(&geometry), low, middle, templates, said, geometry, memory, root })
     }
 
     /// Where the first table is, for TTB0 or S2TTB.
@@ -148,28 +149,29 @@ impl PageTable {
     #[inline]
     pub fn translate(&self, iova: Iova) -> Option<(PhysAddr, Prot)> {
         let address = iova.get();
+        // (What is near is in the input range.)
+        let Some(node) = self.near_leaf_table(address) else { return self.translate_far(address) };
+        let entry = node.entry(self.shape.index(address)).load(Ordering::Acquire);
+        if !descriptor::is_leaf(entry, LAST) {
+            return None;
+        }
+        let phys = descriptor::address(entry) | address & self.shape.within;
+        Some((PhysAddr::new(phys), self.said.get(entry)))
+    }
+
+    #[inline(never)] // Keeps the way of a page short.
+    fn translate_far(&self, address: u64) -> Option<(PhysAddr, Prot)> {
         if address >= self.shape.input_end {
             return None;
         }
-        let Some(node) = self.leaf_table(address) else { return self.translate_above(address) };
-        let entry = node.entry(self.shape.index(address)).load(Ordering::Acquire);
-        self.translation(LAST, entry, address)
-    }
-
-    #[inline(never)]
-    fn translate_above(&self, address: u64) -> Option<(PhysAddr, Prot)> {
         let place = self.place(address);
-        self.translation(place.level, place.node.entry(place.index).load(Ordering::Acquire), address)
-    }
-
-    #[inline(always)]
-    fn translation(&self, level: usize, entry: u64, address: u64) -> Option<(PhysAddr, Prot)> {
-        if !descriptor::is_leaf(entry, level) {
+        let entry = place.node.entry(place.index).load(Ordering::Acquire);
+        if !descriptor::is_leaf(entry, place.level) {
             return None;
         }
-        let offset = self.geometry.level(level).size() - 1;
+        let offset = self.geometry.level(place.level).size() - 1;
         let phys = descriptor::address(entry) & !offset | address & offset;
-        Some((PhysAddr::new(phys), descriptor::decode(self.geometry.stage(), entry)))
+        Some((PhysAddr::new(phys), self.said.get(entry)))
     }
 }
 

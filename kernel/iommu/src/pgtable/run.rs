@@ -8,8 +8,7 @@ use super::descriptor::{EMPTY, Template, all_leaves, is_contiguous, is_group, is
 use super::geometry::LAST;
 use super::map::parts;
 use super::node::Node;
-use super::unmap::Unmapped;
-use crate::{Iova, IovaRange, MapError, PhysRange, RevokeError};
+use crate::{Iova, IovaRange, MapError, PhysRange};
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -73,11 +72,20 @@ impl PageTable {
             return None;
         }
         if large && len >= shape.table {
-            return self.map_block::<BARRIER>(iova, phys, template);
+            if self.map_block::<BARRIER>(iova, phys, template).is_some() {
+                return Some(());
+            }
+            // Blocks may be a part of it.
+            if (start ^ phys) & shape.table.wrapping_sub(1) == 0 {
+                return None;
+            }
         }
         let bits = start | phys | len;
         if bits & shape.within != 0 || iova.end().get() > shape.input_end || run.end().get() > shape.output_end {
             return None;
+        }
+        if !self.in_one_table(start, len) {
+            return self.map_across(iova, phys, template, large);
         }
         let (node, index, entries) = self.entries(start, len)?;
         if !all_empty(entries) {
@@ -86,6 +94,47 @@ impl PageTable {
         self.write_pages(entries, index, phys, template, large);
         node.table().publish_as::<BARRIER>(index, index.wrapping_add(entries.len()));
         Some(())
+    }
+
+    /// [`Self::map_run`] for pages in several tables.
+    #[inline(never)]
+    fn map_across(&self, iova: IovaRange, phys: u64, template: Template, large: bool) -> Option<()> {
+        for (start, len) in self.by_table(iova) {
+            if !all_empty(self.entries(start, len)?.2) {
+                return None;
+            }
+        }
+        // Tables never go away: all of them are found again.
+        for (start, len) in self.by_table(iova) {
+            let (node, index, entries) = self.entries(start, len)?;
+            self.write_pages(
+                entries,
+                index,
+                phys.wrapping_add(start.wrapping_sub(iova.start().get())),
+                template,
+                large,
+            );
+            node.table().publish(index, index + entries.len());
+        }
+        Some(())
+    }
+
+    /// The parts of `range`, start and length, that lie in one last-level table each.
+    fn by_table(&self, range: IovaRange) -> impl Iterator<Item = (u64, u64)> {
+        let (mut at, end, table) = (range.start().get(), range.end().get(), self.shape.table);
+        core::iter::from_fn(move || {
+            let start = at;
+            at = end.min((start | (table - 1)).saturating_add(1));
+            (start < end).then_some((start, at - start))
+        })
+    }
+
+    /// Whether the pages of `len` bytes from `start` on lie in one last-level table.
+    #[inline(always)]
+    fn in_one_table(&self, start: u64, len: u64) -> bool {
+        // (So do no pages at all.)
+        let last = start.wrapping_add(len.saturating_sub(1));
+        (start ^ last) < self.shape.table
     }
 
     /// [`Self::map_run`] for runs of one page each, no two of them neighbours.
@@ -157,6 +206,9 @@ impl PageTable {
         if (start | len) & shape.within != 0 || range.end().get() > shape.input_end {
             return None;
         }
+        if !self.in_one_table(start, len) {
+            return self.unmap_across(range);
+        }
         let (node, index, entries) = self.entries(start, len)?;
         let (first, last) = (entries.first()?.load(Relaxed), entries.last()?.load(Relaxed));
         let within = self.geometry.level(LAST).contiguous.wrapping_sub(1);
@@ -172,6 +224,28 @@ impl PageTable {
         }
         clear(entries);
         node.table().publish_as::<BARRIER>(index, index.wrapping_add(entries.len()));
+        Some(LAST as u8)
+    }
+
+    /// [`Self::unmap_run`] for pages in several tables.
+    #[inline(never)]
+    fn unmap_across(&self, range: IovaRange) -> Option<u8> {
+        let within = self.geometry.level(LAST).contiguous - 1;
+        for (start, len) in self.by_table(range) {
+            let (_, index, entries) = self.entries(start, len)?;
+            // A table has whole groups: only at the ends of the range can one be cut.
+            let (first, last) = (entries.first()?.load(Relaxed), entries.last()?.load(Relaxed));
+            let cut = is_contiguous(first) && index & within != 0
+                || is_contiguous(last) && (index + entries.len()) & within != 0;
+            if cut || !self.are_pages(entries, index) {
+                return None;
+            }
+        }
+        for (start, len) in self.by_table(range) {
+            let (node, index, entries) = self.entries(start, len)?;
+            clear(entries);
+            node.table().publish(index, index + entries.len());
+        }
         Some(LAST as u8)
     }
 
@@ -248,43 +322,6 @@ impl PageTable {
         Some(Ok(()))
     }
 
-    /// [`Self::unmap_in_table`] for several tables.
-    #[inline(never)]
-    fn unmap_in_tables(&self, range: IovaRange) -> Option<Result<Unmapped, RevokeError>> {
-        let size = self.geometry.level(LAST).size();
-        let (start, end) = (range.start().get(), range.end().get());
-        let mut at = start;
-        while at < end {
-            let piece = self.piece(at, end)?;
-            if !are_leaves(piece.entries) {
-                return None;
-            }
-            at = piece.end;
-        }
-        let span = self.geometry.level(LAST).contiguous as u64 * size;
-        for (edge, page) in [(start, start), (end, end - size)] {
-            // What lies across an edge is for the general way to refuse.
-            let whole = edge & (span - 1) == 0;
-            if !whole && is_contiguous(self.piece(page, page + size)?.entries.first()?.load(Relaxed)) {
-                return None;
-            }
-        }
-        let mut at = start;
-        while at < end {
-            let piece = self.piece(at, end)?;
-            clear(piece.entries);
-            piece.node.table().publish(piece.index, piece.index + piece.entries.len());
-            at = piece.end;
-        }
-        Some(Ok(Unmapped {
-            range,
-            level: Some(LAST as u8),
-            leaf_size: Some(size),
-            leaves: (end - start) / size,
-            missing: None,
-        }))
-    }
-
     /// Maps `iova`, in which nobody else maps at this time. Sizes, alignment and limits have been checked. `None` where it does
     /// not lie in tables that are there.
     pub(super) fn map_in_table(
@@ -358,45 +395,10 @@ impl PageTable {
             fill(after, plain | phys_of_group.wrapping_add(whole as u64 * size), size);
         }
     }
-
-    /// Clears the leaves of `range`, which is aligned and inside the input range. `None` where not all of it is mapped by pages.
-    pub(super) fn unmap_in_table(&self, range: IovaRange) -> Option<Result<Unmapped, RevokeError>> {
-        let shape = self.geometry.level(LAST);
-        let start = range.start().get();
-        let index = self.geometry.index(LAST, start);
-        let count = (range.len() >> (shape.shift & 63)) as usize;
-        if count > shape.mask + 1 - index {
-            return self.unmap_in_tables(range);
-        }
-        let node = self.leaf_table(start)?;
-        let entries = node.table().get(index..index + count)?;
-        let (first, last) = (entries.first()?.load(Relaxed), entries.last()?.load(Relaxed));
-        let (within, span) = (shape.contiguous - 1, shape.contiguous as u64 * shape.size());
-        if is_contiguous(first) && index & within != 0 {
-            return Some(Err(RevokeError::SplitsBlock(range.start().align_down(span))));
-        }
-        if is_contiguous(last) && (index + count) & within != 0 {
-            return Some(Err(RevokeError::SplitsBlock(range.end().align_down(span))));
-        }
-        // What is cleared before something is missing is cleared: the general way counts it as missing, which makes the
-        // invalidation do without hints. So it is looked for first.
-        if !are_leaves(entries) {
-            return None;
-        }
-        clear(entries);
-        node.table().publish(index, index + count);
-        Some(Ok(Unmapped {
-            range,
-            level: Some(LAST as u8),
-            leaf_size: Some(shape.size()),
-            leaves: count as u64,
-            missing: None,
-        }))
-    }
 }
 
 /// Whether nothing is there.
-#[inline]
+#[inline(always)]
 fn all_empty(entries: &[AtomicU64]) -> bool {
     let (blocks, rest) = entries.as_chunks::<TOGETHER>();
     let any = |entries: &[AtomicU64]| entries.iter().fold(0, |all, entry| all | entry.load(Relaxed));
@@ -404,7 +406,7 @@ fn all_empty(entries: &[AtomicU64]) -> bool {
 }
 
 /// Whether all are pages.
-#[inline]
+#[inline(always)]
 fn are_leaves(entries: &[AtomicU64]) -> bool {
     let (blocks, rest) = entries.as_chunks::<TOGETHER>();
     let all = |entries: &[AtomicU64]| entries.iter().fold(u64::MAX, |all, entry| all & entry.load(Relaxed));
@@ -413,7 +415,7 @@ fn are_leaves(entries: &[AtomicU64]) -> bool {
 
 /// Clears entries. No exchange: nobody else may change a page that the caller has mapped, and if somebody does, the worst that a
 /// store can do is to unmap what the caller is about to invalidate anyhow.
-#[inline]
+#[inline(always)]
 fn clear(entries: &[AtomicU64]) {
     let (blocks, rest) = entries.as_chunks::<TOGETHER>();
     for block in blocks {
@@ -423,7 +425,7 @@ fn clear(entries: &[AtomicU64]) {
 }
 
 /// Stores `leaf` and those that follow it in steps of `size`. Addresses have been checked: nothing wraps.
-#[inline]
+#[inline(always)]
 fn fill(entries: &[AtomicU64], mut leaf: u64, size: u64) {
     let mut store = |entry: &AtomicU64| {
         entry.store(leaf, Relaxed);

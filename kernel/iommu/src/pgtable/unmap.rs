@@ -48,6 +48,11 @@ impl PageTable {
             let (level, leaf_size) = (Some(LAST as u8), Some(range.len()));
             return Ok(Unmapped { range, level, leaf_size, leaves: 1, missing: None });
         }
+        if let Some(level) = self.unmap_run::<false>(range) {
+            let shape = self.geometry.level(usize::from(level));
+            let (leaf_size, leaves) = (Some(shape.size()), range.len() >> (shape.shift & 63));
+            return Ok(Unmapped { range, level: Some(level), leaf_size, leaves, missing: None });
+        }
         self.unmap_range(range)
     }
 
@@ -82,11 +87,6 @@ impl PageTable {
         if !range.is_aligned(page) {
             let cut = if range.start().is_aligned(page) { range.end() } else { range.start() };
             return Err(RevokeError::SplitsBlock(cut.align_down(page)));
-        }
-        if start != end
-            && let Some(result) = self.unmap_in_table(range)
-        {
-            return result;
         }
         let mut tally = Tally::default();
         if start != end {

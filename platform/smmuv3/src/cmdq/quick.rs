@@ -77,13 +77,18 @@ impl CommandQueue {
         {
             return Err(Later::Issue);
         }
+        // A message is awaited where it arrives, not at the register.
+        if self.messages.is_some() {
+            return Err(Later::Issue);
+        }
         let refusals = self.refusals.load(Acquire);
         let masked = cpu::mask_interrupts();
         let Some((run, at, cells)) = self.claim_two() else { return Err(Later::Issue) };
         let (start, end, index) = (run.start, run.end, self.ring.index(run.end));
-        let sync = self.sync_at(start.wrapping_add(1));
         let [command0, command1, sync0, sync1] = cells;
-        for (cell, word) in [(command0, command[0]), (command1, command[1]), (sync0, sync[0]), (sync1, sync[1])] {
+        for (cell, word) in
+            [(command0, command[0]), (command1, command[1]), (sync0, self.sync[0]), (sync1, self.sync[1])]
+        {
             cell.store(word, Relaxed);
         }
         if !seeded(Bug::CommandNotPublished) {
@@ -138,7 +143,9 @@ impl CommandQueue {
         let (end, refusals) = match later {
             Later::Issue => {
                 // There may be more room than is known.
-                self.look(registers, counters);
+                if self.messages.is_none() {
+                    self.look(registers, counters);
+                }
                 return self.execute(registers, counters, &[command]);
             }
             Later::Tell { start, refusals, masked } => {

@@ -1,5 +1,4 @@
-//! Red with: a turn that two have; a revocation under way that is not waited for, or whose word reaches less far than its range;
-//! a failed one whose range is used again.
+//! Seen red: a revocation under way that is not waited for.
 
 use super::*;
 use crate::Iova;

@@ -197,3 +197,46 @@ fn cores_that_allocate_and_free_at_once_never_share_a_page() {
     }
     assert_eq!(iova.allocate((total - 1) * PAGE, PAGE, TOP), Ok(pages(1, total - 1)), "all of it came back");
 }
+
+/// Red when what is kept was not given up.
+#[test]
+fn what_another_core_keeps_is_had_before_anything_fails() {
+    let iova = IovaAllocator::new(range(0, 8 * PAGE), PAGE).unwrap();
+    let live: Vec<_> = (1..8).map(|_| iova.allocate(PAGE, PAGE, TOP).unwrap()).collect();
+    elsewhere(|| iova.recycle(live[2])).unwrap();
+    assert_eq!(iova.allocate(PAGE, PAGE, TOP), Ok(live[2]));
+    assert!(iova.allocate(PAGE, PAGE, TOP).is_err());
+    elsewhere(|| iova.recycle(live[4])).unwrap();
+    iova.recycle(live[5]).unwrap();
+    let both = pages(5, 2);
+    assert_eq!((live[4].start(), live[5].end()), (both.start(), both.end()));
+    iova.reserve(both).unwrap();
+    assert_eq!(iova.reserve(live[3]), Err(IovaError::InUse(live[3])));
+}
+
+/// Red when what is kept was not given up before an allocation failed.
+#[test]
+fn cores_that_keep_and_take_never_have_the_same_range() {
+    let iova = IovaAllocator::new(range(0, 64 * PAGE), PAGE).unwrap();
+    let taken: Vec<_> = (0..64).map(|_| AtomicU32::new(0)).collect();
+    let mark = |range: IovaRange, from, to| {
+        for page in range.start().get() / PAGE..range.end().get() / PAGE {
+            assert_eq!(taken[page as usize].swap(to, Relaxed), from, "page {page}");
+        }
+    };
+    thread::scope(|scope| {
+        for core in 0..4_u64 {
+            let (iova, mark) = (&iova, &mark);
+            scope.spawn(move || {
+                for round in 0..4000 {
+                    // Now and then there is no room: what the others keep is given up under their hands.
+                    let Ok(range) = iova.allocate((1 + (core + round) % 17) * PAGE, PAGE, TOP) else { continue };
+                    mark(range, 0, 1);
+                    mark(range, 1, 0);
+                    if round % 5 == 0 { iova.free(range).unwrap() } else { iova.recycle(range).unwrap() }
+                }
+            });
+        }
+    });
+    assert!(iova.allocate(63 * PAGE, PAGE, TOP).is_ok());
+}

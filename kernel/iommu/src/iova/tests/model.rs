@@ -135,7 +135,7 @@ proptest! {
 
     /// Red with: caches that are not dissolved before an allocation fails, or dissolved without the slots in use; a slot that
     /// is freed without a look at how much of it is in use; free ranges that are not merged; a guard or a limit forgotten; what is kept
-    /// not given up before an allocation or a reservation fails, taken without a look at size, alignment or limit, kept with a guard.
+    /// not given up before an allocation or a reservation fails.
     #[test]
     fn ranges_are_disjoint_aligned_and_refused_only_when_nothing_fits(
         end in prop_oneof![2..40_u64, 600..3000_u64],

@@ -11,6 +11,7 @@ use core::ops::Range;
 use dma::{Device, Lent};
 use iommu::Iova;
 use kernel::class::{Disk, Stray};
+use pci::Wire;
 
 /// Bytes of a virtio sector, whatever the block size.
 const SECTOR: u64 = 512;
@@ -64,6 +65,11 @@ impl BlockDisk {
     /// How it interrupts.
     pub fn signal(&self) -> Signal {
         self.wiring.signal()
+    }
+
+    /// The wire by which it interrupts, if it is one.
+    pub fn wire(&self) -> Option<&Wire> {
+        self.wiring.wire()
     }
 
     /// The bus master.

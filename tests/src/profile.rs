@@ -36,7 +36,12 @@ pub const PROFILES: &[(&str, &str)] = &[
     ("gicv2", "as default, with eight cores and a GICv2 with GICv2m"),
     (
         "intx",
-        "as default, with nothing that takes messages, two more disks in slots 6 and 10, and edu where QEMU lets it be",
+        "as default, with nothing that takes messages (before QEMU 11, with disks that send none), two more disks in slots 6 and \
+         10, one behind a switch and a bridge to conventional PCI, and one behind a further host bridge",
+    ),
+    (
+        "many",
+        "as default, with a second display, 20 disks in all, and edus behind a further host bridge from bus 0x80 on and behind a switch",
     ),
     ("bare", "no IOMMU, no disk, no display; two edus with few address lines"),
 ];
@@ -128,13 +133,50 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
             machine.extra = words(["-machine", "gic-version=2"]);
         }
         "intx" => {
-            // Before, an edu without messages was refused.
-            machine.edu = emulator.version >= Version(11, 0, 0);
-            machine.extra = words(["-machine", "its=off"]);
-            for (name, slot) in [("b", "6"), ("c", "a")] {
-                let drive = format!("driver=null-co,node-name={name},size=67108864,read-zeroes=on");
-                let disk = format!("virtio-blk-pci,addr={slot},drive={name},disable-legacy=on,iommu_platform=on");
-                machine.extra.extend(words(["-blockdev", &drive, "-device", &disk]));
+            // Before, neither an edu nor a root port could be where nothing takes messages: there the disks have no vectors.
+            machine.extra = if emulator.version >= Version(11, 0, 0) {
+                words(["-machine", "its=off"])
+            } else {
+                words(["-global", "virtio-blk-pci.vectors=0"])
+            };
+            for bridge in [
+                "pcie-root-port,id=near,bus=pcie.0,addr=8,chassis=1",
+                "x3130-upstream,id=switch,bus=near",
+                "xio3130-downstream,id=down,bus=switch,addr=1,chassis=2,slot=1",
+                "pcie-pci-bridge,id=conventional,bus=down",
+                "pxb-pcie,id=pxb,bus=pcie.0,bus_nr=0x80,addr=9",
+                "pcie-root-port,id=far,bus=pxb,addr=2,chassis=3",
+            ] {
+                machine.extra.extend(words(["-device", bridge]));
+            }
+            for (name, place) in [
+                ("b", "bus=pcie.0,addr=6"),
+                ("c", "bus=pcie.0,addr=a"),
+                ("d", "bus=conventional,addr=5"),
+                ("e", "bus=far"),
+            ] {
+                machine.extra.extend(empty_disk(name, place, emulator));
+            }
+        }
+        "many" => {
+            machine.extra = words(["-device", &format!("virtio-gpu-pci,addr=4,{}", virtio_options(emulator))]);
+            for slot in 5..24 {
+                machine.extra.extend(empty_disk(
+                    &format!("empty{slot}"),
+                    &format!("bus=pcie.0,addr={slot:x}"),
+                    emulator,
+                ));
+            }
+            for device in [
+                "pxb-pcie,id=pxb,bus=pcie.0,bus_nr=0x80,addr=18",
+                "pcie-root-port,id=far,bus=pxb,chassis=1",
+                "edu,bus=far,dma_mask=0xffffffffffffffff",
+                "pcie-root-port,id=near,bus=pcie.0,addr=19,chassis=2",
+                "x3130-upstream,id=switch,bus=near",
+                "xio3130-downstream,id=down,bus=switch,addr=3,chassis=3,slot=3",
+                "edu,bus=down,dma_mask=0xffffffffffffffff",
+            ] {
+                machine.extra.extend(words(["-device", device]));
             }
         }
         "bare" => {
@@ -148,6 +190,17 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
         }
     }
     Ok(machine)
+}
+
+/// A disk of 64 MiB that reads as zeroes.
+fn empty_disk(name: &str, place: &str, emulator: &Emulator) -> Vec<OsString> {
+    let drive = format!("driver=null-co,node-name={name},size=67108864,read-zeroes=on");
+    words([
+        "-blockdev",
+        &drive,
+        "-device",
+        &format!("virtio-blk-pci,{place},drive={name},{}", virtio_options(emulator)),
+    ])
 }
 
 fn words<const N: usize>(words: [&str; N]) -> Vec<OsString> {

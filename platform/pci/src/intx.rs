@@ -72,6 +72,8 @@ struct Claim {
     handler: Arc<dyn Handler>,
     /// How often in a row it still asserted the line after its handler.
     stuck: u32,
+    /// How often its handler was called.
+    served: u64,
 }
 
 #[derive(Default)]
@@ -124,7 +126,7 @@ impl Line {
                     self.control.unmask();
                 }
             }
-            state.claims.push(Claim { function: function.clone(), handler, stuck: 0 });
+            state.claims.push(Claim { function: function.clone(), handler, stuck: 0, served: 0 });
         }
         function.set_wired_interrupt(true);
         Ok(Wire { line: self.clone(), function: function.clone() })
@@ -146,11 +148,12 @@ impl Handler for Line {
         let mut state = self.state.lock();
         let State { claims, unclaimed, masked, trouble } = &mut *state;
         let mut served = false;
-        for Claim { function, handler, stuck } in claims {
+        for Claim { function, handler, stuck, served: count } in claims {
             if *stuck >= PATIENCE || !function.asserts_wire() {
                 continue;
             }
             served = true;
+            *count += 1;
             handler.handle();
             *stuck = if function.asserts_wire() { *stuck + 1 } else { 0 };
             if *stuck >= PATIENCE {
@@ -181,6 +184,13 @@ impl Wire {
     /// The line.
     pub fn line(&self) -> &Arc<Line> {
         &self.line
+    }
+
+    /// How many interrupts of the function's were served.
+    pub fn served(&self) -> u64 {
+        let state = self.line.state.lock();
+        let own = state.claims.iter().find(|claim| Arc::ptr_eq(&claim.function, &self.function));
+        own.map_or(0, |claim| claim.served)
     }
 }
 
@@ -311,6 +321,7 @@ mod tests {
         rig.line.handle();
         let calls: Vec<_> = rig.devices.iter().map(|device| device.calls()).collect();
         assert_eq!(calls, [1, 0, 1]);
+        assert_eq!(rig.wires.iter().map(Wire::served).collect::<Vec<_>>(), [1, 0, 1]);
         rig.line.handle();
         assert_eq!(rig.devices[0].calls(), 1);
         assert_eq!(rig.line.trouble(), None);

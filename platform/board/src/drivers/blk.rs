@@ -14,6 +14,7 @@ use core::task::{Context, Poll};
 use dma::{Device, Fence, Job, Lent};
 use iommu::Iova;
 use kernel::class::{Disk, Stray};
+use pci::Wire;
 
 /// Bytes of a virtio sector, whatever the block size.
 const SECTOR: u64 = 512;
@@ -69,6 +70,11 @@ impl BlockDisk {
     /// How it interrupts.
     pub fn signal(&self) -> Signal {
         self.wiring.signal()
+    }
+
+    /// The wire by which it interrupts, if it is one.
+    pub fn wire(&self) -> Option<&Wire> {
+        self.wiring.wire()
     }
 
     /// The bus master.

@@ -99,4 +99,12 @@ impl Wiring {
             Means::Wire(_) => Signal::Wire,
         }
     }
+
+    /// The wire, where the device has one in use.
+    pub fn wire(&self) -> Option<&Wire> {
+        match &self.means {
+            Means::Messages(_) => None,
+            Means::Wire(wire) => wire.as_ref(),
+        }
+    }
 }

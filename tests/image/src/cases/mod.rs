@@ -16,6 +16,7 @@ mod iommus;
 mod lapses;
 mod lists;
 mod machine;
+mod many;
 mod memory;
 mod misuse;
 mod narrow;

@@ -1,6 +1,7 @@
-//! Interrupts by wire: shared lines, on a machine on which nothing takes messages.
+//! Interrupts by wire: shared lines, of disks that send no messages or whose messages nothing takes.
 //!
-//! The three disks stand in slots 2, 6 and 10, whose INTA is one interrupt on QEMU's virt.
+//! Three disks stand in slots 2, 6 and 10, whose INTA is one interrupt on QEMU's virt; one stands behind a switch and a bridge to
+//! conventional PCI, one behind a further host bridge.
 
 use super::pattern;
 use crate::bench::{Bench, soon};
@@ -52,6 +53,7 @@ ktest! {
             mapped.unmap()?.read_at(0, &mut found)?;
             expect!(found == bytes, "round {round}");
         }
+        expect!(disk.wire().is_some_and(|wire| wire.served() >= 100), "a write and a read in each round");
         let function = disk.master().function().clone();
         disk.stop()?;
         expect!(!function.may_use_wire());
@@ -62,7 +64,7 @@ ktest! {
 
 ktest! {
     fn disks_on_one_line_work_at_once_and_go_one_by_one(bench) {
-        let mut disks = [disk(bench, 0)?, disk(bench, 1)?, disk(bench, 2)?].into_iter().collect::<Vec<_>>();
+        let mut disks = [disk(bench, 0)?, disk(bench, 1)?, disk(bench, 3)?].into_iter().collect::<Vec<_>>();
         let line = |disk: &BlockDisk| bench.boot.machine.pcie[0].intx.lookup(disk.master().function().bdf().device(), 1);
         expect!(line(&disks[0]).is_some() && line(&disks[0]) == line(&disks[1]) && line(&disks[1]) == line(&disks[2]));
         while !disks.is_empty() {
@@ -77,6 +79,28 @@ ktest! {
             }
             disks.swap_remove(0).stop()?;
         }
+        Ok(())
+    }
+    machine: intx
+}
+
+ktest! {
+    /// Seen red with the pins not turned by bridges, and with the slot on bus 0 in place of that on the further root.
+    fn a_disk_interrupts_by_its_own_wire_wherever_it_stands(bench) {
+        let mut places = Vec::new();
+        for nth in 0..5 {
+            let disk = disk(bench, nth)?;
+            let served = |disk: &BlockDisk| disk.wire().map_or(0, pci::Wire::served);
+            let before = served(&disk);
+            read(&disk)?;
+            expect!(served(&disk) > before, "disk {nth}");
+            let function = disk.master().function();
+            places.push((function.bdf().bus(), function.requester_id() != function.bdf().requester_id()));
+            disk.stop()?;
+        }
+        expect!(places.contains(&(0, false)));
+        expect!(places.iter().any(|(bus, alias)| *bus != 0 && *bus < 0x80 && *alias), "behind conventional PCI: {places:?}");
+        expect!(places.iter().any(|(bus, _)| *bus > 0x80), "behind the further host bridge: {places:?}");
         Ok(())
     }
     machine: intx

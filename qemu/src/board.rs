@@ -26,9 +26,13 @@ impl Name {
     pub fn since(self) -> Version {
         match self {
             Self::Virt => Version(7, 2, 0),
-            // Before, there was no ITS, and PCIe functions had no MSI-X, which the drivers want.
-            Self::Sbsa => Version(8, 1, 0),
+            Self::Sbsa => Version(7, 2, 0),
         }
+    }
+
+    /// Whether this QEMU's version of the board has something that takes messages. Where there is nothing, QEMU makes no edu.
+    pub fn takes_messages(self, emulator: Version) -> bool {
+        self == Self::Virt || emulator >= Version(8, 1, 0)
     }
 
     /// Makes what the board needs besides the kernel.

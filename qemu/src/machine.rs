@@ -168,7 +168,7 @@ impl Machine {
                 bail!("the board sbsa has an SMMUv3, always; leave --iommu out");
             }
             Board::Sbsa { .. } if emulator.version < board::Name::Sbsa.since() => {
-                bail!("the board sbsa needs QEMU {} or newer, where it has an ITS", board::Name::Sbsa.since());
+                bail!("the board sbsa needs QEMU {} or newer", board::Name::Sbsa.since());
             }
             // The display that the board always has comes with a program for PCs, which need not be installed.
             Board::Sbsa { .. } => drop(arguments.two("-M", "sbsa-ref").two("-global", "pci-device.romfile=")),
@@ -206,7 +206,11 @@ impl Machine {
             // Before the devices that it translates for. It starts as machines do, letting everything through.
             arguments.two("-device", "virtio-iommu-pci,bus=pcie.0,addr=6");
         }
-        if self.edu {
+        let takes_messages = match self.board {
+            Board::Sbsa { .. } => board::Name::Sbsa.takes_messages(emulator.version),
+            Board::Virt | Board::Loaded { .. } => true,
+        };
+        if self.edu && takes_messages {
             arguments.two("-device", format!("edu,{edu},dma_mask=0xffffffffffffffff"));
         }
         if let Some(disk) = &self.disk {
@@ -344,8 +348,15 @@ mod tests {
         let refused = machine.arguments(&emulator(Version(10, 0, 2), true), Vec::new(), Path::new("b"));
         assert!(refused.unwrap_err().to_string().contains("--iommu"));
         let machine = Machine { iommu: Iommu::SmmuV3, ..machine };
-        let refused = machine.arguments(&emulator(Version(7, 2, 0), false), Vec::new(), Path::new("b"));
-        assert!(refused.unwrap_err().to_string().contains("8.1"));
+        let refused = machine.arguments(&emulator(Version(7, 1, 0), false), Vec::new(), Path::new("b"));
+        assert!(refused.unwrap_err().to_string().contains("7.2"));
+    }
+
+    #[test]
+    fn an_sbsa_on_which_nothing_takes_messages_has_no_edu() {
+        let board = Board::Sbsa { hand_over: b"".as_slice().into() };
+        let line = line(&Machine { board, ..Machine::default() }, &emulator(Version(7, 2, 0), false));
+        assert!(!line.contains("edu") && line.contains("virtio-gpu-pci"), "{line}");
     }
 
     #[test]

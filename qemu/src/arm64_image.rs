@@ -194,7 +194,7 @@ fn lines(options: &ImageOptions, header: Header, image: usize, file: usize) -> S
         &format!("the device tree: anywhere else, aligned to 8 bytes, at most {TREE_MIB} MiB; its address in x0"),
     );
     line("initrd", "not used; one that the tree names is left alone, wherever it lies");
-    line("enter", "at EL2 or EL1, MMU off, interrupts masked, caches clean of the image");
+    line("enter", "at EL2 or EL1 (or EL3, on one core), MMU off, interrupts masked, caches clean of the image");
     if options.board == Name::Sbsa {
         line("start", "sbsa-ref starts from flash: cargo run -- image --board sbsa --flash -o sluice.flash");
         return text;

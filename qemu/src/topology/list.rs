@@ -262,7 +262,6 @@ pub const TOPOLOGIES: &[Topology] = &[
         name: "sbsa-ref",
         about: "another board, as with `--board sbsa`: from flash, at EL3, memory from 1 TiB on",
         says: &[("sluice", "QEMU sbsa-ref")],
-        needs: &[Need::Board(Name::Sbsa)],
         change: |machine, _| {
             machine.board = Name::Sbsa.prepare(&mut Progress::silent())?;
             Ok(())

@@ -9,7 +9,6 @@ pub mod two_smmus;
 
 pub use list::TOPOLOGIES;
 
-use crate::board::Name;
 use crate::emulator::Emulator;
 use crate::machine::Machine;
 use crate::trial::{Expect, Ran};
@@ -45,8 +44,6 @@ enum Need {
     Any(&'static [Self]),
     /// U-Boot for QEMU's machine.
     UBoot,
-    /// A board on which the kernel runs.
-    Board(Name),
 }
 
 impl Need {
@@ -58,7 +55,6 @@ impl Need {
             Self::Device(device) => emulator.can_have("virt", device),
             Self::Any(needs) => needs.iter().try_fold(false, |met, need| Ok(met || need.is_met(emulator)?)),
             Self::UBoot => Ok(list::u_boot().is_file()),
-            Self::Board(name) => Ok(emulator.version >= name.since()),
         }
     }
 
@@ -66,7 +62,6 @@ impl Need {
     fn unmet(self, emulator: &Emulator) -> String {
         match self {
             Self::UBoot => format!("there is no {} (Debian's u-boot-qemu has it)", list::u_boot().display()),
-            Self::Board(name) => format!("the board has what it takes from QEMU {} on", name.since()),
             _ => format!("QEMU {} has no {}", emulator.version, self.name()),
         }
     }
@@ -79,7 +74,6 @@ impl Need {
             Self::Device(device) => format!("-device {}", device.split(',').next().unwrap_or(device)),
             Self::Any(needs) => needs.iter().map(|need| need.name()).collect::<Vec<_>>().join(" or "),
             Self::UBoot => "U-Boot".into(),
-            Self::Board(name) => format!("board {name:?}"),
         }
     }
 }

@@ -116,7 +116,7 @@ fn tiled<D: Disk, S: Screen>(
     let bytes = source.located.file.size.next_multiple_of(block);
     let unfit = || Failure::dma("a picture in tiles has sides of whole tiles, and rows without gaps");
     // What stands before the pixels in the file has pages of its own, and what follows them too.
-    let head = u64::from(layout.offset);
+    let head = layout.offset;
     let first = head.next_multiple_of(PAGE_SIZE);
     let tiles = Tiles::new(first, layout.width, layout.height).filter(|_| layout.stride == layout.row_bytes());
     let tiles = tiles.ok_or_else(unfit)?;

@@ -161,9 +161,10 @@ impl SharedBuffer {
     }
 
     /// A buffer of this store, not empty.
-    fn of(name: Arc<str>, store: Store) -> Result<Self, Inner> {
+    fn of(name: Arc<str>, store: Store) -> Result<Self, Error> {
         let len = crate::buffer::Spans::spans_len(&store);
-        fallible::arc(Inner { name, len, store: UnsafeCell::new(store), state: IrqMutex::default() }).map(Self)
+        let inner = fallible::arc(Inner { name, len, store: UnsafeCell::new(store), state: IrqMutex::default() });
+        inner.map(Self).map_err(|_| Error::OutOfMemory)
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {

@@ -108,7 +108,7 @@ impl SharedBuffer {
         let bytes = bytes.filter(|bytes| *bytes != 0).ok_or(Error::BadSize(0))?;
         let name = fallible::text(name).ok_or(Error::OutOfMemory)?;
         let exporter = fallible::arc(exporter).map_err(|_| Error::OutOfMemory)?;
-        Self::of(name, Store::Other { exporter, bytes }).map_err(|_| Error::OutOfMemory)
+        Self::of(name, Store::Other { exporter, bytes })
     }
 }
 

@@ -279,6 +279,9 @@ impl Loan {
     }
 }
 
+/// A loan's device, whether it writes, the loan, its jobs.
+type OneLoan = (usize, bool, Loan, Vec<Box<dyn std::any::Any>>);
+
 /// What a sequence of a property test does next.
 #[derive(Clone, Debug)]
 enum Step {
@@ -317,13 +320,12 @@ proptest! {
         let system = FakeSystem::new();
         let devices = ["a", "b", "c"].map(|name| system.device(name).unwrap());
         let shared = buffer(&system, "shared");
-        // Of a loan: its device, whether it writes, the loan, its jobs.
-        let mut loans: Vec<(usize, bool, Loan, Vec<Box<dyn std::any::Any>>)> = Vec::new();
+        let mut loans: Vec<OneLoan> = Vec::new();
         let (mut reads, mut writes, mut spaces) = (Vec::new(), Vec::new(), Vec::new());
         for step in steps {
             match step {
                 Step::Attach { device, writes: writer } => {
-                    let may = writes.is_empty() && !(writer && !reads.is_empty());
+                    let may = writes.is_empty() && (!writer || reads.is_empty());
                     let on = &devices[device].device;
                     let loan = if writer {
                         shared.attach(on).map(|loan| Loan::Writes(Arc::new(loan)))
@@ -337,10 +339,10 @@ proptest! {
                 Step::Begin(index) if !loans.is_empty() => {
                     let index = index % loans.len();
                     let (device, writer, loan, _) = &loans[index];
-                    let conflicts = |other: &(usize, bool, Loan, Vec<_>)| {
+                    let conflicts = |other: &OneLoan| {
                         other.0 != *device && !other.3.is_empty() && (*writer || other.1)
                     };
-                    let may = writes.is_empty() && !(*writer && !reads.is_empty()) && !loans.iter().any(conflicts);
+                    let may = writes.is_empty() && (!*writer || reads.is_empty()) && !loans.iter().any(conflicts);
                     let job = loan.begin();
                     prop_assert_eq!(job.is_ok(), may);
                     loans[index].3.extend(job.ok());

@@ -8,6 +8,7 @@ use crate::bench::soon;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use base::{Deadline, IrqMutex, block_on};
+use board::EduStray;
 use dma::{
     Bidirectional, Cacheability, CarvedOut, CpuReads, CpuWrites, Device, FromDevice, Importer, Job, Ladder, Mapped,
     PageSet, Pages, SharedBuffer, TileView, Tiles, ToDevice,
@@ -211,4 +212,36 @@ ktest! {
         disk.stop()?;
         Ok(())
     }
+}
+
+ktest! {
+    /// The liveness register of edu inverts what is written to it. (On the machine with an edu behind each of two root ports.)
+    fn one_devices_registers_are_a_buffer_that_another_writes_until_it_is_detached(bench) {
+        const LIVENESS: u64 = 4;
+        let (writer, neighbour) =
+            (bench.edu()?, EduStray::start(bench.edu_master(1)?)?);
+        let registers = neighbour.master().function().bar_part(0, 0, 0x100)?;
+        let device = writer.master().device();
+        let value = SharedBuffer::new("value", device.page_set(PAGE_SIZE, Ladder::DEFAULT)?);
+        value.cpu_access::<CpuWrites>()?.write_at(0, &0x1234_5678_u32.to_le_bytes())?;
+        let value = value.attach::<ToDevice>(device)?;
+        writer.edu().dma_to_device(value.iova(), 4, Completion::Polling, soon())?;
+        let window = SharedBuffer::export("registers", neighbour.master().peer_range(0)?)?;
+        expect!(window.cpu_access::<CpuReads>().is_err());
+        let peer = window.attach::<FromDevice>(device)?;
+        let at = Iova::new(peer.iova().get() + LIVENESS);
+        writer.edu().dma_from_device(at, 4, Completion::Polling, soon())?;
+        expect_eq!(registers.read32(LIVENESS as usize), !0x1234_5678);
+        registers.write32(LIVENESS as usize, 0);
+        peer.detach()?;
+        let since = bench.watch();
+        writer.edu().dma_from_device(at, 4, Completion::Polling, soon())?;
+        expect!(bench.fault(writer.master().streams(), since).is_some());
+        expect_eq!(registers.read32(LIVENESS as usize), !0);
+        drop((value, window));
+        neighbour.stop()?;
+        writer.stop()?;
+        Ok(())
+    }
+    machine: bridge
 }

@@ -91,7 +91,7 @@ ktest! {
         let linear = kernel::mm::phys_to_virt(frame.start()).get();
         let kernels = [
             0, 0x1000, arch::layout::text().start, arch::layout::rodata().start, linear, (&raw const SPUN).addr() as u64,
-            frame.start().get(), u64::MAX & !7, 1 << 47, 0xffff << 48,
+            frame.start().get(), !7, 1 << 47, 0xffff << 48,
         ];
         for address in kernels {
             for what in [trial::LOAD, trial::STORE, trial::JUMP] {

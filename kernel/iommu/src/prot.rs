@@ -18,7 +18,8 @@ bitflags! {
         const PRIVILEGED = 1 << 3;
         /// The device does not snoop the CPU's caches: normal non-cacheable memory.
         const NON_COHERENT = 1 << 4;
-        /// Unprivileged instructions, where a processor walks the table too. Never together with `WRITE`.
+        /// Unprivileged instructions, where a processor walks the table too. Never together with `WRITE`. A translation does not
+        /// report it: it says nothing to a device.
         const EXECUTE = 1 << 5;
         /// Single pages only, no blocks and no contiguous runs, so that any page of the mapping can be revoked by itself. Says
         /// how to map, not what is allowed: a translation does not report it.

@@ -152,7 +152,6 @@ fn decode(stage: Stage, leaf: u64) -> Prot {
             prot |= Prot::READ;
             prot.set(Prot::WRITE, leaf & S1_AP_READ_ONLY == 0);
             prot.set(Prot::PRIVILEGED, leaf & S1_AP_UNPRIVILEGED == 0);
-            prot.set(Prot::EXECUTE, leaf & S1_UXN == 0);
             let index = (leaf & S1_ATTR) >> S1_ATTR_SHIFT;
             prot.set(Prot::MMIO, index == u64::from(MAIR_DEVICE));
             prot.set(Prot::NON_COHERENT, index == u64::from(MAIR_NON_CACHEABLE));

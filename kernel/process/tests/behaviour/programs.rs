@@ -75,7 +75,8 @@ fn a_program_lies_where_it_says_with_the_rights_that_it_says() {
 #[test]
 fn what_is_wrong_with_a_program_is_said() {
     let code: Segment<'_> = (1, 5, BASE, &[0; 8], 8);
-    let wrong: [(Vec<u8>, fn(&Error) -> bool); 11] = [
+    type Judge = fn(&Error) -> bool;
+    let wrong: [(Vec<u8>, Judge); 11] = [
         (vec![], |error| matches!(error, Error::Elf(ElfError::NotElf))),
         (good()[..80].to_vec(), |error| matches!(error, Error::Elf(ElfError::NotElf))),
         (elf(BASE, &[]), |error| matches!(error, Error::Elf(ElfError::Segments(0) | ElfError::NotElf))),

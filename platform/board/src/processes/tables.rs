@@ -30,7 +30,7 @@ pub struct UserTables {
 /// Whose tables they are.
 enum Walked {
     /// Walked by processors alone.
-    Private(PageTable),
+    Private(Arc<PageTable>),
     /// Of an address space of an IOMMU's, whose root is here.
     Shared { space: Arc<dyn AddressSpace>, root: PhysAddr },
 }
@@ -49,7 +49,7 @@ impl UserTables {
             Geometry::new(Granule::K4, Stage::One, BITS, BITS).map_err(|_| Error::Unsupported("a process"))?;
         // The walkers of processors snoop.
         let table = PageTable::new(geometry, &COHERENT).map_err(|_| Error::OutOfMemory)?;
-        Self::of(Walked::Private(table))
+        Self::of(Walked::Private(fallible::arc(table).map_err(|_| Error::OutOfMemory)?))
     }
 
     /// Makes tables that the SMMU of `function`, of host `host`, walks too: the device can have them as its address space.

@@ -18,6 +18,7 @@ mod driver {
     const ID: u64 = 0x00;
     const LIVENESS: u64 = 0x04;
     const IRQ_STATUS: u64 = 0x24;
+    const IRQ_RAISE: u64 = 0x60;
     const IRQ_ACK: u64 = 0x64;
     const DMA_SOURCE: u64 = 0x80;
     const DMA_DESTINATION: u64 = 0x88;
@@ -46,6 +47,7 @@ mod driver {
             3 => shared(len, value, true),
             4 => refusals(value),
             5 => reach(len, value),
+            6 => masked(),
             _ => Err(1),
         };
         done.map_or_else(|code| code, |()| 0)
@@ -158,17 +160,18 @@ mod driver {
         if check(back, PAGE, PAGE, 0x77) { Ok(()) } else { Err(7) }
     }
 
-    /// Begins a transfer to its memory, says so, and waits to be killed.
+    /// Has the device write to its memory without end, and waits to be killed.
     fn in_the_middle(value: u64) -> Result<()> {
         let edu = Edu::open(Mode::Own)?;
         let back = memory(1)?;
         // SAFETY: volatile memory.
         unsafe { edu.device.lend(value, back.base(), PAGE, READ | WRITE) }.map_err(system)?;
         edu.copy_polling(false, value, PAGE - 8)?;
-        edu.begin(true, value, PAGE - 8, false);
-        say!("in the middle");
         loop {
-            core::hint::spin_loop();
+            edu.begin(true, value, PAGE - 8, false);
+            while edu.registers.read64(DMA_COMMAND) & RUN != 0 {
+                core::hint::spin_loop();
+            }
         }
     }
 
@@ -267,6 +270,30 @@ mod driver {
         // SAFETY: closing what is closed.
         let (stale, _) = unsafe { sys::raw(user::abi::Call::Config as u64, [handle, 0, 0, 0, 0, 0]) };
         if stale == ErrorCode::BadHandle as u64 { Ok(()) } else { Err(32) }
+    }
+
+    /// An interrupt is masked from the first on, until it is acknowledged.
+    fn masked() -> Result<()> {
+        const SHORT: u64 = 20_000_000;
+        let edu = Edu::open(Mode::Own)?;
+        edu.device.connect(0).map_err(system)?;
+        let raise = || {
+            edu.registers.write32(IRQ_RAISE, 1);
+            edu.registers.write32(IRQ_ACK, 1);
+        };
+        for _ in 0..3 {
+            raise();
+            let first = edu.device.wait(PATIENCE);
+            raise();
+            raise();
+            let second = edu.device.wait(SHORT);
+            edu.device.acknowledge().map_err(system)?;
+            if (first, second) != (Ok(1), Err(ErrorCode::TimedOut)) {
+                say!("edu: {first:?} {second:?}");
+                return Err(50);
+            }
+        }
+        Ok(())
     }
 
     /// Has the device reach for `value`, which was never lent, both ways.

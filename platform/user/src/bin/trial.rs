@@ -130,34 +130,67 @@ mod program {
         jump(code.as_ptr().addr() as u64)
     }
 
-    /// Fills SIMD and thread registers with `value`, spins for `nanoseconds` (so that others run in between), and looks again.
+    /// Fills SIMD and thread registers with `value`, asks the kernel for the time, and looks again; for so many `nanoseconds`.
     fn registers(value: u64, nanoseconds: u64) -> u64 {
         let end = sys::time() + nanoseconds;
-        // SAFETY: changes registers that the compiler is told of.
+        // SAFETY: changes a register that nothing here uses.
         unsafe { asm!("msr tpidr_el0, {}", in(reg) value, options(nostack, nomem)) };
-        while sys::time() < end {
-            let (seen, thread): (u64, u64);
-            // SAFETY: as above; the loop lasts long enough to be interrupted.
+        loop {
+            let (seen, thread, now): (u64, u64, u64);
+            // SAFETY: a system call that changes x0 and x1, and registers that the compiler is told of.
             unsafe {
-                asm!("dup v8.2d, {value}", "dup v31.2d, {value}", "mov {n}, #20000", "2: subs {n}, {n}, #1", "b.ne 2b",
-                     "and v8.16b, v8.16b, v31.16b", "mov {seen}, v8.d[1]", "mrs {thread}, tpidr_el0",
-                     value = in(reg) value, n = out(reg) _, seen = out(reg) seen, thread = out(reg) thread,
-                     out("v8") _, out("v31") _, options(nostack));
+                asm!(
+                    "dup v0.2d, {value}",
+                    "dup v8.2d, {value}",
+                    "dup v31.2d, {value}",
+                    "svc #0",
+                    "and v0.16b, v0.16b, v8.16b",
+                    "and v0.16b, v0.16b, v31.16b",
+                    "mov {seen}, v0.d[1]",
+                    "mrs {thread}, tpidr_el0",
+                    value = in(reg) value,
+                    seen = out(reg) seen,
+                    thread = out(reg) thread,
+                    in("x8") user::abi::Call::Time as u64,
+                    out("x0") _,
+                    out("x1") now,
+                    out("v0") _,
+                    out("v8") _,
+                    out("v31") _,
+                    options(nostack)
+                );
             }
             if seen != value || thread != value {
                 return 1;
             }
+            if now > end {
+                return 0;
+            }
         }
-        0
     }
 
-    /// Whether registers hold what others have left there.
+    /// Whether registers hold what others have left there: not 0 if they do. (The compiler's code may use v0 to v7.)
     fn leftovers() -> u64 {
-        let (thread, read_only): (u64, u64);
-        // SAFETY: reads registers.
+        let (thread, read_only, low, high): (u64, u64, u64, u64);
+        // SAFETY: reads registers, and changes one.
         unsafe {
-            asm!("mrs {}, tpidr_el0", "mrs {}, tpidrro_el0", out(reg) thread, out(reg) read_only, options(nostack))
-        };
-        thread | read_only
+            asm!(
+                "mrs {thread}, tpidr_el0",
+                "mrs {read_only}, tpidrro_el0",
+                "movi v0.2d, #0",
+                ".irp n, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31",
+                "orr v0.16b, v0.16b, v\\n\\().16b",
+                ".endr",
+                "mov {low}, v0.d[0]",
+                "mov {high}, v0.d[1]",
+                thread = out(reg) thread,
+                read_only = out(reg) read_only,
+                low = out(reg) low,
+                high = out(reg) high,
+                out("v0") _,
+                options(nostack)
+            );
+        }
+        thread | read_only | low | high
     }
 }

@@ -24,6 +24,7 @@ mod edu {
     pub const SHARED_UNMAPPED: u64 = 3;
     pub const REFUSALS: u64 = 4;
     pub const REACH: u64 = 5;
+    pub const MASKED: u64 = 6;
 }
 
 fn edu_function(bench: &Bench) -> Result<(usize, Arc<Function>), Outcome> {
@@ -143,6 +144,14 @@ fn kill(victim: UserProcess, begun: impl Fn() -> bool) -> Result<(), Outcome> {
     expect_eq!(ENDED.load(Ordering::SeqCst), 1, "it was not killed");
     wait_until(soon(), || cores::is_idle(1))?;
     Ok(())
+}
+
+ktest! {
+    /// Red when the handler does not shut the gate.
+    fn an_interrupt_is_masked_until_it_is_acknowledged(bench) {
+        expect_eq!(with_edu(bench, [edu::MASKED, 0, 0])?.run(soon()), End::Exited(0));
+        Ok(())
+    }
 }
 
 /// Where the one that is killed has its memory for the device, and the next one too.
@@ -295,8 +304,8 @@ mod shared {
     }
 
     ktest! {
-        /// What the process gives back is gone for the device too: a fault of its stream, at the process's address. Red when the tables
-        /// are changed without the IOMMU being told.
+        /// What the process gives back is gone for the device too: a fault of its stream, at the process's address. Red when the
+        /// device's address space is not revoked.
         fn what_a_process_gives_back_its_device_does_not_reach(bench) {
             let (host, function) = edu_function(bench)?;
             let since = bench.watch();

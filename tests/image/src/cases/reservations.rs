@@ -108,6 +108,7 @@ fn links_in_parts(bench: &Bench) -> Result<(), Outcome> {
     (2..7).try_for_each(to)?;
     // What edu writes to the disk's first register is found there.
     let register = disk.function().bar_part(4, 0, 4)?;
+    register.write32(0, 0);
     expect_eq!(register.read32(0), 0);
     edu.edu().dma_from_device(peer.iova(), 4, Completion::Interrupt, soon())?;
     expect_eq!(register.read32(0), u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));

@@ -418,7 +418,7 @@ fn reservations_survive_every_failure() {
     }
 }
 
-/// Caught: `Part::of` with an `Arc::new`; `Runs::cut` and `Claim::divide` that allocate what they do not reserve.
+/// Caught: `Part::of` with an `Arc::new`; `Runs::cut` that allocates what it does not reserve.
 #[test]
 fn links_made_together_and_parts_of_them_survive_every_failure() {
     let _alone = alone();

@@ -303,7 +303,7 @@ ktest! {
 }
 
 ktest! {
-    /// As above, with nothing that translates. Red where `board` gives such a device everybody's memory.
+    /// As above, with nothing that translates.
     fn a_device_that_is_let_through_has_its_coherent_memory_where_the_device_tree_says_too(bench) {
         let carve_out = PhysRange::new(PhysAddr::new(0x5000_0000), 4 << 20).unwrap_or_default();
         let (host, function) = bench.function(testdev::edu::ID.0, testdev::edu::ID.1, 0)?;

@@ -69,7 +69,7 @@ ktest! {
 
 ktest! {
     /// Links of several kinds with one sync, one of them of another device's registers; then a page out of the middle of one, while the
-    /// rest stays. Red with a link that is mapped as one (the page cannot be revoked alone), and without the revocation of the part.
+    /// rest stays.
     fn links_are_made_together_and_unlinked_in_parts(bench) {
         links_in_parts(bench)
     }

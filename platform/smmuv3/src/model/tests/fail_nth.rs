@@ -183,7 +183,7 @@ fn a_stream_that_cannot_be_changed_for_want_of_memory_keeps_what_it_has() {
     assert!(failures >= 8, "{failures}");
 }
 
-/// Caught: a table of streams that grows without asking (the process ends), and one that keeps what could not be attached.
+/// A table of streams that grew without asking would end the process here.
 #[test]
 fn a_stream_that_cannot_be_entered_for_want_of_memory_stays_blocked_and_is_attached_later() {
     let machine = machine(memory());

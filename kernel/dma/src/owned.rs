@@ -152,7 +152,7 @@ impl OwnedDomain {
 
     fn place<D: Direction, B: Buffer>(&self, iova: Iova, buffer: &B) -> Result<IovaRange, Error> {
         let len = buffer.spans_len();
-        let range = IovaRange::new(iova, len).ok_or_else(|| Error::BadSize(len))?;
+        let Some(range) = IovaRange::new(iova, len) else { return Err(Error::BadSize(len)) };
         if !self.0.coherent {
             held::prepare::<D, B>(buffer, 0, len)?;
         }

@@ -207,9 +207,8 @@ impl Drop for Wire {
 
 #[cfg(test)]
 mod tests {
-    //! Seen red: with the swizzle left out, or made at the first bridge only; with handlers called whether or not their function
-    //! asserts the wire; with the claim left in the list at the end; without either of the two ends of a storm (the tests do not
-    //! end); with the neighbour cut off as well.
+    //! Seen red: with the swizzle left out, or made at the first bridge only; with the claim left in the list at the end. Seen not to
+    //! end: with handlers called whether or not their function asserts the wire; without either of the two ends of a storm.
 
     use super::*;
     use crate::fake::{FakeEnv, FakeFunction, FakeSpace};

@@ -108,7 +108,7 @@ fn further_root_buses_keep_their_numbers_and_what_is_behind_each_stays_below_the
     let set_up = |port: FakeFunction, bus| port.with(0x19, &[bus, bus]);
     let first = vec![
         FakeFunction::endpoint(0, 0, 0x1b36, 8).with(8, &(0x0600_0000_u32).to_le_bytes()),
-        set_up(port(1, device(1)), 9),
+        set_up(port(1, device(1)), 1),
         port(2, device(2)),
         port(3, device(3)),
         expander(4),

@@ -85,7 +85,6 @@ ktest! {
 }
 
 ktest! {
-    /// Seen red with the pins not turned by bridges, and with the slot on bus 0 in place of that on the further root.
     fn a_disk_interrupts_by_its_own_wire_wherever_it_stands(bench) {
         let mut places = Vec::new();
         for nth in 0..5 {
@@ -107,7 +106,6 @@ ktest! {
 }
 
 ktest! {
-    /// Without the mask this test hangs.
     fn a_line_that_nobody_claims_is_masked_and_the_machine_goes_on(bench) {
         let (user, stranger) = (disk(bench, 0)?, bench.function(0x1af4, 0x1042, 1)?);
         read(&user)?;
@@ -142,7 +140,6 @@ ktest! {
 }
 
 ktest! {
-    /// Without the end of a storm this test hangs.
     fn a_device_that_does_not_take_its_interrupt_back_loses_its_wire_and_no_other_does(bench) {
         let (user, stuck) = (disk(bench, 0)?, bench.function(0x1af4, 0x1042, 1)?);
         let master = bench.hardware.attach(stuck.0, &stuck.1, "virtio-blk", Limits::NONE, false)?;

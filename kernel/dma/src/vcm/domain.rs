@@ -70,7 +70,7 @@ impl sealed::Space for OwnedDomain {
 ///
 /// # Invariants
 ///
-/// From [`InDomain::map`] until a revocation has succeeded the user is counted, and keeps the memory where it is.
+/// From its mapping until a revocation has succeeded the user is counted, and keeps the memory where it is.
 #[must_use = "dropping a mapping ends it"]
 pub struct InDomain<D: Direction> {
     area: ManuallyDrop<Area<OwnedDomain>>,

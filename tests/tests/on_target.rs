@@ -21,6 +21,8 @@ use tests::{emulator, profile, test_timeout};
 const IMAGE: (&str, &str) = ("test-image", "test-image");
 /// What a test says that looks for a device that is not there.
 const NO_DEVICE: &str = "the machine has no device of the test";
+/// What a test says that needs messages.
+const NO_MESSAGES: &str = "the machine takes no messages";
 /// The name of the test that compares the image's registry with the names in its ELF.
 const REGISTRY: &str = "registry::every_registered_test_has_its_name_in_the_elf";
 
@@ -154,6 +156,9 @@ impl Bench {
             boots.run(&names, |name, outcome| match outcome {
                 Outcome::Failed(text) if !has_edu && text.contains(NO_DEVICE) => {
                     self.put(name, Outcome::Skipped("this QEMU's board takes no messages, and has no edu then".into()));
+                }
+                Outcome::Failed(text) if !has_edu && text.contains(NO_MESSAGES) => {
+                    self.put(name, Outcome::Skipped("this QEMU's board takes no messages".into()));
                 }
                 outcome => self.put(name, outcome),
             });

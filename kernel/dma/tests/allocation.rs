@@ -46,6 +46,9 @@ unsafe impl AddressSpace for Nowhere {
     unsafe fn map(&self, _: IovaRange, _: &[PhysRange], _: Prot) -> Result<(), MapError> {
         Ok(())
     }
+    unsafe fn map_unsynced(&self, _: IovaRange, _: &[PhysRange], _: Prot) -> Result<(), MapError> {
+        Ok(())
+    }
     fn revoke(&self, _: &[IovaRange]) -> Result<(), RevokeError> {
         Ok(())
     }

@@ -77,6 +77,10 @@ unsafe impl AddressSpace for Space {
     unsafe fn map(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
         self.0.map_exclusively::<false>(iova, runs, prot)
     }
+    unsafe fn map_unsynced(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.map(iova, runs, prot) }
+    }
     fn revoke(&self, ranges: &[IovaRange]) -> Result<(), RevokeError> {
         for range in ranges {
             if let Some(missing) = self.0.unmap(*range)?.missing {

@@ -207,10 +207,7 @@ pub unsafe trait AddressSpace: Any + Send + Sync {
     /// # Safety
     ///
     /// As [`AddressSpace::map`].
-    unsafe fn map_unsynced(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
-        // SAFETY: the caller's promise.
-        unsafe { self.map(iova, runs, prot) }
-    }
+    unsafe fn map_unsynced(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError>;
 
     /// Completes the mappings in `ranges` that [`AddressSpace::map_unsynced`] has made, with one completion for all: what had been
     /// remembered of there being none is forgotten, what had not been told is told. (Nothing, where a mapping that is visible

@@ -42,6 +42,11 @@ unsafe impl AddressSpace for FakeSpace {
         Ok(())
     }
 
+    unsafe fn map_unsynced(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.map(iova, runs, prot) }
+    }
+
     fn revoke(&self, ranges: &[IovaRange]) -> Result<(), RevokeError> {
         let mut mappings = self.mappings.lock().unwrap();
         match ranges.iter().find(|range| mappings.remove(&range.start().get()).is_none()) {

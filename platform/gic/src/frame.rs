@@ -5,7 +5,10 @@
 //!
 //! # Locking
 //!
-//! One lock for which SPIs are given out: a leaf.
+//! One lock for who has which SPI: a leaf.
+//!
+//! A frame's SPIs need not be its alone: on QEMU's `virt` the wires of the SMMU are among them. What is enabled as a wire is no
+//! message from then on.
 //!
 //! SBSA (DEN 0029), appendix "GICv2m architecture".
 
@@ -32,10 +35,18 @@ pub struct FrameConfig {
     pub count: Option<u32>,
 }
 
+/// Who has an SPI.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    Nobody,
+    Message,
+    Wire,
+}
+
 pub(crate) struct Frame {
     doorbell: PhysAddr,
     first: u32,
-    used: IrqMutex<Vec<bool>>,
+    owners: IrqMutex<Vec<Owner>>,
 }
 
 impl Frame {
@@ -53,11 +64,11 @@ impl Frame {
         if end.is_none() {
             return Err(GicError::BadFrame { first, count });
         }
-        let mut used = Vec::new();
-        used.try_reserve_exact(count as usize).map_err(|_| GicError::OutOfMemory)?;
-        used.resize(count as usize, false);
+        let mut owners = Vec::new();
+        owners.try_reserve_exact(count as usize).map_err(|_| GicError::OutOfMemory)?;
+        owners.resize(count as usize, Owner::Nobody);
         let doorbell = phys.checked_add(MSI_SETSPI).ok_or(GicError::WindowTooSmall("MSI frame"))?;
-        Ok(Self { doorbell, first, used: IrqMutex::new(used) })
+        Ok(Self { doorbell, first, owners: IrqMutex::new(owners) })
     }
 
     /// Where devices write the SPI's interrupt ID to.
@@ -67,19 +78,19 @@ impl Frame {
 
     /// How many SPIs are not given out.
     pub fn free(&self) -> usize {
-        self.used.lock().iter().filter(|used| !**used).count()
+        self.owners.lock().iter().filter(|owner| **owner == Owner::Nobody).count()
     }
 
     /// Takes `count` consecutive SPIs, the first aligned to their number rounded up to a power of two (as multiple-message MSI wants
     /// them).
     pub fn take(&self, count: usize) -> Result<Range<u32>, GicError> {
         let step = u32::try_from(count.next_power_of_two()).map_err(|_| GicError::NoSpi)?;
-        let mut used = self.used.lock();
+        let mut owners = self.owners.lock();
         let first = self.first.checked_next_multiple_of(step).ok_or(GicError::NoSpi)?;
         let mut at = (first - self.first) as usize;
-        while let Some(run) = used.get_mut(at..at.saturating_add(count)).filter(|run| !run.is_empty()) {
-            if run.iter().all(|used| !*used) {
-                run.fill(true);
+        while let Some(run) = owners.get_mut(at..at.saturating_add(count)).filter(|run| !run.is_empty()) {
+            if run.iter().all(|owner| *owner == Owner::Nobody) {
+                run.fill(Owner::Message);
                 let first = self.first + at as u32;
                 return Ok(first..first + count as u32);
             }
@@ -91,8 +102,25 @@ impl Frame {
     /// Gives an SPI back. Only after it was disabled.
     pub fn give_back(&self, id: u32) {
         let at = id.wrapping_sub(self.first) as usize;
-        if let Some(used) = self.used.lock().get_mut(at) {
-            *used = false;
+        if let Some(owner) = self.owners.lock().get_mut(at).filter(|owner| **owner == Owner::Message) {
+            *owner = Owner::Nobody;
+        }
+    }
+
+    /// Gives an SPI to a wire, for good. Others than the frame's are none of its business.
+    ///
+    /// # Errors
+    ///
+    /// [`GicError::InUse`] where it is a message's.
+    pub fn withdraw(&self, id: u32) -> Result<(), GicError> {
+        let at = id.wrapping_sub(self.first) as usize;
+        match self.owners.lock().get_mut(at) {
+            Some(Owner::Message) => Err(GicError::InUse(id)),
+            Some(owner) => {
+                *owner = Owner::Wire;
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 }

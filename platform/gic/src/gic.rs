@@ -355,6 +355,9 @@ impl Gic {
             return Err(GicError::NoSuchInterrupt(id));
         }
         self.core(cpu::index())?;
+        if id >= FIRST_SPI {
+            self.frames.iter().try_for_each(|frame| frame.withdraw(id))?;
+        }
         self.table.set(id, handler)?;
         if id >= FIRST_SPI {
             return self.enable_spi(id, trigger, priority, cpu::index());

@@ -417,6 +417,11 @@ unsafe impl<R: Registers> AddressSpace for Space<R> {
         self.map_published(iova, runs, prot)
     }
 
+    unsafe fn map_unsynced(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.map(iova, runs, prot) }
+    }
+
     #[inline]
     fn revoke(&self, ranges: &[IovaRange]) -> Result<(), RevokeError> {
         if let [range] = ranges

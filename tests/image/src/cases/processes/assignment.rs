@@ -215,6 +215,8 @@ const BLK_BYTES: u64 = 8 * 4096;
 
 /// Sectors of the disk that belong to tests.
 fn scratch(bench: &Bench) -> Result<u64, Outcome> {
+    // Events of a process are messages.
+    expect!(bench.disk_master()?.doorbell().is_some(), "the machine takes no messages");
     let disk = bench.disk()?;
     let sectors = disk.block().geometry().sectors;
     disk.stop()?;

@@ -39,10 +39,7 @@ pub const PROFILES: &[(&str, &str)] = &[
         "as default, with nothing that takes messages (before QEMU 11, with disks that send none), two more disks in slots 6 and \
          10, one behind a switch and a bridge to conventional PCI, and one behind a further host bridge",
     ),
-    (
-        "many",
-        "as default, with a second display, 20 disks in all, and edus behind a further host bridge from bus 0x80 on and behind a switch",
-    ),
+    ("far", "as default, with edus behind a further host bridge from bus 0x80 on and behind a switch"),
     ("bare", "no IOMMU, no disk, no display; two edus with few address lines"),
 ];
 
@@ -158,15 +155,7 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
                 machine.extra.extend(empty_disk(name, place, emulator));
             }
         }
-        "many" => {
-            machine.extra = words(["-device", &format!("virtio-gpu-pci,addr=4,{}", virtio_options(emulator))]);
-            for slot in 5..24 {
-                machine.extra.extend(empty_disk(
-                    &format!("empty{slot}"),
-                    &format!("bus=pcie.0,addr={slot:x}"),
-                    emulator,
-                ));
-            }
+        "far" => {
             for device in [
                 "pxb-pcie,id=pxb,bus=pcie.0,bus_nr=0x80,addr=18",
                 "pcie-root-port,id=far,bus=pxb,chassis=1",

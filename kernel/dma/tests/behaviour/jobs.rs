@@ -1,8 +1,8 @@
 //! What devices do with a shared buffer, and who waits for it.
 //!
-//! Seen red: `Jobs::check` that finds nothing (six tests); that looks for writers only; that does not leave a device's own work out;
-//! a fence that is over although its queue has not said so; a settled fence whose contents were not fetched; a turn that keeps what
-//! it has while it waits.
+//! Seen red: `Jobs::check` that finds nothing; that looks for writers only; that does not leave a device's own work out; the CPU let
+//! in without it; a fence that is over although its queue has not said so; a settled fence whose contents were not fetched; a
+//! job whose device was not shown what others wrote; a turn that keeps what it has while it waits.
 
 use base::{Deadline, TimedOut};
 use dma::fakes::{FakeDevice, FakeSystem};
@@ -239,6 +239,46 @@ fn turns_of_several_buffers_do_not_wait_for_each_other_in_a_circle() {
             });
         }
     });
+}
+
+/// A queue that notes when somebody asks.
+#[derive(Default)]
+struct Asked(AtomicU8, Queue);
+
+impl Watch for Asked {
+    fn outcome(&self) -> Option<bool> {
+        self.0.store(1, Ordering::SeqCst);
+        self.1.outcome()
+    }
+}
+
+#[test]
+fn while_a_turn_waits_for_one_buffer_the_others_are_free() {
+    let system = FakeSystem::new();
+    let (one, two) = (system.device("one").unwrap(), system.device("two").unwrap());
+    let (a, b) = (buffer(&system, "a"), buffer(&system, "b"));
+    let lend =
+        |buffer: &SharedBuffer, device: &FakeDevice| Arc::new(buffer.attach::<FromDevice>(&device.device).unwrap());
+    let (first, second) = (lend(&a, &one), lend(&b, &one));
+    let loans: [Arc<dyn Lent>; 2] = [lend(&a, &two), lend(&b, &two)];
+    // One of the two comes after the other, whichever.
+    for (busy_one, free) in [(&first, &second), (&second, &first)] {
+        let work = Job::begin(busy_one, now()).unwrap().unwrap();
+        let queue = Arc::new(Asked::default());
+        work.watch(queue.clone());
+        std::thread::scope(|scope| {
+            let turn = scope.spawn(|| Turn::take(&loans, soon()).map(drop));
+            while queue.0.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+            let free = Job::begin(free, now());
+            drop(work);
+            queue.1.says(1);
+            assert!(free.is_ok());
+            drop(free);
+            turn.join().unwrap().unwrap();
+        });
+    }
 }
 
 #[test]

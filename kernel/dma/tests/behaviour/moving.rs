@@ -1,7 +1,8 @@
 //! Buffers whose memory is exchanged under their importers, and exporters of several kinds.
 //!
 //! Seen red: `relocate` that does not tell importers; that does not wait until nobody has the buffer; that does not copy;
-//! `enter` that lets somebody in meanwhile; an importer that is not mapped again.
+//! `enter` that lets somebody in meanwhile; an importer that is not mapped again; another space that is not counted; registers lent
+//! as memory.
 
 use base::Deadline;
 use dma::fakes::FakeSystem;

@@ -1,7 +1,7 @@
 //! Shared buffers that an importer sees in another order.
 //!
-//! Seen red: pages mapped in the buffer's own order; a segment cut at the piece's offset in the buffer; all pages mapped, used or not;
-//! a quarter turned the other way; the rows of a tile not turned upside down.
+//! Seen red: pages mapped in the buffer's own order; a segment cut at the piece's offset in the buffer; a quarter turned the other way;
+//! the rows of a tile not turned upside down.
 
 use dma::fakes::{FakeDevice, FakeSystem};
 use dma::{

@@ -1,7 +1,7 @@
 //! Virtual contiguous memory.
 //!
-//! Seen red: an area that gives its addresses back while something is mapped there; one that keeps them afterwards; `InDomain` whose
-//! user leaves when the revocation has failed; a chunk that is counted with another size's.
+//! Seen red: an area that keeps its addresses; one that is used no more although its revocation has failed, with what was behind it; one
+//! that was not revoked; a user that stays counted; a chunk that is counted with another size's.
 
 use base::IrqMutex;
 use dma::fakes::{FakeMemory, FakeSystem};

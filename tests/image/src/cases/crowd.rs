@@ -20,7 +20,6 @@ fn scratch(disk: &BlockDisk) -> u64 {
 }
 
 ktest! {
-    /// Seen to fail with every request given to the first disk.
     fn twenty_disks_work_at_once_and_each_has_what_it_was_given(bench) {
         let disks: Vec<BlockDisk> = (0..DISKS as usize).map(|nth| bench.nth_disk(nth)).collect::<Result<_, Error>>()?;
         let mut streams: Vec<_> = disks.iter().flat_map(|disk| disk.master().streams().to_vec()).collect();

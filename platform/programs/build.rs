@@ -1,7 +1,7 @@
 //! Builds the crate `user` for the target and puts its programs where `lib.rs` includes them from.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 fn main() {
     let variable = |name: &str| PathBuf::from(std::env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name}")));
@@ -23,6 +23,8 @@ fn main() {
         // The file is what the kernel carries: no debugging information.
         .env("CARGO_PROFILE_RELEASE_DEBUG", "none")
         .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
+        // Cargo asks rustc things by its standard input, and leaves it what it has itself, which may be anything.
+        .stdin(Stdio::null())
         .current_dir(workspace);
     // What the outer cargo has set for this script is not meant for others; a wrapper (clippy's) would not link.
     for (name, _) in std::env::vars_os() {

@@ -141,8 +141,7 @@ fn with_tiles_turned(picture: &RgbImage, quarters: u32) -> RgbImage {
     turned
 }
 
-/// The disk writes the file into tiles, and the screen reads them in another order: no pixel is copied. Seen red: tiles in the
-/// order of the file; `attach_pieces` that cuts segments at the offsets in the buffer; a screen that does not wait for the disk.
+/// The disk writes the file into tiles, and the screen reads them in another order: no pixel is copied.
 #[test]
 fn a_picture_in_tiles_is_shown_linear_upside_down_and_turned_and_no_pixel_is_copied() {
     let upside_down = image::imageops::flip_vertical(&original());

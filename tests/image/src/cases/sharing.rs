@@ -1,7 +1,5 @@
 //! Shared buffers between real devices: who waits for whom, what a move and a revocation leave to a device, buffers whose memory is no
 //! page of the kernel's, and tiles.
-//!
-//! Seen red: a screen that begins no job; `relocate` that does not tell importers (it is refused then).
 
 use super::pattern;
 use crate::bench::soon;

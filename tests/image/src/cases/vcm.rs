@@ -18,7 +18,6 @@ const LADDER: Ladder = match Ladder::new(&[2 * MIB, MEDIUM, PAGE_SIZE]) {
 };
 
 ktest! {
-    /// Seen red: chunks of the wrong sizes counted; leaves that are all pages (a space that maps runs one by one, unaligned).
     fn fragmented_memory_is_one_range_for_the_cpu_and_for_two_devices_by_the_largest_leaves(bench) {
         let (edu, disk) = (bench.edu()?, bench.disk()?);
         let memory = edu.master().device().memory();

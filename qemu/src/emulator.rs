@@ -86,8 +86,11 @@ impl Emulator {
     }
 
     fn makes(&self, machine: &str, arguments: &[&str]) -> Result<bool> {
+        // A file of our own: QEMU puts a new one in the place of whatever has the name, a device like /dev/null too.
+        let directory = tempfile::tempdir()?;
+        let tree = directory.path().join("tree.dtb");
         let mut command = Command::new(&self.program);
-        command.args(["-M", &format!("{machine},dumpdtb=/dev/null"), "-nodefaults", "-display", "none"]);
+        command.args(["-M", &format!("{machine},dumpdtb={}", tree.display()), "-nodefaults", "-display", "none"]);
         let made = command.args(arguments).stdin(Stdio::null()).output();
         Ok(made.with_context(|| format!("{} cannot be started", self.program.display()))?.status.success())
     }

@@ -11,7 +11,7 @@
 //! Scattered memory that is wanted in one piece gets a range of its own (`map_virtual`), as a second alias that differs in nothing but
 //! its address.
 //!
-//! The lower half is empty but while a process runs ([`crate::user`]).
+//! The lower half is empty but while a process runs (`user`).
 //!
 //! # Locking
 //!

@@ -99,10 +99,10 @@ impl Frame {
         Err(GicError::NoSpi)
     }
 
-    /// Gives an SPI back. Only after it was disabled.
+    /// Gives a message's SPI back. Only after it was disabled.
     pub fn give_back(&self, id: u32) {
         let at = id.wrapping_sub(self.first) as usize;
-        if let Some(owner) = self.owners.lock().get_mut(at).filter(|owner| **owner == Owner::Message) {
+        if let Some(owner) = self.owners.lock().get_mut(at) {
             *owner = Owner::Nobody;
         }
     }

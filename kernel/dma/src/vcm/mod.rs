@@ -5,6 +5,9 @@
 //! Contiguous bit where chunks and alignment allow. The same buffer may be behind any number of areas, of several spaces at a time:
 //! it is a [`SharedBuffer`], and all that holds of those holds here.
 //!
+//! A table of pages stays where it is when its last page is unmapped: over addresses that had one, a chunk is mapped by pages with the
+//! Contiguous bit, not by a block. [`InDevice::leaves`] and its like say what it came to.
+//!
 //! | space | what an area of it becomes |
 //! |---|---|
 //! | [`Device`]: the device's DMA domain | [`InDevice`], a loan |

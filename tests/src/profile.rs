@@ -12,7 +12,7 @@ pub const PROFILES: &[(&str, &str)] = &[
     ("default", "two cores, and edu, a writable virtio-blk disk and a virtio-gpu on the root bus"),
     ("smp1", "as default, with one core"),
     ("smp8", "as default, with eight cores"),
-    ("el2", "as default, entered at EL2"),
+    ("el2", "as default, entered at EL2, with the newest processor QEMU has"),
     ("max", "as default, with the newest processor QEMU has"),
     ("bridge", "as default, and an edu behind each of two PCIe root ports"),
     (
@@ -51,7 +51,10 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
         "default" => {}
         "smp1" => machine.smp = 1,
         "smp8" => machine.smp = 8,
-        "el2" => machine.extra = words(["-machine", "virtualization=on"]),
+        "el2" => {
+            machine.cpu = "max".into();
+            machine.extra = words(["-machine", "virtualization=on"]);
+        }
         "max" => machine.cpu = "max".into(),
         "bridge" => {
             let edu = |bus: &str| format!("edu,bus={bus},dma_mask=0xffffffffffffffff");

@@ -39,6 +39,14 @@ impl Ticket {
     }
 }
 
+/// Does what has been announced, as a wait does before it sleeps: for a core that may go on for long without one. The caller holds no
+/// lock.
+pub fn catch_up() {
+    if PENDING.load(Ordering::Relaxed) != 0 {
+        run_pending(1 << crate::cpu::index());
+    }
+}
+
 /// Whether this core has something to do before it sleeps.
 pub(crate) fn is_due(core_bit: u64) -> bool {
     PENDING.load(Ordering::SeqCst) != 0 && WORKING.load(Ordering::Relaxed) & core_bit == 0

@@ -40,8 +40,8 @@ use iommu::contract::{AddressSpace, Iommu};
 use iommu::domain::{Domain, DomainKind, ReservedKind};
 use iommu::group::{AttachmentState, Group};
 use iommu::{
-    AttachError, IdentityCapability, Iova, IovaError, IovaRange, MapError, PhysAddr, PhysRange, Prot, RevokeError,
-    StreamId,
+    AttachError, IdentityCapability, Iova, IovaError, IovaRange, MapError, PAGE_SIZE, PhysAddr, PhysRange, Prot,
+    RevokeError, StreamId,
 };
 
 /// Milliseconds that another core may take for a change of the same group.
@@ -62,6 +62,15 @@ struct Inner {
     fixed: Vec<Fixed>,
     /// What `map_raw` has mapped.
     raw: IrqMutex<Vec<IovaRange>>,
+}
+
+/// Whether all of `iova` leads to `to` already, with the rights of `prot`.
+fn is_there(space: &dyn AddressSpace, iova: IovaRange, to: PhysRange, prot: Prot) -> bool {
+    const RIGHTS: Prot = Prot::READ.union(Prot::WRITE).union(Prot::PRIVILEGED);
+    (0..iova.len()).step_by(PAGE_SIZE as usize).all(|offset| {
+        let there = space.translate(Iova::new(iova.start().get() + offset));
+        there.is_some_and(|(phys, has)| phys.get() == to.start().get() + offset && has & RIGHTS == prot & RIGHTS)
+    })
 }
 
 /// A device address space that its owner fills. Clones are the same domain.
@@ -101,9 +110,14 @@ impl OwnedDomain {
         }
         let fixed = fixed(model)?;
         for Fixed { iova, to, prot: needed } in &fixed {
+            let prot = *needed | prot;
             // SAFETY: the board has mapped this for the device in its DMA domain, for good; only devices that have the same in
             // theirs are ever attached here (`check`).
-            unsafe { domain.space().map(*iova, &[*to], *needed | prot) }?;
+            match unsafe { domain.space().map(*iova, &[*to], prot) } {
+                // For a device that was here before.
+                Err(MapError::AlreadyMapped(_)) if is_there(&**domain.space(), *iova, *to, prot) => {}
+                mapped => mapped?,
+            }
         }
         let raw = IrqMutex::new(Vec::new());
         let coherent = device.is_coherent();

@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 // One block for both: the vectors' constants are used by the entry code.
 global_asm!(include_str!("asm/entry.s"));
+global_asm!(include_str!("asm/el2.s"));
 
 /// Bytes mapped by an entry of the table below.
 const BLOCK: usize = 2 << 20;

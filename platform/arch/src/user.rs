@@ -177,6 +177,12 @@ fn prepare() {
         // SAFETY: keeps EL0 from the PMU.
         unsafe { asm!("msr pmuserenr_el0, xzr", options(nostack, preserves_flags)) };
     }
+    // SAFETY: keeps EL0 from the debug communication channel (MDSCR_EL1.TDCC), and switches debugging off.
+    unsafe { asm!("msr mdscr_el1, {}", in(reg) 1_u64 << 12, options(nostack, preserves_flags)) };
+    if has_amu() {
+        // SAFETY: AMUSERENR_EL0, by its encoding: keeps EL0 from the activity monitors.
+        unsafe { asm!("msr s3_3_c13_c2_3, xzr", options(nostack, preserves_flags)) };
+    }
     if has_pan() {
         // PAN is set by every exception from EL0 too.
         SCTLR_EL1.set(SCTLR_EL1.get() & !SPAN);
@@ -197,6 +203,13 @@ fn has_pmu() -> bool {
     // SAFETY: reads an identification register.
     unsafe { asm!("mrs {}, id_aa64dfr0_el1", out(reg) features, options(nomem, nostack, preserves_flags, pure)) };
     !matches!(features >> 8 & 0xf, 0 | 0xf)
+}
+
+fn has_amu() -> bool {
+    let features: u64;
+    // SAFETY: reads an identification register.
+    unsafe { asm!("mrs {}, id_aa64pfr0_el1", out(reg) features, options(nomem, nostack, preserves_flags, pure)) };
+    features >> 44 & 0xf != 0
 }
 
 /// Identifiers that every core has: 8 bits of them.

@@ -60,6 +60,9 @@ pub enum Error {
          iommu.off=allow to the command line to run unprotected"
     )]
     LeftOut(String),
+    /// Another core has been attaching a device all the time.
+    #[error("another core attaches a device, and does not get done")]
+    Turn,
     /// A device has no way to interrupt.
     #[error(
         "{0} cannot interrupt: nothing takes its messages, and it has no wire that the host bridge's interrupt-map leads on; \

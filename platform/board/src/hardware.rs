@@ -2,6 +2,7 @@
 
 use crate::bus::Bus;
 use crate::containment::Containment;
+use crate::drivers::LIFECYCLE_MILLIS;
 use crate::masters::{Context, Known};
 use crate::memory::{COHERENT, NON_COHERENT};
 use crate::viommu::{self, Viommu};
@@ -11,7 +12,8 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arch::mmio::Mmio;
-use base::IrqMutex;
+use base::{Deadline, IrqMutex, wait_until};
+use core::sync::atomic::{AtomicBool, Ordering};
 use dma::Limits;
 use gic::Priority;
 use iommu::contract::Iommu;
@@ -33,6 +35,8 @@ pub struct Hardware {
     faults: Arc<FaultLog>,
     containment: Arc<Containment>,
     groups: IrqMutex<Vec<Known>>,
+    /// Whether a core is attaching a device, and has the list.
+    attaching: AtomicBool,
 }
 
 impl Hardware {
@@ -67,7 +71,8 @@ impl Hardware {
             viommus.push(viommu);
         }
         VIOMMUS.call_once(|| viommus.iter().map(|viommu| viommu.driver().events().clone()).collect());
-        Ok(Self { machine, smmus, viommus, iommus, buses, faults, containment, groups: IrqMutex::new(Vec::new()) })
+        let (groups, attaching) = (IrqMutex::new(Vec::new()), AtomicBool::new(false));
+        Ok(Self { machine, smmus, viommus, iommus, buses, faults, containment, groups, attaching })
     }
 
     /// What it was made from.
@@ -144,7 +149,8 @@ impl Hardware {
         let bus = self.buses.iter().find(|bus| bus.index == host).ok_or(Error::Missing("PCIe host"))?;
         let description = self.machine.pcie.get(host).ok_or(Error::Missing("PCIe host"))?;
         let name = format!("{kind} {}", function.bdf());
-        // Taken out while the IOMMU is at work: no lock is held across its waits. Devices are attached by one core.
+        // The list is taken out while the IOMMU is at work: no lock is held across its waits. Meanwhile it is this core's turn.
+        let _turn = Turn::take(&self.attaching)?;
         let mut known = core::mem::take(&mut *self.groups.lock());
         let attached = Context {
             host_index: host,
@@ -160,6 +166,25 @@ impl Hardware {
         .attach(function, &name, limits);
         self.groups.lock().append(&mut known);
         attached
+    }
+}
+
+/// A core's turn to attach a device. Over when it is dropped.
+struct Turn<'a>(&'a AtomicBool);
+
+impl<'a> Turn<'a> {
+    fn take(mark: &'a AtomicBool) -> Result<Self, Error> {
+        let deadline = Deadline::after_millis(LIFECYCLE_MILLIS);
+        let taken = || mark.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        wait_until(deadline, taken).map_err(|_| Error::Turn)?;
+        Ok(Self(mark))
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+        base::notify();
     }
 }
 

@@ -140,7 +140,20 @@ invalidate:
     dsb     sy
     ret
 
-// Leaves EL3 or EL2 if entered there. Returns the exception level of entry in x0. Changes x1, x2.
+// Sets \to to 0b11 where the core has pointer authentication, whose instructions and keys trap to EL2 and EL3 unless these allow
+// them: EL1 cannot keep EL0 from one of them (PACGA). Else 0. Changes \other.
+.macro authentication to, other
+    mrs     \to, id_aa64isar1_el1        // APA, API, GPA, GPI
+    ldr     \other, =0xff000ff0
+    tst     \to, \other
+    mrs     \to, s3_0_c0_c6_2            // ID_AA64ISAR2_EL1: GPA3, APA3
+    ubfx    \to, \to, #8, #8
+    ccmp    \to, #0, #0, eq
+    cset    \to, ne
+    orr     \to, \to, \to, lsl #1
+.endm
+
+// Leaves EL3 or EL2 if entered there. Returns the exception level of entry in x0. Changes x1, x2, x3.
 to_el1:
     ldr     x1, =SCTLR_MMU_OFF
     mrs     x0, currentel
@@ -153,7 +166,12 @@ to_el1:
     isb
     ret
 leave_el2:
-0:  mov     x2, #(1 << 31)               // HCR_EL2.RW: EL1 is AArch64; nothing is trapped, no stage 2
+0:  adrp    x2, el2_vectors
+    add     x2, x2, #:lo12:el2_vectors
+    msr     vbar_el2, x2
+    authentication x2, x3
+    lsl     x2, x2, #40                  // HCR_EL2.APK and API, with RW: EL1 is AArch64; nothing is trapped, no stage 2
+    orr     x2, x2, #(1 << 31)
     msr     hcr_el2, x2
     isb
     msr     sctlr_el1, x1
@@ -215,15 +233,16 @@ leave_el3:
     mov     x2, #0xf                     // ICC_SRE_EL3: SRE, no bypass, and Enable for lower levels
     msr     s3_6_c12_c12_5, x2
     isb
-1:  mov     x2, #0xd31                   // SCR_EL3: NS, RES1, HCE, RW, ST
-    msr     scr_el3, x2
-    mrs     x2, id_aa64mmfr0_el1         // fine-grained traps: EL2 may write their registers
-    ubfx    x2, x2, #56, #4
-    cbz     x2, 2f
-    mov     x2, #0xd31
+1:  authentication x2, x3
+    lsl     x2, x2, #16                  // SCR_EL3.APK and API, with
+    mov     x3, #0xd31                   // NS, RES1, HCE, RW, ST
+    orr     x2, x2, x3
+    mrs     x3, id_aa64mmfr0_el1         // fine-grained traps: EL2 may write their registers
+    ubfx    x3, x3, #56, #4
+    cbz     x3, 2f
     orr     x2, x2, #(1 << 27)
-    msr     scr_el3, x2
-2:  isb
+2:  msr     scr_el3, x2
+    isb
     mrs     x2, id_aa64pfr0_el1
     ubfx    x2, x2, #8, #4               // is there an EL2?
     cbnz    x2, 3f

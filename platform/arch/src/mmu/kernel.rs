@@ -455,7 +455,12 @@ pub unsafe fn map_virtual(va: u64, runs: impl Iterator<Item = Physical>, purpose
         }
         (start, len)
     });
-    runs::map_runs(&mut space.source, root, va, runs, purpose)?;
+    let mapped = runs::map_runs(&mut space.source, root, va, runs, purpose);
+    if mapped.is_err() {
+        // A walker may have looked ahead at what was valid for a moment.
+        invalidate_all();
+    }
+    mapped?;
     publish();
     Ok(())
 }
@@ -488,8 +493,23 @@ pub fn virtual_leaves(va: u64, len: u64, leaf: impl FnMut(u64, bool)) {
     runs::for_each_leaf(&space.source, root, va, len, leaf);
 }
 
+/// Leaves beyond which everything goes: one by one would take long, with interrupts masked.
+const MANY: u64 = 512;
+
+/// Drops all that any core's TLB has; the entries that are to go are gone from the tables.
+fn invalidate_all() {
+    barrier::dsb(barrier::ISHST);
+    // SAFETY: drops cached translations; the tables are as they should be.
+    unsafe { asm!("tlbi vmalle1is", options(nostack, preserves_flags)) };
+    barrier::dsb(barrier::ISH);
+    barrier::isb(barrier::SY);
+}
+
 /// Drops what any core's TLB has of the leaves in `range`, none smaller than `step`, which are gone from the tables.
 fn invalidate(range: Range<u64>, step: u64) {
+    if range.end.saturating_sub(range.start) / step > MANY {
+        return invalidate_all();
+    }
     // The walkers see that the entries are gone before what TLBs have of them goes.
     barrier::dsb(barrier::ISHST);
     for va in range.step_by(step as usize) {

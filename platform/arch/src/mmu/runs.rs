@@ -14,7 +14,7 @@ const GROUP: u64 = 16 * PAGE;
 ///
 /// # Errors
 ///
-/// [`MapError`]. What was mapped before the error has been taken away; no TLB can have it if nobody used it.
+/// [`MapError`]. What was mapped before the error has been taken away again, but TLBs may have it: walkers look ahead.
 pub fn map_runs(
     tables: &mut impl Tables,
     root: u64,

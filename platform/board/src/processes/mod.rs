@@ -157,6 +157,8 @@ impl UserProcess {
             if deadline.has_passed() {
                 return End::TimedOut;
             }
+            // What handlers have left, while it was at EL0 too: it may never wait.
+            base::deferred::catch_up();
             control.runs_on(Some(base::cpu::index()));
             let tables = self.tables.active();
             let until = deadline.instant().as_nanos();

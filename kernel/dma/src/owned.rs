@@ -250,10 +250,12 @@ impl OwnedDomain {
         Err(Error::Unfit { domain: self.0.name.clone(), device: device.shared_name().clone() })
     }
 
+    /// Maps `runs` at `range`, in turn.
+    ///
     /// # Safety
     ///
     /// As [`iommu::contract::AddressSpace::map`].
-    unsafe fn map(&self, range: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), Error> {
+    pub(crate) unsafe fn map(&self, range: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), Error> {
         let prot = if self.0.coherent { prot } else { prot | Prot::NON_COHERENT };
         let domain = &self.0.domain;
         let turn = domain.begin_mapping(range)?;
@@ -275,7 +277,8 @@ impl OwnedDomain {
         Err(error.into())
     }
 
-    fn revoke(&self, range: IovaRange) -> Result<(), RevokeError> {
+    /// Ends what is mapped at `range`. Where that fails the range is never used again, and the address space stays.
+    pub(crate) fn revoke(&self, range: IovaRange) -> Result<(), RevokeError> {
         let revoking = self.0.domain.begin_revoking(range);
         match self.0.domain.space().revoke(&[range]) {
             Ok(()) => {

@@ -12,7 +12,7 @@ use crate::site::Site;
 use crate::{Attributes, Direction, Error, OwnedDomain, SharedBuffer};
 use core::fmt;
 use core::marker::PhantomData;
-use core::mem::{self, ManuallyDrop};
+use core::mem::ManuallyDrop;
 use iommu::pgtable::Leaves;
 use iommu::{Iova, IovaRange, Prot};
 
@@ -95,8 +95,8 @@ impl<D: Direction> InDomain<D> {
         // SAFETY:
         // - the memory is the buffer's, into which nobody makes references; `user` goes into an `InDomain`, which lets go of it after
         //   a successful revocation only;
-        // - the area has the range for itself.
-        unsafe { domain.domain().space().map(range, user.spans_runs(), prot) }?;
+        // - whoever maps there without asking an area is refused, or refuses us: it is the domain that maps, one at a time.
+        unsafe { domain.map(range, user.spans_runs(), prot) }?;
         Ok(user)
     }
 
@@ -126,11 +126,10 @@ impl<D: Direction> InDomain<D> {
     /// Called once; the object is not used afterwards, and not dropped.
     unsafe fn end(&mut self) -> Result<Area<OwnedDomain>, Quarantined> {
         let domain = self.area.space.clone();
-        if let Err(cause) = domain.domain().space().revoke(&[self.range()]) {
-            // What it translates may still be walked: address space, addresses and memory stay.
+        if let Err(cause) = domain.revoke(self.range()) {
+            // Address space, addresses and memory stay.
             let lost =
                 Quarantined { device: domain.shared_name().clone(), range: self.range(), cause, mapped_at: self.site };
-            mem::forget(domain);
             quarantine::add(&lost);
             return Err(lost);
         }

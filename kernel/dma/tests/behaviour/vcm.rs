@@ -10,7 +10,7 @@ use dma::{
     Bidirectional, Device, DmaMemory, Error, FromDevice, Job, Ladder, Lent, OwnedDomain, PageRequest, PageSet,
     RawPages, SharedBuffer, ToDevice, Users,
 };
-use iommu::{FaultReason, Iova, OutOfMemory, PAGE_SIZE};
+use iommu::{FaultReason, Iova, IovaError, OutOfMemory, PAGE_SIZE};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
@@ -204,4 +204,25 @@ proptest! {
         }
         prop_assert_eq!(system.memory.live_allocations(), 0);
     }
+}
+
+/// Seen red: areas mapped in the domain's space past the domain's own books.
+#[test]
+fn what_was_lost_by_an_area_or_by_a_mapping_is_neither_ones_any_more() {
+    let system = FakeSystem::new();
+    let one = system.device("one").unwrap();
+    let domain = OwnedDomain::new("own", &one.device).unwrap();
+    let pages = || one.device.pages(PAGE_SIZE).unwrap();
+    let by_area = vcm::reserve_at(&domain, 0x10_0000, 4 * PAGE_SIZE).unwrap();
+    let by_area = by_area.back::<ToDevice>(&buffer(&system, b"")).unwrap();
+    let by_mapping = domain.map_owned::<ToDevice, _>(Iova::new(0x20_0000), pages()).unwrap();
+    system.iommu.wedge(true);
+    by_area.unmap().unwrap_err();
+    by_mapping.unmap().unwrap_err();
+    system.iommu.wedge(false);
+    let again = domain.map_owned::<ToDevice, _>(Iova::new(0x10_0000), pages()).unwrap_err();
+    assert!(matches!(again.error, Error::Iova(IovaError::InUse(_))), "{again:?}");
+    let area = vcm::reserve_at(&domain, 0x20_0000, 4 * PAGE_SIZE).unwrap();
+    let rejected = area.back::<ToDevice>(&buffer(&system, b"")).unwrap_err();
+    assert!(matches!(rejected.1, Error::Iova(IovaError::InUse(_))), "{:?}", rejected.1);
 }

@@ -9,7 +9,7 @@ use crate::machine::{Disk, Machine, percent_encoded};
 use crate::progress::Progress;
 use crate::session::{End, Event, Session};
 use crate::symbols::{Backtrace, Symbols};
-use crate::{board, disk, setup};
+use crate::{board, disk, setup, show};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, Write};
 use std::path::Path;
@@ -80,7 +80,10 @@ fn machine(options: &DemoOptions, disk: Disk, window: Option<&'static str>) -> M
     if let Some(picture) = &options.picture {
         command_line.push(format!("picture={}", percent_encoded(picture)));
     }
-    if options.screenshot.is_some() || options.gui {
+    if let Some(name) = options.show {
+        command_line.extend(show::words(name, options.gui));
+    }
+    if options.screenshot.is_some() || options.show.is_some() || options.gui {
         command_line.push("screen.wait=1".to_string());
     }
     command_line.extend(options.append.iter().cloned());
@@ -140,7 +143,7 @@ impl Watch<'_> {
     /// Follows the console to the end of the run.
     fn watch(mut self, mut session: Session) -> Result<Verdict> {
         let (mut verdict, mut on_screen, mut out_of_time) = (None, false, false);
-        let mut screenshot = None;
+        let (mut screenshot, mut last_frame) = (None, None);
         loop {
             match session.next_event() {
                 Event::Line(line) => match console::parse(&line) {
@@ -149,9 +152,12 @@ impl Watch<'_> {
                         if let Some(file) = &self.options.screenshot {
                             screenshot = Some(session.screenshot(file));
                         }
+                        if self.options.show.is_some() {
+                            last_frame = Some(self.look(&session));
+                        }
                         if self.options.gui {
                             self.stay(&mut session);
-                        } else if self.options.screenshot.is_some() {
+                        } else if self.options.screenshot.is_some() || self.options.show.is_some() {
                             session.type_line("");
                         }
                     }
@@ -189,7 +195,29 @@ impl Watch<'_> {
             (None, Some(_)) => eprintln!("no screenshot was taken: the kernel showed nothing"),
             _ => {}
         }
-        Ok(verdict)
+        match last_frame.transpose()? {
+            Some(false) => Ok(Verdict::Failure),
+            Some(true) | None => Ok(verdict),
+        }
+    }
+
+    /// Compares what the screen shows with what it must show after the show. Says whether that is the same, or not known.
+    fn look(&mut self, session: &Session) -> Result<bool> {
+        self.progress.clear();
+        let Some((expected, number)) = show::last(self.options)? else {
+            eprintln!("last frame: not compared, because the picture is none of ours");
+            return Ok(true);
+        };
+        let directory = tempfile::tempdir().context("no temporary directory")?;
+        let file = directory.path().join("screen.png");
+        session.screenshot(&file)?;
+        let (wrong, pixels) = (show::compare(&file, &expected)?, expected.pixels().len());
+        if wrong == 0 {
+            eprintln!("last frame: all {pixels} pixels are those of the picture with frame {number} drawn over it");
+        } else {
+            eprintln!("error: last frame: {wrong} of {pixels} pixels are not those of the picture with frame {number} drawn over it");
+        }
+        Ok(wrong == 0)
     }
 
     /// Prints a line of the console; an address of a backtrace is printed as the function and the line.

@@ -28,4 +28,6 @@ programs! {
     BLK = "blk";
     /// Asks for whatever comes to its mind.
     HOSTILE = "hostile";
+    /// Draws into a picture that is on the screen.
+    PAINTER = "painter";
 }

@@ -275,12 +275,7 @@ fn source(file: &[u8]) -> Source {
     let extents = vec![Extent { lba: 0, sectors: size.div_ceil(512) }];
     Source {
         path: "/picture".into(),
-        located: Located {
-            table: TableKind::Gpt,
-            partition: 1,
-            fat: FatKind::Fat32,
-            file: File { size, extents },
-        },
+        located: Located { table: TableKind::Gpt, partition: 1, fat: FatKind::Fat32, file: File { size, extents } },
         picture: Picture::recognise(&file[..file.len().min(HEAD)], size, limits).unwrap(),
         screen: (640, 480),
         metadata: 0,

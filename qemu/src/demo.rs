@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use std::io::{BufRead, Write};
 use std::path::Path;
 use std::time::Duration;
+use tempfile::TempDir;
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,6 +129,16 @@ fn check_writable(file: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The file in which [`capture`] leaves what the screen shows.
+const CAPTURED: &str = "screen.png";
+
+/// Saves what the screen shows, in a directory of its own.
+fn capture(session: &Session) -> Result<TempDir> {
+    let directory = tempfile::tempdir().context("no temporary directory")?;
+    session.screenshot(&directory.path().join(CAPTURED))?;
+    Ok(directory)
+}
+
 /// A run being watched.
 struct Watch<'a> {
     options: &'a DemoOptions,
@@ -153,7 +164,7 @@ impl Watch<'_> {
                             screenshot = Some(session.screenshot(file));
                         }
                         if self.options.show.is_some() {
-                            last_frame = Some(self.look(&session));
+                            last_frame = Some(capture(&session));
                         }
                         if self.options.gui {
                             self.stay(&mut session);
@@ -196,26 +207,23 @@ impl Watch<'_> {
             _ => {}
         }
         match last_frame.transpose()? {
-            Some(false) => Ok(Verdict::Failure),
-            Some(true) | None => Ok(verdict),
+            Some(captured) if !self.is_last_frame(&captured.path().join(CAPTURED))? => Ok(Verdict::Failure),
+            _ => Ok(verdict),
         }
     }
 
-    /// Compares what the screen shows with what it must show after the show. Says whether that is the same, or not known.
-    fn look(&mut self, session: &Session) -> Result<bool> {
-        self.progress.clear();
+    /// Compares what the screen showed with what it must show after the show. Says whether that is the same, or not known.
+    fn is_last_frame(&self, file: &Path) -> Result<bool> {
         let Some((expected, number)) = show::last(self.options)? else {
             eprintln!("last frame: not compared, because the picture is none of ours");
             return Ok(true);
         };
-        let directory = tempfile::tempdir().context("no temporary directory")?;
-        let file = directory.path().join("screen.png");
-        session.screenshot(&file)?;
-        let (wrong, pixels) = (show::compare(&file, &expected)?, expected.pixels().len());
+        let (wrong, all) = (show::compare(file, &expected)?, expected.pixels().len());
+        let what = format!("those of the picture with frame {number} drawn over it");
         if wrong == 0 {
-            eprintln!("last frame: all {pixels} pixels are those of the picture with frame {number} drawn over it");
+            eprintln!("last frame: all {all} pixels are {what}");
         } else {
-            eprintln!("error: last frame: {wrong} of {pixels} pixels are not those of the picture with frame {number} drawn over it");
+            eprintln!("error: last frame: {wrong} of {all} pixels are not {what}");
         }
         Ok(wrong == 0)
     }

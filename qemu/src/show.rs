@@ -106,7 +106,9 @@ mod tests {
         assert!(last(&["--show", "sharing", "--append", "show.frames=7 log=debug"]).unwrap().1 == 7);
         assert!(last(&["--show", "sharing", "--picture", disk::PICTURE_PNG]).is_some());
         assert!(last(&[]).is_none());
-        for unknown in [&["--disk", "x"], &["--picture", "/x"], &["--append", "picture=/x"], &["--append", "show.frames=x"]] {
+        for unknown in
+            [&["--disk", "x"], &["--picture", "/x"], &["--append", "picture=/x"], &["--append", "show.frames=x"]]
+        {
             assert!(last(&[&["--show", "sharing"], &unknown[..]].concat()).is_none(), "{unknown:?}");
         }
         assert!(frame(&picture, 0).unwrap() == picture);

@@ -79,12 +79,7 @@ fn seconds(nanos: u64) -> f64 {
 }
 
 /// Everything between the first device and the last; the devices are off the bus when it returns.
-fn run(
-    hardware: &Hardware,
-    options: &Options,
-    company: &Company,
-    operator: &impl Operator,
-) -> Result<bool, String> {
+fn run(hardware: &Hardware, options: &Options, company: &Company, operator: &impl Operator) -> Result<bool, String> {
     // What IOMMUs have for themselves, and keep.
     let before = dma::live();
     hardware.faults().set_budget(options.fault_budget);

@@ -8,8 +8,8 @@
 //!
 //! What goes to another core, and comes back, goes through one lock, a leaf.
 
-use crate::processes::{End, Killer, UserProcess};
 use crate::Error;
+use crate::processes::{End, Killer, UserProcess};
 use alloc::sync::Arc;
 use base::{Deadline, IrqMutex, wait_until};
 use core::mem;

@@ -30,4 +30,6 @@ programs! {
     HOSTILE = "hostile";
     /// Draws into a picture that is on the screen.
     PAINTER = "painter";
+    /// Does not, or wrongly.
+    BUNGLER = "bungler";
 }

@@ -53,7 +53,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sbsa", &[]),
     // The runner reads device trees as the kernel does (`describe`), knows what the second board's flash holds, and what the show draws.
     ("qemu", &["kernel", "painting", "sbsa"]),
-    ("tests", &["painting", "qemu"]),
+    ("tests", &["qemu"]),
     // Written so that a crate that is added without a thought about its place is noticed.
     ("", &[]),
 ];

@@ -7,7 +7,7 @@ fn main() {
     let variable = |name: &str| PathBuf::from(std::env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name}")));
     let (here, out) = (variable("CARGO_MANIFEST_DIR"), variable("OUT_DIR"));
     let workspace = here.ancestors().nth(2).expect("platform/programs lies in the workspace");
-    for watched in ["platform/user", "kernel/abi", "Cargo.lock", ".cargo/config.toml"] {
+    for watched in ["platform/user", "platform/painting", "kernel/abi", "Cargo.lock", ".cargo/config.toml"] {
         println!("cargo:rerun-if-changed={}", workspace.join(watched).display());
     }
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("none") {

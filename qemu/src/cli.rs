@@ -5,6 +5,7 @@
 use crate::bench::Mode;
 use crate::board;
 use crate::machine::Iommu;
+use crate::show;
 use crate::topology::Topology;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -23,6 +24,7 @@ Examples:
   cargo run
   cargo run -- --screenshot screen.png
   cargo run -- --disk card.img --picture '/DCIM/holiday photo.bmp' --gui
+  cargo run -- --show sharing --gui
   cargo run -- --smp 8 --memory 16G --cpu max
   cargo run -- --iommu virtio
   cargo run -- --board sbsa --smp 4
@@ -209,7 +211,11 @@ pub struct DemoOptions {
     /// The picture's path on the disk: BMP (32-bit is shown without a copy, 24-bit is converted) or PNG
     #[arg(long, value_name = "PATH")]
     pub picture: Option<String>,
-    /// Save what the screen shows as a PNG file
+    /// Play a show around the picture, and compare the last frame pixel by pixel; with --gui at 60 frames a second, else as fast as
+    /// it goes
+    #[arg(long, value_name = "NAME", value_enum)]
+    pub show: Option<show::Name>,
+    /// Save what the screen shows as a PNG file; of a show the last frame
     #[arg(long, value_name = "FILE.png")]
     pub screenshot: Option<PathBuf>,
     /// Open a window; the picture stays until the window is closed or Enter is pressed in the terminal
@@ -323,6 +329,20 @@ mod tests {
         let named = Cli::try_parse_from(["x", "demo", "--smp", "4"]).unwrap();
         let Some(Command::Demo(options)) = named.command else { panic!("demo was not recognised") };
         assert_eq!(options.smp, 4);
+    }
+
+    #[test]
+    fn a_show_is_asked_for_by_name() {
+        for arguments in [&["x", "--show", "sharing"][..], &["x", "demo", "--show", "sharing"]] {
+            let cli = Cli::try_parse_from(arguments).unwrap();
+            let options = match cli.command {
+                Some(Command::Demo(options)) => options,
+                _ => cli.options,
+            };
+            assert_eq!(options.show, Some(show::Name::Sharing));
+        }
+        assert_eq!(Cli::try_parse_from(["x"]).unwrap().options.show, None);
+        assert!(Cli::try_parse_from(["x", "--show", "fireworks"]).is_err());
     }
 
     #[test]

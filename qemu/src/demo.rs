@@ -9,11 +9,12 @@ use crate::machine::{Disk, Machine, percent_encoded};
 use crate::progress::Progress;
 use crate::session::{End, Event, Session};
 use crate::symbols::{Backtrace, Symbols};
-use crate::{board, disk, setup};
+use crate::{board, disk, setup, show};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, Write};
 use std::path::Path;
 use std::time::Duration;
+use tempfile::TempDir;
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +81,10 @@ fn machine(options: &DemoOptions, disk: Disk, window: Option<&'static str>) -> M
     if let Some(picture) = &options.picture {
         command_line.push(format!("picture={}", percent_encoded(picture)));
     }
-    if options.screenshot.is_some() || options.gui {
+    if let Some(name) = options.show {
+        command_line.extend(show::words(name, options.gui));
+    }
+    if options.screenshot.is_some() || options.show.is_some() || options.gui {
         command_line.push("screen.wait=1".to_string());
     }
     command_line.extend(options.append.iter().cloned());
@@ -125,6 +129,16 @@ fn check_writable(file: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The file in which [`capture`] leaves what the screen shows.
+const CAPTURED: &str = "screen.png";
+
+/// Saves what the screen shows, in a directory of its own.
+fn capture(session: &Session) -> Result<TempDir> {
+    let directory = tempfile::tempdir().context("no temporary directory")?;
+    session.screenshot(&directory.path().join(CAPTURED))?;
+    Ok(directory)
+}
+
 /// A run being watched.
 struct Watch<'a> {
     options: &'a DemoOptions,
@@ -140,7 +154,7 @@ impl Watch<'_> {
     /// Follows the console to the end of the run.
     fn watch(mut self, mut session: Session) -> Result<Verdict> {
         let (mut verdict, mut on_screen, mut out_of_time) = (None, false, false);
-        let mut screenshot = None;
+        let (mut screenshot, mut last_frame) = (None, None);
         loop {
             match session.next_event() {
                 Event::Line(line) => match console::parse(&line) {
@@ -149,9 +163,12 @@ impl Watch<'_> {
                         if let Some(file) = &self.options.screenshot {
                             screenshot = Some(session.screenshot(file));
                         }
+                        if self.options.show.is_some() {
+                            last_frame = Some(capture(&session));
+                        }
                         if self.options.gui {
                             self.stay(&mut session);
-                        } else if self.options.screenshot.is_some() {
+                        } else if self.options.screenshot.is_some() || self.options.show.is_some() {
                             session.type_line("");
                         }
                     }
@@ -189,7 +206,26 @@ impl Watch<'_> {
             (None, Some(_)) => eprintln!("no screenshot was taken: the kernel showed nothing"),
             _ => {}
         }
-        Ok(verdict)
+        match last_frame.transpose()? {
+            Some(captured) if !self.is_last_frame(&captured.path().join(CAPTURED))? => Ok(Verdict::Failure),
+            _ => Ok(verdict),
+        }
+    }
+
+    /// Compares what the screen showed with what it must show after the show. Says whether that is the same, or not known.
+    fn is_last_frame(&self, file: &Path) -> Result<bool> {
+        let Some((expected, number)) = show::last(self.options)? else {
+            eprintln!("last frame: not compared, because the picture is none of ours");
+            return Ok(true);
+        };
+        let (wrong, all) = (show::compare(file, &expected)?, expected.pixels().len());
+        let what = format!("those of the picture with frame {number} drawn over it");
+        if wrong == 0 {
+            eprintln!("last frame: all {all} pixels are {what}");
+        } else {
+            eprintln!("error: last frame: {wrong} of {all} pixels are not {what}");
+        }
+        Ok(wrong == 0)
     }
 
     /// Prints a line of the console; an address of a backtrace is printed as the function and the line.

@@ -23,6 +23,7 @@
 //! | [`topology`] | machines by name, and what the kernel comes to on each |
 //! | [`matrix`] | all of them on several QEMUs, and the table in README.md |
 //! | [`trial`] | the main job on one machine, watched and judged |
+//! | [`show`] | what must be on the screen after the show |
 //! | [`demo`] | the main job, from the command line to the exit code |
 //! | [`describe`] | what the kernel would find on the board of a device tree |
 //! | [`mod@bench`] | the benchmarks, beside Linux's figures |
@@ -47,6 +48,7 @@ pub mod progress;
 pub mod qmp;
 pub mod session;
 pub mod setup;
+pub mod show;
 pub mod symbols;
 pub mod topology;
 pub mod trace;

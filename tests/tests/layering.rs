@@ -17,8 +17,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("kernel", &["base", "dma", "iommu"]),
     ("abi", &[]),
     ("process", &["abi", "base", "dma", "iommu"]),
-    // What runs at EL0 knows the system calls and nothing else of the kernel.
-    ("user", &["abi"]),
+    // What runs at EL0 knows the system calls, what it is to draw, and nothing else of the kernel.
+    ("user", &["abi", "painting"]),
+    ("painting", &[]),
     ("programs", &[]),
     ("arch", &["base"]),
     ("gic", &["base", "arch", "iommu"]),
@@ -28,9 +29,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("testdev", &["base", "arch", "dma", "iommu", "pci"]),
     (
         "board",
-        &["abi", "base", "arch", "dma", "gic", "iommu", "kernel", "pci", "process", "smmuv3", "testdev", "virtio"],
+        &[
+            "abi", "base", "arch", "dma", "gic", "iommu", "kernel", "painting", "pci", "process", "smmuv3", "testdev",
+            "virtio",
+        ],
     ),
-    ("virt", &["base", "arch", "board", "dma", "gic", "iommu", "kernel", "pci", "smmuv3", "testdev", "virtio"]),
+    (
+        "virt",
+        &["base", "arch", "board", "dma", "gic", "iommu", "kernel", "pci", "programs", "smmuv3", "testdev", "virtio"],
+    ),
     ("ktest", &[]),
     (
         "test-image",
@@ -44,8 +51,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["base", "arch", "board", "dma", "iommu", "kernel", "ktest", "pci", "smmuv3", "testdev", "virt", "virtio"],
     ),
     ("sbsa", &[]),
-    // The runner reads device trees as the kernel does (`describe`), and knows what the second board's flash holds.
-    ("qemu", &["kernel", "sbsa"]),
+    // The runner reads device trees as the kernel does (`describe`), knows what the second board's flash holds, and what the show draws.
+    ("qemu", &["kernel", "painting", "sbsa"]),
     ("tests", &["qemu"]),
     // Written so that a crate that is added without a thought about its place is noticed.
     ("", &[]),

@@ -5,6 +5,7 @@
 //!    window of one page that is lent to the disk.
 //! 2. [`show`] makes a shared buffer of scattered pages, lends it to disk and screen at once, has the disk fill it and the
 //!    screen show it. A 32-bit picture is shown from where the disk put it; others are decoded by the CPU into a second buffer.
+//!    [`sharing`] has somebody draw into it on the way, again and again, in the very same memory.
 //! 3. `fence` has every device that can be made to stray do so, and looks whether it was stopped.
 //! 4. The report, for people.
 //!
@@ -14,10 +15,12 @@
 
 mod fence;
 mod reader;
+mod sharing;
 mod show;
 mod source;
 
 pub use fence::{Proof, Verdict, prove};
+pub use sharing::{Act, Frames, Played, sharing};
 pub use show::{Outcome, Screenshot, show};
 pub use source::{Source, find};
 
@@ -50,6 +53,9 @@ pub enum Failure {
     /// The screen.
     #[error("screen: {0}")]
     Screen(String),
+    /// Who draws.
+    #[error("painter: {0}")]
+    Painter(String),
     /// Memory could not be lent, or not be taken back.
     #[error("{0}")]
     Dma(String),
@@ -65,6 +71,10 @@ impl Failure {
 
     fn screen(error: impl Display) -> Self {
         Self::Screen(error.to_string())
+    }
+
+    fn painter(error: impl Display) -> Self {
+        Self::Painter(error.to_string())
     }
 
     fn dma(error: impl Display) -> Self {

@@ -92,8 +92,8 @@ pub fn show<D: Disk, S: Screen>(
             outcome.transfers = reading.count;
             finish(reading)?;
             detach(filled)?;
-            let (pixels, layout) = decode(screen, source, &file)?;
-            outcome.copied = pixels.len().min(layout_bytes(&layout));
+            let (pixels, layout, copied) = decode(screen, source, &file)?;
+            outcome.copied = copied;
             let shown = Arc::new(pixels.attach::<ToDevice>(screen.device()).map_err(Failure::dma)?);
             outcome.to_screen = present(screen, &layout, &shown, screenshot)?;
             detach(shown)?;
@@ -150,13 +150,13 @@ fn tiled<D: Disk, S: Screen>(
 }
 
 /// Transfers of which some are under way.
-struct Reading<T> {
+pub(super) struct Reading<T> {
     transfers: VecDeque<T>,
-    count: usize,
+    pub(super) count: usize,
 }
 
 /// Has the disk write the file's extents into the buffer, many transfers in flight at once.
-fn read<D: Disk, L: Lent>(
+pub(super) fn read<D: Disk, L: Lent>(
     disk: &D,
     extents: &[Extent],
     buffer: &Arc<L>,
@@ -195,7 +195,7 @@ fn read<D: Disk, L: Lent>(
 }
 
 /// Waits until the disk has done what it was asked for.
-fn finish<T, E>(reading: Reading<T>) -> Result<(), Failure>
+pub(super) fn finish<T, E>(reading: Reading<T>) -> Result<(), Failure>
 where
     T: Future<Output = Result<(), E>>,
     E: Display,
@@ -214,28 +214,47 @@ fn present<S: Screen, L: Lent>(
     loan: &Arc<L>,
     screenshot: &impl Screenshot,
 ) -> Result<u64, Failure> {
-    let mut rows: Vec<Range<u64>> = Vec::new();
-    for span in layout.row_spans() {
-        rows.try_reserve(1).map_err(|_| Failure::OutOfMemory("the list of rows"))?;
-        rows.push(span.offset..span.offset + span.len);
-    }
-    let order = match layout.format {
-        PixelFormat::Rgbx | PixelFormat::Rgba => PixelOrder::Rgbx,
-        PixelFormat::Bgrx | PixelFormat::Bgra | PixelFormat::Bgr => PixelOrder::Bgrx,
-    };
-    let frame = Frame { width: layout.width, height: layout.height, order, loan, rows: &rows };
-    let shown = screen.show(&frame, Deadline::after_millis(STEP_MILLIS)).map_err(Failure::screen)?;
+    let shown = put_on(screen, layout, loan, Deadline::after_millis(STEP_MILLIS))?;
     screenshot.ready(layout.width, layout.height);
     screen.hide(shown, Deadline::after_millis(STEP_MILLIS)).map_err(Failure::screen)?;
     Ok(layout_bytes(layout))
 }
 
-fn layout_bytes(layout: &Layout) -> u64 {
+/// Shows the rows of `layout` in `loan`, and leaves them there.
+pub(super) fn put_on<S: Screen, L: Lent>(
+    screen: &S,
+    layout: &Layout,
+    loan: &Arc<L>,
+    deadline: Deadline,
+) -> Result<S::Shown, Failure> {
+    let mut rows: Vec<Range<u64>> = Vec::new();
+    for span in layout.row_spans() {
+        rows.try_reserve(1).map_err(|_| Failure::OutOfMemory("the list of rows"))?;
+        rows.push(span.offset..span.offset + span.len);
+    }
+    let order = order(layout.format);
+    let frame = Frame { width: layout.width, height: layout.height, order, loan, rows: &rows };
+    screen.show(&frame, deadline).map_err(Failure::screen)
+}
+
+/// How a screen is told what its pixels are made of.
+pub(super) fn order(format: PixelFormat) -> PixelOrder {
+    match format {
+        PixelFormat::Rgbx | PixelFormat::Rgba => PixelOrder::Rgbx,
+        PixelFormat::Bgrx | PixelFormat::Bgra | PixelFormat::Bgr => PixelOrder::Bgrx,
+    }
+}
+
+pub(super) fn layout_bytes(layout: &Layout) -> u64 {
     u64::from(layout.row_bytes()) * u64::from(layout.height)
 }
 
-/// Decodes the file into a buffer of its own.
-fn decode<S: Screen>(screen: &S, source: &Source, file: &SharedBuffer) -> Result<(SharedBuffer, Layout), Failure> {
+/// Decodes the file into a buffer of its own. Says how many bytes of pixels that wrote.
+pub(super) fn decode<S: Screen>(
+    screen: &S,
+    source: &Source,
+    file: &SharedBuffer,
+) -> Result<(SharedBuffer, Layout, u64), Failure> {
     let (width, height) = (source.picture.width(), source.picture.height());
     let layout = Layout { width, height, offset: 0, stride: width * 4, top_down: true, format: PixelFormat::Bgrx };
     let size = usize::try_from(source.located.file.size).map_err(|_| Failure::OutOfMemory("the picture's file"))?;
@@ -245,23 +264,24 @@ fn decode<S: Screen>(screen: &S, source: &Source, file: &SharedBuffer) -> Result
     file.cpu_access::<CpuReads>().map_err(Failure::dma)?.read_at(0, &mut bytes).map_err(Failure::dma)?;
 
     let mut pixels = screen.device().page_set(layout_bytes(&layout), Ladder::SINGLE_PAGES).map_err(Failure::dma)?;
-    let mut stored = Ok(());
+    let (mut stored, mut copied) = (Ok(()), 0);
     source
         .picture
         .decode(&bytes, |row, line| {
             let offset = u64::from(row) * u64::from(layout.stride);
             if stored.is_ok() {
                 stored = pixels.write_at(offset, line);
+                copied += line.len() as u64;
             }
         })
         .map_err(|error| Failure::Picture { path: source.path.to_string(), error })?;
     stored.map_err(Failure::dma)?;
     let buffer = SharedBuffer::try_new("decoded picture", pixels).map_err(|rejected| Failure::dma(rejected.error))?;
-    Ok((buffer, layout))
+    Ok((buffer, layout, copied))
 }
 
 /// Ends a loan that no transfer has any more.
-fn detach<D: dma::Direction>(loan: Arc<Attachment<D>>) -> Result<(), Failure> {
+pub(super) fn detach<D: dma::Direction>(loan: Arc<Attachment<D>>) -> Result<(), Failure> {
     match Arc::try_unwrap(loan) {
         Ok(attachment) => attachment.detach().map_err(Failure::dma),
         Err(_) => Err(Failure::dma("a device still has the picture")),

@@ -1,15 +1,16 @@
 //! The main job on this machine's devices, and the report.
 
 use crate::hardware::kind;
-use crate::{BlockDisk, EduStray, Error, GpuScreen, Hardware, Master, Options};
+use crate::{BlockDisk, Company, EduStray, Error, GpuScreen, Hardware, Master, Options, ProcessPainter};
 use alloc::format;
 use alloc::string::{String, ToString};
 use base::Instant;
 use core::fmt;
+use core::time::Duration;
 use dma::Limits;
 use iommu::StreamId;
 use kernel::class::{Disk, Stray};
-use kernel::demo::{self, Bytes, Failure, Proof, Screenshot, Verdict};
+use kernel::demo::{self, Act, Bytes, Failure, Outcome, Played, Proof, Screenshot, Source, Verdict};
 use kernel::disk::TableKind;
 use kernel::println;
 
@@ -29,8 +30,8 @@ struct Devices {
     edu: Option<EduStray>,
 }
 
-/// Runs the main job and prints the report. Returns the exit status.
-pub fn main_job(hardware: &Hardware, options: &Options, operator: &impl Operator) -> u32 {
+/// Runs the main job, for whose show the image has `company`, and prints the report. Returns the exit status.
+pub fn main_job(hardware: &Hardware, options: &Options, company: &Company, operator: &impl Operator) -> u32 {
     let started = Instant::now();
     for smmu in hardware.smmus() {
         print_wrapped("smmu", &smmu.features().to_string());
@@ -38,7 +39,7 @@ pub fn main_job(hardware: &Hardware, options: &Options, operator: &impl Operator
     for viommu in hardware.viommus() {
         print_wrapped("viommu", &viommu.driver().features().to_string());
     }
-    let ok = match run(hardware, options, operator) {
+    let ok = match run(hardware, options, company, operator) {
         Ok(held) => held,
         Err(sentence) => {
             println!("error: {sentence}");
@@ -78,12 +79,12 @@ fn seconds(nanos: u64) -> f64 {
 }
 
 /// Everything between the first device and the last; the devices are off the bus when it returns.
-fn run(hardware: &Hardware, options: &Options, operator: &impl Operator) -> Result<bool, String> {
+fn run(hardware: &Hardware, options: &Options, company: &Company, operator: &impl Operator) -> Result<bool, String> {
     // What IOMMUs have for themselves, and keep.
     let before = dma::live();
     hardware.faults().set_budget(options.fault_budget);
     let mut devices = Devices { disk: None, screen: None, edu: None };
-    let result = with_devices(hardware, options, operator, &mut devices);
+    let result = with_devices(hardware, options, company, operator, &mut devices);
     // Before the devices go, and with them what they have counted.
     let made = dma::live().total_mappings.saturating_sub(before.total_mappings);
     let mut stopped = true;
@@ -102,13 +103,17 @@ fn run(hardware: &Hardware, options: &Options, operator: &impl Operator) -> Resu
 fn with_devices(
     hardware: &Hardware,
     options: &Options,
+    company: &Company,
     operator: &impl Operator,
     devices: &mut Devices,
 ) -> Result<bool, String> {
     start(hardware, options, devices).map_err(|error| error.to_string())?;
+    if options.show.is_some() && options.tiles.is_some() {
+        return Err("show=sharing shows a picture as it lies: leave screen.tiles out".into());
+    }
     let disk = devices.disk.as_ref().ok_or("the machine has no disk: add one with --disk or -device virtio-blk-pci")?;
     let screen = devices.screen.as_ref().ok_or("the machine has no screen: add one with -device virtio-gpu-pci")?;
-    picture(disk, screen, options, operator).map_err(|failure| sentence(hardware, &failure))?;
+    picture(disk, screen, options, company, operator).map_err(|failure| sentence(hardware, &failure))?;
     let faults = hardware.faults();
     let mut held = faults.total() == 0;
     println!("faults    {} in the job", faults.total());
@@ -204,7 +209,13 @@ impl fmt::Display for Count {
 }
 
 /// Disk to screen.
-fn picture(disk: &BlockDisk, screen: &GpuScreen, options: &Options, operator: &impl Operator) -> Result<(), Failure> {
+fn picture(
+    disk: &BlockDisk,
+    screen: &GpuScreen,
+    options: &Options,
+    company: &Company,
+    operator: &impl Operator,
+) -> Result<(), Failure> {
     let began = Instant::now();
     let source = demo::find(disk, screen, &options.picture)?;
     let megabytes = disk.blocks() * u64::from(disk.block_size()) / 1_000_000;
@@ -223,28 +234,10 @@ fn picture(disk: &BlockDisk, screen: &GpuScreen, options: &Options, operator: &i
         source.picture.height(),
         Count(source.located.file.extents.len(), "extent", "extents")
     );
-    let outcome = demo::show(disk, screen, &source, options.tiles, operator)?;
-    println!(
-        "screen    {} x {} of {} x {}, from {} in {}, {}",
-        outcome.size.0,
-        outcome.size.1,
-        source.screen.0,
-        source.screen.1,
-        Count(outcome.from_disk.div_ceil(iommu::PAGE_SIZE) as usize, "page", "pages"),
-        Count(outcome.runs, "run", "runs"),
-        Count(outcome.segments, "device address", "device addresses")
-    );
-    println!(
-        "by DMA    {} bytes disk -> memory in {}, {} bytes memory -> screen, {} bytes of metadata",
-        Bytes(outcome.from_disk),
-        Count(outcome.transfers, "transfer", "transfers"),
-        Bytes(outcome.to_screen),
-        Bytes(source.metadata)
-    );
-    if outcome.pieces != 0 {
-        println!("tiles     the screen was told {}", Count(outcome.pieces, "piece", "pieces"));
+    match &options.show {
+        Some(act) => sharing(disk, screen, &source, act, company, operator)?,
+        None => shown(&demo::show(disk, screen, &source, options.tiles, operator)?, &source),
     }
-    println!("by CPU    {} bytes of the picture copied", Bytes(outcome.copied));
     for device in [disk.master().device(), screen.master().device()] {
         if device.copies() != 0 {
             let count = Count(device.copies() as usize, "buffer", "buffers");
@@ -253,6 +246,96 @@ fn picture(disk: &BlockDisk, screen: &GpuScreen, options: &Options, operator: &i
     }
     log::debug!("disk to screen in {:?}", began.elapsed());
     Ok(())
+}
+
+/// The report of a picture.
+fn shown(outcome: &Outcome, source: &Source) {
+    on_screen(outcome.size, source, outcome.from_disk, outcome.runs, outcome.segments);
+    by_dma(outcome.from_disk, outcome.transfers, outcome.to_screen, source);
+    if outcome.pieces != 0 {
+        println!("tiles     the screen was told {}", Count(outcome.pieces, "piece", "pieces"));
+    }
+    println!("by CPU    {} bytes of the picture copied", Bytes(outcome.copied));
+}
+
+/// Plays the show, and reports.
+fn sharing(
+    disk: &BlockDisk,
+    screen: &GpuScreen,
+    source: &Source,
+    act: &Act,
+    company: &Company,
+    operator: &impl Operator,
+) -> Result<(), Failure> {
+    let device = screen.master().device();
+    let mut elsewhere = false;
+    let hire = |picture: &_, layout: &_, frames| {
+        let painter = ProcessPainter::hire(company, device, picture, layout, frames)?;
+        elsewhere = painter.is_elsewhere();
+        Ok(painter)
+    };
+    let played = demo::sharing(disk, screen, source, act, hire, operator)?;
+    let Played { frames, painted, .. } = &played;
+    on_screen(played.size, source, played.from_disk, played.runs, played.segments);
+    by_dma(played.from_disk, played.transfers, played.to_screen, source);
+    let place = if elsewhere { "on another core" } else { "in turns on the same core" };
+    println!(
+        "painter   a process {place}, the picture mapped: {} frames of {} x {}, {} bytes drawn and put back",
+        painted.frames,
+        played.size.0,
+        played.size.1,
+        Bytes(painted.bytes)
+    );
+    let shown = f64::from(frames.count) / frames.all.as_secs_f64().max(f64::MIN_POSITIVE);
+    println!("frames    {} in {:.3} s, {shown:.0} a second", frames.count, frames.all.as_secs_f64());
+    println!(
+        "          {:.3} ms each in the median, {:.3} ms the shortest, {:.3} ms the longest",
+        millis(frames.median),
+        millis(frames.shortest),
+        millis(frames.longest)
+    );
+    println!(
+        "fences    the painter waited for the screen in {} of {} frames, {:.3} ms in all",
+        painted.waits,
+        painted.frames,
+        millis(painted.waited)
+    );
+    println!(
+        "          the screen waited for the painter in {} of {} frames, {:.3} ms in all",
+        played.waits,
+        frames.count,
+        millis(played.waited)
+    );
+    println!("by CPU    {} bytes of the picture copied by the kernel", Bytes(played.copied));
+    Ok(())
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// What the screen shows, and from where.
+fn on_screen(size: (u32, u32), source: &Source, bytes: u64, runs: usize, addresses: usize) {
+    println!(
+        "screen    {} x {} of {} x {}, from {} in {}, {}",
+        size.0,
+        size.1,
+        source.screen.0,
+        source.screen.1,
+        Count(bytes.div_ceil(iommu::PAGE_SIZE) as usize, "page", "pages"),
+        Count(runs, "run", "runs"),
+        Count(addresses, "device address", "device addresses")
+    );
+}
+
+fn by_dma(from_disk: u64, transfers: usize, to_screen: u64, source: &Source) {
+    println!(
+        "by DMA    {} bytes disk -> memory in {}, {} bytes memory -> screen, {} bytes of metadata",
+        Bytes(from_disk),
+        Count(transfers, "transfer", "transfers"),
+        Bytes(to_screen),
+        Bytes(source.metadata)
+    );
 }
 
 /// One proof of the fence.

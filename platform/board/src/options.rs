@@ -5,7 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use dma::TileView;
 use kernel::cmdline::CommandLine;
-use kernel::demo::DEFAULT_PICTURE;
+use kernel::demo::{Act, DEFAULT_PICTURE};
 use kernel::faults::DEFAULT_BUDGET;
 use kernel::strictness::Strict;
 use pci::Bdf;
@@ -17,6 +17,8 @@ pub struct Options {
     pub picture: String,
     /// The picture lies in tiles, and the screen shows it in this view.
     pub tiles: Option<TileView>,
+    /// What is shown, if it is more than the picture.
+    pub show: Option<Act>,
     /// Wait for the operator while the picture is on the screen.
     pub wait: bool,
     /// Run devices that no IOMMU translates for.
@@ -78,10 +80,16 @@ const VIEWS: [TileView; 5] =
     [TileView::Upright, TileView::UpsideDown, TileView::Turned(1), TileView::Turned(2), TileView::Turned(3)];
 const VIEW_NAMES: &[&str; 5] = &["upright", "upside-down", "quarter", "half", "three-quarters"];
 
+/// The most frames of a show, and the most in a second.
+const NUMBER_MAX: u64 = 1_000_000;
+
 /// Keys that something in the image reads.
 const KNOWN: &[&str] = &[
     "picture",
     "screen.wait",
+    "show",
+    "show.frames",
+    "show.rate",
     "screen.tiles",
     "iommu.off",
     "iommu.strict",
@@ -109,6 +117,10 @@ impl Options {
         Ok(Self {
             picture: line.text("picture").unwrap_or(DEFAULT_PICTURE).to_string(),
             tiles: line.choice("screen.tiles", VIEW_NAMES)?.and_then(|choice| VIEWS.get(choice).copied()),
+            show: match line.choice("show", &["picture", "sharing"])? {
+                Some(1) => Some(Self::act(&line)?),
+                _ => None,
+            },
             wait: line.flag("screen.wait")?,
             allow_unprotected: line.choice("iommu.off", &["forbid", "allow"])? == Some(1),
             track: line.choice("dma.track", &["off", "all"])?.map_or(dma::tracker::is_on(), |choice| choice == 1),
@@ -122,6 +134,13 @@ impl Options {
 }
 
 impl Options {
+    /// The show that the command line describes.
+    fn act(line: &CommandLine) -> Result<Act, Error> {
+        let number = |key| line.number(key, NUMBER_MAX).map(|number| number.and_then(|it| u32::try_from(it).ok()));
+        let frames = number("show.frames")?.unwrap_or(Act::FRAMES);
+        Ok(Act { frames, rate: number("show.rate")?.filter(|rate| *rate != 0), ..Act::default() })
+    }
+
     /// How a device of this kind at this place is to be treated.
     pub fn treatment(&self, kind: &str, place: Bdf) -> Treatment {
         Treatment {

@@ -28,4 +28,8 @@ programs! {
     BLK = "blk";
     /// Asks for whatever comes to its mind.
     HOSTILE = "hostile";
+    /// Draws into a picture that is on the screen.
+    PAINTER = "painter";
+    /// Does not, or wrongly.
+    BUNGLER = "bungler";
 }

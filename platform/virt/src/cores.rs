@@ -31,7 +31,8 @@ pub enum Error {
     Busy(usize),
 }
 
-type Job = fn(usize);
+/// What a core is given to run: a function of its index.
+pub type Job = fn(usize);
 
 const IDLE: *mut () = core::ptr::null_mut();
 static JOBS: [AtomicPtr<()>; MAX_CPUS] = [const { AtomicPtr::new(IDLE) }; MAX_CPUS];
@@ -120,6 +121,11 @@ fn run(core: usize) -> ! {
             base::notify();
         }
     }
+}
+
+/// Lets any idle core but the first run `job` with its index. Says whether there was one.
+pub fn run_anywhere(job: Job) -> bool {
+    (1..MAX_CPUS).any(|core| run_on(core, job).is_ok())
 }
 
 /// Whether `core` runs and has nothing to do.

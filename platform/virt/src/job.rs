@@ -1,7 +1,7 @@
 //! What the image does: the main job.
 
 use base::Deadline;
-use board::{Hardware, Operator, Options};
+use board::{Company, Hardware, Operator, Options};
 use kernel::demo::Screenshot;
 use kernel::println;
 use virt::pl011::Pl011;
@@ -38,7 +38,8 @@ fn run(boot: &'static Boot) -> Result<u32, board::Error> {
     let mebibytes = machine.memory.iter().map(|range| range.len()).sum::<u64>() >> 20;
     let plural = if cores == 1 { "core" } else { "cores" };
     println!("sluice    {}, {cores} {plural}, {mebibytes} MiB, entered at EL{}", machine.model, boot.entered_at);
-    Ok(board::main_job(&hardware, &options, &Watcher { console: boot.console, wait: options.wait }))
+    let company = Company { program: programs::PAINTER, arguments: [0; 3], elsewhere: cores::run_anywhere };
+    Ok(board::main_job(&hardware, &options, &company, &Watcher { console: boot.console, wait: options.wait }))
 }
 
 /// Whoever started the machine, at the other end of the console.

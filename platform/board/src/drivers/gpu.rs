@@ -2,15 +2,16 @@
 
 use super::{LIFECYCLE_MILLIS, Signal, Wiring, virtio};
 use crate::{Error, Master};
-use ::virtio::gpu::{Backing, Gpu, Options, Resource};
+use ::virtio::gpu::{Backing, Gpu, Options, Presenting, Resource};
+use ::virtio::queue::Loans;
 use ::virtio::spec::gpu::Format;
 use ::virtio::transport::PciTransport;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
-use base::{Deadline, block_on};
+use base::{Deadline, Instant, block_on};
 use dma::{Device, Job, Lent};
 use iommu::Iova;
-use kernel::class::{Frame, PixelOrder, Screen, Stray};
+use kernel::class::{Begun, Frame, PixelOrder, Screen, Stray};
 
 /// Side of the square picture that is claimed to be where nothing was lent, in pixels: 16 KiB.
 const STRAY_SIDE: u32 = 64;
@@ -90,6 +91,17 @@ async fn first_display(gpu: &Gpu) -> Result<(u32, u32, u32), ::virtio::Error> {
     Ok((index, rect.width, rect.height))
 }
 
+/// Has the device read all of a picture and show it. The queue has the job until the device has read, however long that takes.
+fn present<L: Lent>(resource: &Resource, job: Option<Arc<Job<L>>>) -> Result<Presenting, ::virtio::Error> {
+    let Some(job) = job else { return resource.begin_present(resource.rect(), Loans::none()) };
+    let presenting = resource.begin_present(resource.rect(), Loans::one(job.clone()))?;
+    if let Some(watch) = presenting.watch().and_then(|watch| base::fallible::arc(watch).ok()) {
+        job.watch(watch);
+    }
+    // (Without memory to look by, others wait until the queue has let go of the job.)
+    Ok(presenting)
+}
+
 fn in_time<T>(result: Result<Result<T, ::virtio::Error>, base::TimedOut>) -> Result<T, ::virtio::Error> {
     result.unwrap_or(Err(::virtio::Error::TimedOut))
 }
@@ -97,6 +109,7 @@ fn in_time<T>(result: Result<Result<T, ::virtio::Error>, base::TimedOut>) -> Res
 impl Screen for GpuScreen {
     type Error = ::virtio::Error;
     type Shown = Resource;
+    type Refresh = Presenting;
 
     fn device(&self) -> &Device {
         self.gpu.device()
@@ -117,16 +130,28 @@ impl Screen for GpuScreen {
             backing.push(frame.loan, row.clone())?;
         }
         // Whoever still writes the picture is waited for, and nobody changes it before it has been read.
-        let reading = Job::begin(frame.loan, deadline)?;
-        let shown = in_time(block_on(deadline, async {
+        let job = Job::begin(frame.loan, deadline)?;
+        in_time(block_on(deadline, async {
             let (scanout, _, _) = first_display(&self.gpu).await?;
             let resource = self.gpu.create_resource(frame.width, frame.height, format, backing).await?;
             self.gpu.set_scanout(scanout, &resource, resource.rect()).await?;
-            resource.present(resource.rect()).await?;
+            present(&resource, job)?.await?;
             Ok(resource)
-        }));
-        drop(reading);
-        shown
+        }))
+    }
+
+    fn refresh<L: Lent>(
+        &self,
+        shown: &Resource,
+        loan: &Arc<L>,
+        deadline: Deadline,
+    ) -> Result<Begun<Presenting>, ::virtio::Error> {
+        let since = Instant::now();
+        let (job, waited) = match Job::begin(loan, Deadline::at(since)) {
+            Err(dma::Error::Busy { .. }) => (Job::begin(loan, deadline)?, Some(since.elapsed())),
+            begun => (begun?, None),
+        };
+        Ok(Begun { work: present(shown, job)?, waited })
     }
 
     fn hide(&self, shown: Resource, deadline: Deadline) -> Result<(), ::virtio::Error> {

@@ -139,7 +139,7 @@ impl UserProcess {
 
     /// Runs the process to its end, and gives back all that it had.
     pub fn run(mut self, deadline: Deadline) -> End {
-        let end = self.go(deadline);
+        let end = self.run_until(deadline, || false).unwrap_or(End::TimedOut);
         match &end {
             End::Exited(_) => log::debug!("process {} {end}", self.process.name()),
             _ => log::warn!("process {} {end}", self.process.name()),
@@ -148,14 +148,16 @@ impl UserProcess {
         end
     }
 
-    fn go(&mut self, deadline: Deadline) -> End {
+    /// Runs the process until `enough` after one of its system calls, or to its end, which is returned. What it had it has until this
+    /// object is dropped.
+    pub fn run_until(&mut self, deadline: Deadline, enough: impl Fn() -> bool) -> Option<End> {
         let control = self.process.control().clone();
         loop {
             if control.is_stopped() {
-                return End::Killed;
+                return Some(End::Killed);
             }
             if deadline.has_passed() {
-                return End::TimedOut;
+                return Some(End::TimedOut);
             }
             // What handlers have left, while it was at EL0 too: it may never wait.
             base::deferred::catch_up();
@@ -174,11 +176,16 @@ impl UserProcess {
                     let [a, b, c, d, e, f, ..] = self.context.x;
                     match self.process.call(self.context.x[8], [a, b, c, d, e, f], deadline) {
                         Next::Return(error, value) => (self.context.x[0], self.context.x[1]) = (error, value),
-                        Next::Exit(code) => return End::Exited(code),
+                        Next::Exit(code) => return Some(End::Exited(code)),
+                    }
+                    if enough() {
+                        return None;
                     }
                 }
-                Exit::Fault { esr, far } => return End::Crashed(self.crash(Some(esr), esr.far_valid().then_some(far))),
-                Exit::SError => return End::Crashed(self.crash(None, None)),
+                Exit::Fault { esr, far } => {
+                    return Some(End::Crashed(self.crash(Some(esr), esr.far_valid().then_some(far))));
+                }
+                Exit::SError => return Some(End::Crashed(self.crash(None, None))),
             }
         }
     }

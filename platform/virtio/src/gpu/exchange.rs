@@ -3,13 +3,14 @@
 use super::backing::HEADER_MAX;
 use super::table::Table;
 use crate::Error;
-use crate::queue::{Access, Command, Loans, Parts, Queue, Request};
+use crate::queue::{self, Access, Command, Loans, Parts, Queue, Request};
 use crate::spec::gpu::{CTRL_HDR_SIZE, FLAG_FENCE, command, response};
 use alloc::sync::Arc;
 use base::IrqMutex;
 use core::fmt;
 use core::future::poll_fn;
 use core::sync::atomic::{AtomicU64, Ordering};
+use core::task::{Context, Poll, ready};
 
 /// The reason with which a GPU refuses a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +91,21 @@ impl Exchange {
     ///
     /// [`Error::Gpu`], [`Error::BadResponse`], [`Error::BadFence`], [`Error::ShortAnswer`], and why the queue is out of use.
     pub async fn finish(mut self, expected: u32, answer: &mut [u8]) -> Result<(), Error> {
-        let len = poll_fn(|context| self.request.poll(context, answer)).await?;
+        poll_fn(|context| self.poll(context, expected, answer)).await
+    }
+
+    /// As [`Exchange::finish`], for a future that is written by hand.
+    pub fn poll(&mut self, context: &mut Context<'_>, expected: u32, answer: &mut [u8]) -> Poll<Result<(), Error>> {
+        let len = ready!(self.request.poll(context, answer));
+        Poll::Ready(len.and_then(|len| self.judge(len, expected, answer)))
+    }
+
+    /// What tells others that the device has returned the command.
+    pub fn watch(&self) -> queue::Watch {
+        self.request.watch()
+    }
+
+    fn judge(&self, len: u32, expected: u32, answer: &[u8]) -> Result<(), Error> {
         let (command, short) = (self.name, |need: usize| Error::ShortAnswer { expected: need as u32, found: len });
         if (len as usize) < CTRL_HDR_SIZE {
             return Err(short(CTRL_HDR_SIZE));

@@ -22,7 +22,7 @@ pub use backing::{Backing, RowOrder};
 pub use display::{DisplayInfo, Edid, MAX_DIMENSION, Mode};
 pub use exchange::ResponseCode;
 use resource::Claim;
-pub use resource::{Rect, Resource};
+pub use resource::{Presenting, Reading, Rect, Resource};
 
 use crate::Error;
 use crate::device::{ConfigHandler, Core, Vectors};

@@ -2,11 +2,14 @@
 
 use super::backing::Backing;
 use super::display::MAX_DIMENSION;
-use super::exchange::{Message, Shared};
+use super::exchange::{Exchange, Message, Shared};
 use crate::Error;
-use crate::queue::{Loans, Parts};
+use crate::queue::{self, Loans, Parts};
 use crate::spec::gpu::{BYTES_PER_PIXEL, CTRL_HDR_SIZE, Format, command, response};
 use alloc::sync::Arc;
+use core::future::Future;
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
 
 /// A part of a picture, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,13 +145,22 @@ impl Resource {
     ///
     /// As [`Resource::transfer`].
     pub async fn present(&self, rect: Rect) -> Result<(), Error> {
+        self.begin_present(rect, Loans::none())?.await
+    }
+
+    /// [`Resource::present`], begun when this returns. `reading` is what the queue holds until the
+    /// device has read the backing, whoever gives up waiting for it: the job of a shared buffer, if the backing is one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutsidePicture`], [`Error::QueueFull`], and why the queue is out of use; `reading` has been dropped then.
+    pub fn begin_present(&self, rect: Rect, reading: Loans) -> Result<Presenting, Error> {
         let (transfer, flush) = (self.transfer_message(rect)?, self.flush_message(rect)?);
-        let transfer = self.claim.shared.add(&transfer, Parts::none(), Loans::none(), CTRL_HDR_SIZE)?;
-        let flush = self.claim.shared.add(&flush, Parts::none(), Loans::none(), CTRL_HDR_SIZE);
-        self.claim.shared.queue().kick();
-        let mut answer = [0; CTRL_HDR_SIZE];
-        transfer.finish(response::OK_NODATA, &mut answer).await?;
-        flush?.finish(response::OK_NODATA, &mut answer).await
+        let shared = &self.claim.shared;
+        let transfer = shared.add(&transfer, Parts::none(), reading, CTRL_HDR_SIZE)?;
+        let flush = shared.add(&flush, Parts::none(), Loans::none(), CTRL_HDR_SIZE);
+        shared.queue().kick();
+        Ok(Presenting { transfer: Some(transfer), flush: Some(flush) })
     }
 
     /// Takes the picture off the scanouts, detaches its backing and destroys it. When this is `Ok`, the driver holds none of the
@@ -195,6 +207,51 @@ impl Resource {
             return Ok(());
         }
         Err(Error::OutsidePicture)
+    }
+}
+
+/// A picture that is being read and made visible again. Ready when it is.
+///
+/// Dropping it does not stop the device.
+#[must_use = "only the result says whether the picture is on the screen"]
+pub struct Presenting {
+    transfer: Option<Exchange>,
+    flush: Option<Result<Exchange, Error>>,
+}
+
+impl Presenting {
+    /// What tells others that the device has read the picture. `None` when that is known already.
+    pub fn watch(&self) -> Option<Reading> {
+        self.transfer.as_ref().map(|transfer| Reading(transfer.watch()))
+    }
+}
+
+impl Future for Presenting {
+    type Output = Result<(), Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut answer = [0; CTRL_HDR_SIZE];
+        if let Some(transfer) = &mut self.transfer {
+            ready!(transfer.poll(context, response::OK_NODATA, &mut answer))?;
+            self.transfer = None;
+        }
+        match &mut self.flush {
+            Some(Ok(flush)) => flush.poll(context, response::OK_NODATA, &mut answer),
+            Some(Err(_)) | None => Poll::Ready(match self.flush.take() {
+                Some(Err(error)) => Err(error),
+                _ => Err(Error::AlreadyTaken),
+            }),
+        }
+    }
+}
+
+/// Looks whether the device has read a picture: see [`queue::Watch`]. A refusal is an end as good as another; only where the queue
+/// is out of use nobody knows what the device still does.
+pub struct Reading(queue::Watch);
+
+impl dma::Watch for Reading {
+    fn outcome(&self) -> Option<bool> {
+        self.0.look(&mut [0; CTRL_HDR_SIZE]).map(|end| end.is_ok())
     }
 }
 

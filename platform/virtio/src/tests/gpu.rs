@@ -4,12 +4,13 @@ use super::{now, soon};
 use crate::device::Vectors;
 use crate::fakes::{Behaviour, FakeDevice, MemoryDisplay, Registers};
 use crate::gpu::{Backing, Gpu, Mode, Options, Rect, Resource, ResponseCode, RowOrder};
+use crate::queue::Loans;
 use crate::spec::gpu::{CTRL_HDR_SIZE, Format, MAX_BACKING_ENTRIES, command, config, feature, response};
 use crate::{Error, Misbehaviour};
 use base::Deadline;
 use core::future::Future;
 use dma::fakes::FakeSystem;
-use dma::{FromDevice, Ladder, Mapped, PageSet, ToDevice};
+use dma::{Attachment, CpuWrites, FromDevice, Job, Ladder, Mapped, PageSet, SharedBuffer, ToDevice};
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -402,6 +403,58 @@ fn transfer_and_flush_are_fenced_and_share_a_doorbell() {
     assert!(matches!(run(resource.present(resource.rect())), Err(Error::BadFence { .. })));
     rig.display.distort(command::TRANSFER_TO_HOST_2D, |answer| answer[4] = 0);
     assert!(matches!(run(resource.present(resource.rect())), Err(Error::BadFence { found: 0, .. })));
+}
+
+/// A shared buffer that the display has attached, of 32 by 32 pixels.
+fn shared(rig: &Rig) -> (SharedBuffer, Arc<Attachment<ToDevice>>) {
+    let pages = PageSet::zeroed(rig.system.memory, 4096, Ladder::SINGLE_PAGES).unwrap();
+    let buffer = SharedBuffer::new("canvas", pages);
+    let loan = Arc::new(buffer.attach::<ToDevice>(&rig.host.device).unwrap());
+    (buffer, loan)
+}
+
+/// Red when the job is not the loan of the command: its fence then ends with whoever gives up waiting.
+#[test]
+fn nobody_writes_a_picture_until_the_device_has_read_it_whoever_has_given_up_waiting() {
+    let rig = Rig::new(|_| {});
+    let gpu = rig.start().unwrap();
+    let (buffer, loan) = shared(&rig);
+    let resource = show(&gpu, 32, 32, Backing::whole(&loan).unwrap()).unwrap();
+    let write = |deadline| buffer.cpu_access_by::<CpuWrites>(deadline).map(drop);
+    let begin = || {
+        let job = Job::begin(&loan, soon()).unwrap().unwrap();
+        let presenting = resource.begin_present(resource.rect(), Loans::one(job.clone())).unwrap();
+        job.watch(Arc::new(presenting.watch().unwrap()));
+        presenting
+    };
+    write(now()).unwrap();
+    rig.device.plan(&[Behaviour::Keep]);
+    let late = begin();
+    assert!(matches!(write(now()), Err(dma::Error::Busy { .. })));
+    // The device does not answer in time: it has the picture all the same.
+    drop(late);
+    assert!(matches!(write(now()), Err(dma::Error::Busy { .. })));
+    assert!(rig.device.release(0));
+    write(soon()).unwrap();
+    // Read, though nobody has looked at the answer; a refusal is an end too.
+    let presenting = begin();
+    write(now()).unwrap();
+    run(presenting).unwrap();
+    rig.display.refuse(command::TRANSFER_TO_HOST_2D, Some(response::ERR_UNSPEC));
+    let refused = begin();
+    write(now()).unwrap();
+    assert!(matches!(run(refused), Err(Error::Gpu { .. })));
+    rig.display.refuse(command::TRANSFER_TO_HOST_2D, None);
+    // A device that has broken the rules may still read.
+    rig.device.plan(&[Behaviour::Keep, Behaviour::Twice]);
+    let broken = begin();
+    assert!(write(soon()).is_err());
+    assert!(run(broken).is_err());
+    drop(resource);
+    gpu.shut_down(soon()).unwrap();
+    write(now()).unwrap();
+    Arc::try_unwrap(loan).unwrap_or_else(|_| panic!("somebody has it")).detach().unwrap();
+    rig.check();
 }
 
 #[test]

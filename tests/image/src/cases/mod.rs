@@ -26,6 +26,7 @@ mod removal;
 mod reservations;
 mod screen;
 mod sharing;
+mod show;
 mod smp;
 mod spaces;
 mod translation;

@@ -31,6 +31,7 @@ mod spaces;
 mod translation;
 mod vcm;
 mod wires;
+mod words;
 
 use alloc::vec::Vec;
 

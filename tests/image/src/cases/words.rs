@@ -1,6 +1,6 @@
 //! Runs of words that hardware looks at, which the processor's crate goes through by vectors: every number of them, every bit of each
-//! one counts, and nothing behind them is touched. (Red with an accumulator left out of the joining, and with the odd chunk not
-//! counted up.)
+//! one counts, and nothing behind them is touched. (Red with one vector joined twice in its
+//! neighbour's place, and with one that is not counted on.)
 
 use alloc::vec::Vec;
 use base::words;

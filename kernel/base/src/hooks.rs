@@ -3,6 +3,8 @@
 //! On the target the hooks are `extern "Rust"` symbols, resolved when the image is linked and inlined by LTO: a lock costs
 //! no indirect call. On a host they are implemented here.
 
+use crate::words::Chunk;
+
 /// What a processor must offer. Implemented once per image, by the `arch` crate of the target.
 ///
 /// # Safety
@@ -12,6 +14,8 @@
 /// - `cpu_index` is stable for as long as the caller does not migrate, below [`crate::cpu::MAX_CPUS`], and different on
 ///   every core.
 /// - The barriers order at least what their documentation in [`crate::barrier`] says.
+/// - The `words` methods access each word they are given once, as a relaxed atomic load or store, and nothing else, and return
+///   what their documentation says.
 pub unsafe trait Hooks {
     /// Masks interrupts on this core and returns the earlier state.
     fn irq_save() -> usize;
@@ -36,6 +40,14 @@ pub unsafe trait Hooks {
     fn barrier_device_write();
     /// See [`crate::barrier::device_read`].
     fn barrier_device_read();
+    /// The disjunction of all words of `chunks`: 0 of none.
+    fn words_any(chunks: &[Chunk]) -> u64;
+    /// The conjunction of all words of `chunks`: all ones of none.
+    fn words_all(chunks: &[Chunk]) -> u64;
+    /// Stores `first` to the first word of `chunks` and to each after it `step` more (wrapping).
+    fn words_count_up(chunks: &[Chunk], first: u64, step: u64);
+    /// Stores 0 to all words of `chunks`.
+    fn words_clear(chunks: &[Chunk]);
 }
 
 /// Makes `$hooks`, a type that implements [`Hooks`], the processor of this image. Exactly one crate of an image does so.
@@ -53,13 +65,20 @@ macro_rules! provide_hooks {
         $crate::provide_hooks!(@fn $hooks, __sluice_barrier_publish, barrier_publish, (), ());
         $crate::provide_hooks!(@fn $hooks, __sluice_barrier_device_write, barrier_device_write, (), ());
         $crate::provide_hooks!(@fn $hooks, __sluice_barrier_device_read, barrier_device_read, (), ());
+        $crate::provide_hooks!(@fn $hooks, __sluice_words_any, words_any, (chunks: &[$crate::words::Chunk]), u64);
+        $crate::provide_hooks!(@fn $hooks, __sluice_words_all, words_all, (chunks: &[$crate::words::Chunk]), u64);
+        $crate::provide_hooks!(
+            @fn $hooks, __sluice_words_count_up, words_count_up,
+            (chunks: &[$crate::words::Chunk], first: u64, step: u64), ()
+        );
+        $crate::provide_hooks!(@fn $hooks, __sluice_words_clear, words_clear, (chunks: &[$crate::words::Chunk]), ());
     };
-    (@fn $hooks:ty, $symbol:ident, $method:ident, ($($arg:ident: $type:ty)?), $ret:ty) => {
+    (@fn $hooks:ty, $symbol:ident, $method:ident, ($($arg:ident: $type:ty),*), $ret:ty) => {
         // SAFETY: the symbol is declared with this signature in `base::hooks` and defined only here.
         #[unsafe(no_mangle)]
         #[inline]
-        fn $symbol($($arg: $type)?) -> $ret {
-            <$hooks as $crate::Hooks>::$method($($arg)?)
+        fn $symbol($($arg: $type),*) -> $ret {
+            <$hooks as $crate::Hooks>::$method($($arg),*)
         }
     };
 }
@@ -68,18 +87,20 @@ macro_rules! provide_hooks {
 #[doc(hidden)]
 #[cfg(target_os = "none")]
 pub mod __private {
+    use super::Chunk;
+
     macro_rules! forward {
-        ($($name:ident => $symbol:ident($($arg:ident: $type:ty)?) -> $ret:ty;)*) => {
+        ($($name:ident => $symbol:ident($($arg:ident: $type:ty),*) -> $ret:ty;)*) => {
             unsafe extern "Rust" {
-                $(fn $symbol($($arg: $type)?) -> $ret;)*
+                $(fn $symbol($($arg: $type),*) -> $ret;)*
             }
             $(
                 #[inline(always)]
                 #[allow(missing_docs)]
-                pub fn $name($($arg: $type)?) -> $ret {
+                pub fn $name($($arg: $type),*) -> $ret {
                     // SAFETY: `provide_hooks!` defines the symbol with this very signature, from an implementation of the
                     // unsafe trait `Hooks`; the functions have no precondition of their own.
-                    unsafe { $symbol($($arg)?) }
+                    unsafe { $symbol($($arg),*) }
                 }
             )*
         };
@@ -96,6 +117,10 @@ pub mod __private {
         barrier_publish => __sluice_barrier_publish() -> ();
         barrier_device_write => __sluice_barrier_device_write() -> ();
         barrier_device_read => __sluice_barrier_device_read() -> ();
+        words_any => __sluice_words_any(chunks: &[Chunk]) -> u64;
+        words_all => __sluice_words_all(chunks: &[Chunk]) -> u64;
+        words_count_up => __sluice_words_count_up(chunks: &[Chunk], first: u64, step: u64) -> ();
+        words_clear => __sluice_words_clear(chunks: &[Chunk]) -> ();
     }
 }
 
@@ -104,6 +129,7 @@ pub mod __private {
 #[cfg(not(target_os = "none"))]
 #[allow(missing_docs)]
 pub mod __private {
+    use super::Chunk;
     use core::sync::atomic::{AtomicU64, Ordering, fence};
     use core::time::Duration;
     use std::sync::OnceLock;
@@ -166,5 +192,20 @@ pub mod __private {
     }
     pub fn barrier_device_read() {
         fence(Ordering::SeqCst);
+    }
+    pub fn words_any(chunks: &[Chunk]) -> u64 {
+        chunks.as_flattened().iter().fold(0, |all, word| all | word.load(Ordering::Relaxed))
+    }
+    pub fn words_all(chunks: &[Chunk]) -> u64 {
+        chunks.as_flattened().iter().fold(u64::MAX, |all, word| all & word.load(Ordering::Relaxed))
+    }
+    pub fn words_count_up(chunks: &[Chunk], first: u64, step: u64) {
+        chunks.as_flattened().iter().fold(first, |value, word| {
+            word.store(value, Ordering::Relaxed);
+            value.wrapping_add(step)
+        });
+    }
+    pub fn words_clear(chunks: &[Chunk]) {
+        chunks.as_flattened().iter().for_each(|word| word.store(0, Ordering::Relaxed));
     }
 }

@@ -29,6 +29,7 @@ pub mod irq;
 mod lock;
 pub mod time;
 mod wait;
+pub mod words;
 
 #[doc(hidden)]
 pub use hooks::__private;

@@ -125,6 +125,11 @@ impl TableBlock {
         self.memory.observe(self.words.get(from..to).unwrap_or(self.words));
     }
 
+    /// The words, for who frees the block after the last use of them only.
+    pub(crate) fn kept_words(&self) -> &'static [AtomicU64] {
+        self.words
+    }
+
     /// The memory it came from.
     pub fn memory(&self) -> &'static dyn TableMemory {
         self.memory

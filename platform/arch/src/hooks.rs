@@ -1,7 +1,8 @@
 //! This processor, as `base` sees it.
 
-use crate::{irq, percore, timer};
+use crate::{irq, percore, timer, words};
 use aarch64_cpu::asm::{barrier, wfi};
+use base::words::Chunk;
 use core::arch::asm;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
@@ -27,6 +28,7 @@ pub(crate) struct Hooks;
 // - `irq_save` sets DAIF.I and F in a statement that no memory access moves over; `irq_restore` writes back what it returned.
 // - TPIDR_EL1 is set on entry, different on each core, bounded by `percore::index`, and never changed; nothing migrates.
 // - The barriers are the instructions that `base::barrier` names, or stronger ones.
+// - `words` accesses each word once, as an element of a vector.
 unsafe impl base::Hooks for Hooks {
     #[inline(always)]
     fn irq_save() -> usize {
@@ -94,6 +96,26 @@ unsafe impl base::Hooks for Hooks {
     fn barrier_device_read() {
         // SAFETY: a barrier.
         unsafe { asm!("dmb oshld", options(nostack, preserves_flags)) };
+    }
+
+    #[inline]
+    fn words_any(chunks: &[Chunk]) -> u64 {
+        words::any(chunks)
+    }
+
+    #[inline]
+    fn words_all(chunks: &[Chunk]) -> u64 {
+        words::all(chunks)
+    }
+
+    #[inline]
+    fn words_count_up(chunks: &[Chunk], first: u64, step: u64) {
+        words::count_up(chunks, first, step);
+    }
+
+    #[inline]
+    fn words_clear(chunks: &[Chunk]) {
+        words::clear(chunks);
     }
 }
 

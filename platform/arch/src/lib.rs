@@ -55,6 +55,8 @@ pub mod smp;
 pub mod timer;
 #[cfg(target_os = "none")]
 pub mod user;
+#[cfg(target_os = "none")]
+mod words;
 
 #[cfg(target_os = "none")]
 pub use hooks::{allow_wfi, set_kick};

@@ -34,6 +34,7 @@ use alloc::vec::Vec;
 use base::cpu::Masked;
 use core::any::Any;
 use core::fmt;
+use core::hint::cold_path;
 use core::sync::atomic::{AtomicU64, Ordering};
 use iommu::contract::{AddressSpace, Aperture};
 use iommu::pgtable::{Leaves, PageTable, Unmapped};
@@ -292,9 +293,12 @@ impl<R: Registers> Space<R> {
         self.revoke_one::<false>(range)
     }
 
-    /// [`AddressSpace::map`] likewise.
+    /// [`AddressSpace::map`] of whatever is not one page.
     #[inline(never)]
-    fn map_published(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
+    fn map_any(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
+        if self.by_barrier {
+            return self.table.map_buffer::<true>(iova, runs, prot);
+        }
         self.table.map_exclusively::<false>(iova, runs, prot)
     }
 
@@ -411,10 +415,13 @@ unsafe impl<R: Registers> AddressSpace for Space<R> {
     #[inline]
     unsafe fn map(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
         // The caller has the range for itself.
-        if self.by_barrier {
-            return self.table.map_exclusively::<true>(iova, runs, prot);
+        if self.by_barrier
+            && let Some(result) = self.table.map_page::<true>(iova, runs, prot)
+        {
+            return result;
         }
-        self.map_published(iova, runs, prot)
+        cold_path();
+        self.map_any(iova, runs, prot)
     }
 
     unsafe fn map_unsynced(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {

@@ -46,7 +46,7 @@ pub(super) const EMPTY: u64 = 0;
 /// Invalid to hardware (bit 0 is clear, the rest is software's), claimed by a mapping that is being made.
 pub(super) const CLAIMED: u64 = TABLE_OR_PAGE;
 
-/// What the leaves of one mapping have in common; the address is added to it.
+/// What the leaves of one mapping have in common, as a page has it; the address is added to it.
 #[derive(Clone, Copy)]
 pub(super) struct Template(u64);
 
@@ -80,7 +80,7 @@ impl Template {
         if !prot.intersects(Prot::READ | Prot::WRITE) || writable_code {
             return Self(EMPTY);
         }
-        let common = VALID | AF;
+        let common = KIND | AF;
         Self(match stage {
             Stage::One => common | S1_NG | S1_PXN | stage1(prot),
             // (A stage 2 is no process's.)
@@ -91,9 +91,9 @@ impl Template {
     /// The leaf of `level` that maps to `phys`.
     #[inline]
     pub const fn leaf(self, level: usize, phys: u64, contiguous: bool) -> u64 {
-        let page = if level == LAST { TABLE_OR_PAGE } else { 0 };
+        let leaf = if level == LAST { self.0 } else { self.0 & !TABLE_OR_PAGE };
         let hint = if contiguous { CONTIGUOUS } else { 0 };
-        self.0 | page | hint | phys
+        leaf | hint | phys
     }
 }
 
@@ -194,6 +194,12 @@ pub(super) const fn all_leaves(conjunction: u64) -> bool {
 #[inline]
 pub(super) const fn is_contiguous(entry: u64) -> bool {
     entry & CONTIGUOUS != 0
+}
+
+/// Whether an entry of the last level is a page without the Contiguous bit.
+#[inline]
+pub(super) const fn is_single_page(entry: u64) -> bool {
+    entry & (KIND | CONTIGUOUS) == KIND
 }
 
 /// Whether an entry of the last level is a page with the Contiguous bit.

@@ -1,10 +1,10 @@
 //! Making mappings: claim every entry, then write every leaf.
 
-use super::PageTable;
 use super::descriptor::{CLAIMED, EMPTY, Template, is_table};
 use super::geometry::LAST;
 use super::node::{LinkError, Node};
 use super::walk::{Cursor, Dirty, Place};
+use super::{PageTable, near};
 use crate::{Iova, IovaRange, MapError, PhysAddr, PhysRange, Prot};
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -57,30 +57,51 @@ impl PageTable {
         runs: &[PhysRange],
         prot: Prot,
     ) -> Result<(), MapError> {
-        let template = self.templates.get(prot)?;
-        let shape = &self.shape;
-        let start = iova.start().get();
-        if let [run] = runs
-            && (iova.len(), run.len()) == (shape.page, shape.page)
-            && (start | run.start().get()) & shape.within == 0
-            && run.start().get() < shape.output_end
-            && let Some(node) = self.near_leaf_table(start)
-        {
-            let index = shape.index(start);
-            let entry = node.entry(index);
-            if entry.load(Relaxed) != EMPTY {
-                return Err(MapError::AlreadyMapped(iova.start()));
-            }
-            entry.store(template.leaf(LAST, run.start().get(), false), Relaxed);
-            node.table().publish_as::<BARRIER>(index, index + 1);
-            return Ok(());
+        match self.map_page::<BARRIER>(iova, runs, prot) {
+            Some(result) => result,
+            None => self.map_buffer::<BARRIER>(iova, runs, prot),
         }
-        self.map_buffer::<BARRIER>(iova, runs, prot)
     }
 
-    /// [`Self::map_exclusively`] for more than a page.
+    /// [`Self::map_exclusively`] of one page that is found without a walk. `None` for all else: nothing has been done then.
+    #[inline(always)]
+    pub fn map_page<const BARRIER: bool>(
+        &self,
+        iova: IovaRange,
+        runs: &[PhysRange],
+        prot: Prot,
+    ) -> Option<Result<(), MapError>> {
+        let [run] = runs else { return None };
+        let (start, phys) = (iova.start().get(), run.start().get());
+        // One look at all that a page is not.
+        let odd = (start | phys) & (near::PAGE - 1) | iova.len() ^ near::PAGE | run.len() ^ near::PAGE;
+        if odd != 0 || phys >= self.shape.output_end {
+            return None;
+        }
+        let entries = self.near.find(start)?;
+        let template = self.templates.get(prot).ok()?;
+        let index = near::index(start);
+        let entry = &entries[index];
+        if entry.load(Relaxed) != EMPTY {
+            return Some(Err(MapError::AlreadyMapped(iova.start())));
+        }
+        entry.store(template.leaf(LAST, phys, false), Relaxed);
+        self.publish::<BARRIER>(start, index, index + 1);
+        Some(Ok(()))
+    }
+
+    /// [`Self::map_exclusively`] of whatever [`Self::map_page`] does not take.
+    ///
+    /// # Errors
+    ///
+    /// As [`PageTable::map`].
     #[inline(never)] // Keeps the way of one page short.
-    fn map_buffer<const BARRIER: bool>(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
+    pub fn map_buffer<const BARRIER: bool>(
+        &self,
+        iova: IovaRange,
+        runs: &[PhysRange],
+        prot: Prot,
+    ) -> Result<(), MapError> {
         let template = self.templates.get(prot)?;
         let large = !prot.contains(Prot::PAGEWISE);
         let mapped = match runs {

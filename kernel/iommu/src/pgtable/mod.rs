@@ -32,6 +32,7 @@ mod descriptor;
 mod geometry;
 mod leaves;
 mod map;
+mod near;
 mod node;
 mod run;
 #[cfg(test)]
@@ -50,11 +51,14 @@ use core::fmt;
 use core::sync::atomic::Ordering;
 use descriptor::{Said, Templates};
 use geometry::LAST;
+use near::Near;
 use node::{Children, Node, places};
 
 /// One set of translation tables.
 pub struct PageTable {
     shape: Shape,
+    /// Before the tables, which are freed after it.
+    near: Near,
     /// The places of the last-level tables of the lowest addresses, which are the ones in use: found without a walk. The places
     /// above them in the tree are for tables of higher addresses.
     low: Children,
@@ -132,7 +136,17 @@ impl PageTable {
             || start == LAST - 1 && low.len() > geometry.level(start).mask;
         let root = Node::new(&geometry, start, !elsewhere, memory)?;
         let (templates, said) = (Templates::new(geometry.stage()), Said::new(geometry.stage()));
-        Ok(Self { shape: Shape::new(&geometry), low, middle, templates, said, geometry, memory, root })
+        Ok(Self {
+            shape: Shape::new(&geometry),
+            near: Near::new()?,
+            low,
+            middle,
+            templates,
+            said,
+            geometry,
+            memory,
+            root,
+        })
     }
 
     /// Where the first table is, for TTB0 or S2TTB.
@@ -150,12 +164,12 @@ impl PageTable {
     pub fn translate(&self, iova: Iova) -> Option<(PhysAddr, Prot)> {
         let address = iova.get();
         // (What is near is in the input range.)
-        let Some(node) = self.near_leaf_table(address) else { return self.translate_far(address) };
-        let entry = node.entry(self.shape.index(address)).load(Ordering::Acquire);
+        let Some(entries) = self.near.find(address) else { return self.translate_far(address) };
+        let entry = entries[near::index(address)].load(Ordering::Acquire);
         if !descriptor::is_leaf(entry, LAST) {
             return None;
         }
-        let phys = descriptor::address(entry) | address & self.shape.within;
+        let phys = descriptor::address(entry) | address & (near::PAGE - 1);
         Some((PhysAddr::new(phys), self.said.get(entry)))
     }
 

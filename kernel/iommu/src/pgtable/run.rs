@@ -9,6 +9,7 @@ use super::geometry::LAST;
 use super::map::parts;
 use super::node::Node;
 use crate::{Iova, IovaRange, MapError, PhysRange};
+use base::words;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -400,40 +401,25 @@ impl PageTable {
 /// Whether nothing is there.
 #[inline(always)]
 fn all_empty(entries: &[AtomicU64]) -> bool {
-    let (blocks, rest) = entries.as_chunks::<TOGETHER>();
-    let any = |entries: &[AtomicU64]| entries.iter().fold(0, |all, entry| all | entry.load(Relaxed));
-    blocks.iter().all(|block| any(block) == EMPTY) && any(rest) == EMPTY
+    words::any(entries) == EMPTY
 }
 
 /// Whether all are pages.
 #[inline(always)]
 fn are_leaves(entries: &[AtomicU64]) -> bool {
-    let (blocks, rest) = entries.as_chunks::<TOGETHER>();
-    let all = |entries: &[AtomicU64]| entries.iter().fold(u64::MAX, |all, entry| all & entry.load(Relaxed));
-    blocks.iter().all(|block| all_leaves(all(block))) && all_leaves(all(rest))
+    all_leaves(words::all(entries))
 }
 
 /// Clears entries. No exchange: nobody else may change a page that the caller has mapped, and if somebody does, the worst that a
 /// store can do is to unmap what the caller is about to invalidate anyhow.
 #[inline(always)]
 fn clear(entries: &[AtomicU64]) {
-    let (blocks, rest) = entries.as_chunks::<TOGETHER>();
-    for block in blocks {
-        block.iter().for_each(|entry| entry.store(EMPTY, Relaxed));
-    }
-    rest.iter().for_each(|entry| entry.store(EMPTY, Relaxed));
+    const { assert!(EMPTY == 0) };
+    words::clear(entries);
 }
 
 /// Stores `leaf` and those that follow it in steps of `size`. Addresses have been checked: nothing wraps.
 #[inline(always)]
-fn fill(entries: &[AtomicU64], mut leaf: u64, size: u64) {
-    let mut store = |entry: &AtomicU64| {
-        entry.store(leaf, Relaxed);
-        leaf = leaf.wrapping_add(size);
-    };
-    let (blocks, rest) = entries.as_chunks::<TOGETHER>();
-    for block in blocks {
-        block.iter().for_each(&mut store);
-    }
-    rest.iter().for_each(&mut store);
+fn fill(entries: &[AtomicU64], leaf: u64, size: u64) {
+    words::count_up(entries, leaf, size);
 }

@@ -1,9 +1,9 @@
 //! Taking mappings away, and saying what must be invalidated for it.
 
-use super::PageTable;
-use super::descriptor::{EMPTY, is_contiguous, is_leaf};
+use super::descriptor::{EMPTY, is_contiguous, is_leaf, is_single_page};
 use super::geometry::LAST;
 use super::walk::{Cursor, Dirty, Place};
+use super::{PageTable, near};
 use crate::{Iova, IovaRange, RevokeError};
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -62,18 +62,16 @@ impl PageTable {
     #[inline(always)] // A call costs a good part of what is done.
     #[must_use = "the page must be invalidated"]
     pub fn unmap_page<const BARRIER: bool>(&self, range: IovaRange) -> bool {
-        let shape = &self.shape;
         let start = range.start().get();
-        if range.len() == shape.page
-            && start & shape.within == 0
-            && let Some(node) = self.near_leaf_table(start)
+        if range.len() == near::PAGE
+            && start & (near::PAGE - 1) == 0
+            && let Some(entries) = self.near.find(start)
         {
-            let index = shape.index(start);
-            let entry = node.entry(index);
-            let leaf = entry.load(Relaxed);
-            if is_leaf(leaf, LAST) && !is_contiguous(leaf) {
+            let index = near::index(start);
+            let entry = &entries[index];
+            if is_single_page(entry.load(Relaxed)) {
                 entry.store(EMPTY, Relaxed);
-                node.table().publish_as::<BARRIER>(index, index + 1);
+                self.publish::<BARRIER>(start, index, index + 1);
                 return true;
             }
         }

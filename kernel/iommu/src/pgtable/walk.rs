@@ -64,7 +64,11 @@ impl PageTable {
             ABOVE => self.table_above(iova) <= mask && self.middle.len() > mask,
             _ => false,
         };
-        node.link(&self.geometry, level, index, self.home(node, level, iova), !near, self.memory)
+        let table = node.link(&self.geometry, level, index, self.home(node, level, iova), !near, self.memory)?;
+        if level + 1 == LAST {
+            self.near.note(self.geometry.granule(), iova, table.table());
+        }
+        Ok(table)
     }
 
     /// The last-level table that holds the page of `iova`, if it is linked and near. Then `iova` is in the input range.
@@ -87,6 +91,17 @@ impl PageTable {
     #[inline(never)]
     fn leaf_table_far(&self, iova: u64) -> Option<&Node> {
         self.table_at(LAST, iova)
+    }
+
+    /// Makes stores to the entries `from..to` of the last-level table of `iova`, which is linked, visible to the walker. `BARRIER`: as
+    /// [`TableBlock::publish_as`].
+    #[inline(always)]
+    pub(super) fn publish<const BARRIER: bool>(&self, iova: u64, from: usize, to: usize) {
+        if BARRIER {
+            base::barrier::publish();
+        } else if let Some(node) = self.leaf_table(iova) {
+            node.table().publish(from, to);
+        }
     }
 
     /// The table of `level`, one of the two above the last, that maps `iova`, if it is linked and near.

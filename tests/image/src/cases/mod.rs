@@ -32,6 +32,7 @@ mod spaces;
 mod translation;
 mod vcm;
 mod wires;
+mod words;
 
 use alloc::vec::Vec;
 

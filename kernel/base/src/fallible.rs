@@ -1,6 +1,6 @@
-//! Shared ownership whose allocation may fail: `Arc::new` ends the program where there is no memory.
+//! Ownership whose allocation may fail: `Box::new` and `Arc::new` end the program where there is no memory.
 //!
-//! The standard library has no stable way to make an `Arc` that fails. Here the memory is taken first, which can fail with an
+//! The standard library has no stable way to make one that fails. A `Box` is made of the memory that it needs. For an `Arc` the memory is taken first, which can fail with an
 //! error, and parked for this core; then the `Arc` is made, and the image's allocator, which asks [`take`] before anything else,
 //! hands that very block out. Interrupts are masked in between, so that nobody else on this core allocates. With an allocator that
 //! does not ask (a host's), the block is kept until the `Arc` is there: memory was found a moment ago, but that is no promise.
@@ -11,6 +11,7 @@
 
 use crate::{IrqMutex, cpu};
 use alloc::alloc::{alloc, dealloc};
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::alloc::Layout;
 use core::ptr::{NonNull, null_mut};
@@ -111,6 +112,25 @@ fn release(block: Option<Block>) {
     }
 }
 
+/// Makes a `Box`.
+///
+/// # Errors
+///
+/// The value, where there is no memory.
+pub fn boxed<T>(value: T) -> Result<Box<T>, T> {
+    let layout = Layout::new::<T>();
+    if layout.size() == 0 {
+        // That takes no memory.
+        return Ok(Box::new(value));
+    }
+    // SAFETY: the layout is not empty.
+    let Some(start) = NonNull::new(unsafe { alloc(layout) }.cast::<T>()) else { return Err(value) };
+    // SAFETY: just allocated, for a `T`.
+    unsafe { start.write(value) };
+    // SAFETY: allocated by the allocator of boxes with the layout of a `T`, and it is one now; nobody else has the pointer.
+    Ok(unsafe { Box::from_raw(start.as_ptr()) })
+}
+
 /// Makes an `Arc`.
 ///
 /// # Errors
@@ -133,6 +153,16 @@ pub fn text(text: &str) -> Option<Arc<str>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_box_holds_its_value_and_drops_it_once() {
+        let shared = Arc::new(());
+        let held = boxed((7_u8, shared.clone())).unwrap();
+        assert_eq!((held.0, Arc::strong_count(&shared)), (7, 2));
+        drop(held);
+        assert_eq!(Arc::strong_count(&shared), 1);
+        assert_eq!(*boxed(()).unwrap(), ());
+    }
 
     /// Caught: `with_memory` that leaves the block parked.
     #[test]

@@ -49,6 +49,12 @@ pub unsafe trait Spans: Send + Sync {
     fn only_run(&self) -> Option<PhysRange> {
         None
     }
+    /// The bytes in the longest of the runs.
+    #[doc(hidden)]
+    #[inline]
+    fn longest_run(&self) -> u64 {
+        longest(self.spans_runs())
+    }
     /// The size in bytes.
     #[doc(hidden)]
     fn spans_len(&self) -> u64;
@@ -63,6 +69,11 @@ pub unsafe trait Spans: Send + Sync {
     fn has_others(&self) -> bool {
         false
     }
+}
+
+/// The bytes in the longest of `runs`.
+pub(crate) fn longest(runs: &[PhysRange]) -> u64 {
+    runs.iter().map(|run| run.len()).max().unwrap_or(0)
 }
 
 /// A piece of memory that the CPU sees as one.

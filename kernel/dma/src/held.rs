@@ -17,7 +17,7 @@ use crate::{Device, Direction, Error};
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
-use iommu::{Iova, Prot, RevokeError};
+use iommu::{Iova, PhysRange, Prot, RevokeError};
 
 /// Memory `M` that a device has, in direction `D`. Dropping it revokes.
 pub struct Held<D: Direction, M: Spans> {
@@ -68,24 +68,24 @@ impl<D: Direction, M: Spans> Held<D, M> {
     ) -> Result<Loan, Refused> {
         match memory.only_run() {
             // SAFETY: the caller's promise.
-            Some(run) => unsafe { device.lend_quickly(&[run], len, prot, mask, site) },
+            Some(run) => unsafe { device.lend_quickly(&[run], || run.len(), len, prot, mask, site) },
             // SAFETY: as above.
-            None => unsafe { device.lend_quickly(memory.spans_runs(), len, prot, mask, site) },
+            None => unsafe { device.lend_quickly(memory.spans_runs(), || memory.longest_run(), len, prot, mask, site) },
         }
     }
 
-    /// Lends `memory`, which is in many runs. Where nothing translates they may be named in `segments`, which is empty, and by the loan as
-    /// one: for who has no use for what the loan names.
+    /// Lends `memory`, which is in many runs: `of` shows them, and their bytes in sum. Where nothing translates they may be named in the
+    /// segments that it shows, which are none, and by the loan as one: for who has no use for what the loan names.
     #[inline]
     pub(crate) fn lend_scattered(
         device: &Device,
-        memory: M,
-        segments: &mut Vec<Segment>,
+        mut memory: M,
+        of: impl FnOnce(&mut M) -> Option<(&[PhysRange], u64, &mut Vec<Segment>)>,
         site: Site,
     ) -> Result<Self, (M, Error)> {
         // SAFETY: as in `lend_slowly`.
-        let loan = unsafe { device.lend_scattered(memory.spans_runs(), memory.spans_len(), D::PROT, segments, site) };
-        match loan {
+        let lend = |(runs, len, segments)| unsafe { device.lend_scattered(runs, len, D::PROT, segments, site) };
+        match of(&mut memory).and_then(lend) {
             Some(loan) => Ok(Self::of(loan, memory)),
             None => Self::lend(device, memory, site),
         }
@@ -199,6 +199,12 @@ impl<D: Direction, M: Spans> Held<D, M> {
     /// For what it knows about the loan; the bytes are out of its reach as ever.
     pub(crate) fn memory_mut(&mut self) -> &mut M {
         &mut self.memory
+    }
+
+    /// As [`Held::memory_mut`], beside the loan.
+    #[inline]
+    pub(crate) fn parts_mut(&mut self) -> (&Loan, &mut M) {
+        (&self.loan, &mut self.memory)
     }
 
     /// Whether the device has a copy.

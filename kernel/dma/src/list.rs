@@ -14,9 +14,9 @@
 //!
 //! # Invariants
 //!
-//! `starts[i]` is where the pages of part `i` begin in the list's pages, `data[i]` where its bytes begin in the list's bytes;
+//! Of [`Entries`]: `starts[i]` is where the pages of part `i` begin in the list's pages, `data[i]` where its bytes begin in the list's bytes;
 //! `runs` are the pages of all parts in order, neighbours merged; `extents` are the bytes of all parts in order, as ranges of the
-//! list's pages, neighbours merged.
+//! list's pages, neighbours merged; `longest` is the length of the longest run.
 
 #![expect(unsafe_code, reason = "promises that the pages of a list are those of its buffers")]
 
@@ -28,19 +28,29 @@ use crate::memory::DmaMemory;
 use crate::quarantine::Quarantined;
 use crate::site::Site;
 use crate::{Buffer, Device, DeviceReads, DeviceWrites, Direction, Error, Rejected, View, view};
+use alloc::boxed::Box;
 use alloc::vec::Vec;
+use base::fallible;
 use core::fmt;
 use core::panic::Location;
 use iommu::{Iova, PAGE_SIZE, PhysRange};
 
 /// Buffers and parts of buffers, in an order.
+///
+/// One word, as it moves into each mapping and out of it.
 pub struct ScatterList<B: Buffer> {
+    /// `None` where a mapping has lost all of it.
+    entries: Option<Box<Entries<B>>>,
+}
+
+struct Entries<B> {
     parts: Vec<Part<B>>,
     starts: Vec<u64>,
     data: Vec<u64>,
     runs: Vec<PhysRange>,
+    longest: u64,
     extents: Vec<Extent>,
-    /// Room for the segments of a mapping.
+    /// Those of the mapping, in device addresses: the extents. Room for them otherwise.
     segments: Vec<Segment>,
     granule: u64,
     /// Bytes in all pages.
@@ -85,7 +95,6 @@ impl Device {
     /// device's alignment, and as [`Device::map`].
     #[inline]
     #[track_caller]
-    #[expect(clippy::result_large_err, reason = "the list comes back by value, without an allocation")]
     pub fn map_list<D: Direction, B: Buffer>(
         &self,
         list: ScatterList<B>,
@@ -105,30 +114,32 @@ impl<B: Buffer> ScatterList<B> {
         if !granule.is_power_of_two() || granule < PAGE_SIZE {
             return Err(Error::BadSize(granule));
         }
-        let mut list = Self {
-            parts: Vec::new(),
-            starts: Vec::new(),
-            data: Vec::new(),
-            runs: Vec::new(),
-            extents: Vec::new(),
-            segments: Vec::new(),
-            granule,
-            cover: 0,
-            len: 0,
-        };
-        list.reserve(parts, parts)?;
-        Ok(list)
+        let mut entries = Entries { granule, ..Entries::NONE };
+        entries.reserve(parts, parts)?;
+        let entries = fallible::boxed(entries).map_err(|_| Error::OutOfMemory)?;
+        Ok(Self { entries: Some(entries) })
     }
 
-    fn reserve(&mut self, parts: usize, runs: usize) -> Result<(), Error> {
-        self.parts.try_reserve(parts)?;
-        self.starts.try_reserve(parts)?;
-        self.data.try_reserve(parts)?;
-        self.runs.try_reserve(runs)?;
-        self.extents.try_reserve(parts)?;
-        let segments = self.extents.len() + parts - self.segments.len().min(self.extents.len() + parts);
-        self.segments.try_reserve(segments)?;
-        Ok(())
+    /// What [`Held::lend_scattered`] needs of it.
+    #[inline(always)]
+    fn scattered(&mut self) -> Option<(&[PhysRange], u64, &mut Vec<Segment>)> {
+        let Entries { runs, cover, segments, .. } = self.entries.as_deref_mut()?;
+        Some((runs, *cover, segments))
+    }
+
+    #[inline(always)]
+    fn entries(&self) -> &Entries<B> {
+        match &self.entries {
+            Some(entries) => entries,
+            None => Entries::<B>::EMPTY,
+        }
+    }
+
+    fn entries_mut(&mut self) -> Result<&mut Entries<B>, Error> {
+        if self.entries.is_none() {
+            self.entries = Some(fallible::boxed(Entries::NONE).map_err(|_| Error::OutOfMemory)?);
+        }
+        self.entries.as_deref_mut().ok_or(Error::OutOfMemory)
     }
 
     /// Adds all of `buffer`.
@@ -149,13 +160,103 @@ impl<B: Buffer> ScatterList<B> {
     /// [`Rejected`] gives the buffer back: [`Error::OutOfRange`] where the pages of the part are not inside it, [`Error::BadSize`] for no bytes or
     /// more than there can be, [`Error::OutOfMemory`].
     pub fn push_part(&mut self, buffer: B, offset: u64, len: u64) -> Result<(), Rejected<B>> {
-        match self.add(&buffer, offset, len) {
+        let entries = match self.entries_mut() {
+            Ok(entries) => entries,
+            Err(error) => return Err(Rejected { buffer, error }),
+        };
+        match entries.add(&buffer, offset, len) {
             Ok((first, skip, cover)) => {
-                self.parts.push(Part { buffer, first, skip, cover, len });
+                entries.parts.push(Part { buffer, first, skip, cover, len });
                 Ok(())
             }
             Err(error) => Err(Rejected { buffer, error }),
         }
+    }
+
+    /// The bytes in all parts.
+    pub fn len(&self) -> u64 {
+        self.entries().len
+    }
+
+    /// Whether there is no part.
+    pub fn is_empty(&self) -> bool {
+        self.entries().parts.is_empty()
+    }
+
+    /// The number of parts.
+    pub fn count(&self) -> usize {
+        self.entries().parts.len()
+    }
+
+    /// The buffers of all parts, in order.
+    pub fn buffers(&self) -> impl Iterator<Item = &B> {
+        self.entries().parts.iter().map(|part| &part.buffer)
+    }
+
+    /// Lets go of the buffers, in order.
+    pub fn into_buffers(self) -> impl Iterator<Item = B> {
+        self.entries.into_iter().flat_map(|entries| entries.parts).map(|part| part.buffer)
+    }
+
+    /// Copies the bytes from `offset` on to `to`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`]; nothing was copied.
+    pub fn read_at(&self, offset: u64, to: &mut [u8]) -> Result<(), Error> {
+        let mut rest = to;
+        for (at, len) in self.entries().pieces(offset, rest.len() as u64)? {
+            let (now, later) = rest.split_at_mut(to_usize(len).min(rest.len()));
+            view::read(self, at, now)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Copies `from` to the bytes from `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`]; nothing was copied.
+    pub fn write_at(&mut self, offset: u64, from: &[u8]) -> Result<(), Error> {
+        self.store(offset, from)
+    }
+
+    fn store(&self, offset: u64, from: &[u8]) -> Result<(), Error> {
+        let mut rest = from;
+        for (at, len) in self.entries().pieces(offset, rest.len() as u64)? {
+            let (now, later) = rest.split_at(to_usize(len).min(rest.len()));
+            view::write(self, at, now)?;
+            rest = later;
+        }
+        Ok(())
+    }
+}
+
+impl<B: Buffer> Entries<B> {
+    const NONE: Self = Self {
+        parts: Vec::new(),
+        starts: Vec::new(),
+        data: Vec::new(),
+        runs: Vec::new(),
+        longest: 0,
+        extents: Vec::new(),
+        segments: Vec::new(),
+        granule: PAGE_SIZE,
+        cover: 0,
+        len: 0,
+    };
+    const EMPTY: &'static Self = &Self::NONE;
+
+    fn reserve(&mut self, parts: usize, runs: usize) -> Result<(), Error> {
+        self.parts.try_reserve(parts)?;
+        self.starts.try_reserve(parts)?;
+        self.data.try_reserve(parts)?;
+        self.runs.try_reserve(runs)?;
+        self.extents.try_reserve(parts)?;
+        let segments = self.extents.len() + parts - self.segments.len().min(self.extents.len() + parts);
+        self.segments.try_reserve(segments)?;
+        Ok(())
     }
 
     /// Enters a part everywhere but in `parts`. Nothing is changed by an error.
@@ -174,6 +275,8 @@ impl<B: Buffer> ScatterList<B> {
         let runs = Buffer::runs(buffer);
         self.reserve(1, runs.len())?;
 
+        // The last one may grow.
+        let known = self.runs.len().saturating_sub(1);
         // The runs of the buffer's pages from `first` to `end`.
         let mut at = 0;
         for run in runs {
@@ -194,6 +297,7 @@ impl<B: Buffer> ScatterList<B> {
             Some(last) if last.at + last.len == extent.at => last.len += len,
             _ => self.extents.push(extent),
         }
+        self.longest = self.runs.iter().skip(known).fold(self.longest, |longest, run| longest.max(run.len()));
         self.starts.push(self.cover);
         self.data.push(self.len);
         self.cover = covered;
@@ -201,69 +305,10 @@ impl<B: Buffer> ScatterList<B> {
         Ok((first, skip, cover))
     }
 
-    /// The bytes in all parts.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
     /// Whether its bytes are all the bytes of its pages.
     #[inline]
     fn is_whole_pages(&self) -> bool {
         matches!(*self.extents, [Extent { at: 0, len }] if len == self.cover)
-    }
-
-    /// Whether there is no part.
-    pub fn is_empty(&self) -> bool {
-        self.parts.is_empty()
-    }
-
-    /// The number of parts.
-    pub fn count(&self) -> usize {
-        self.parts.len()
-    }
-
-    /// The buffers of all parts, in order.
-    pub fn buffers(&self) -> impl Iterator<Item = &B> {
-        self.parts.iter().map(|part| &part.buffer)
-    }
-
-    /// Lets go of the buffers, in order.
-    pub fn into_buffers(self) -> impl Iterator<Item = B> {
-        self.parts.into_iter().map(|part| part.buffer)
-    }
-
-    /// Copies the bytes from `offset` on to `to`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`]; nothing was copied.
-    pub fn read_at(&self, offset: u64, to: &mut [u8]) -> Result<(), Error> {
-        let mut rest = to;
-        for (at, len) in self.pieces(offset, rest.len() as u64)? {
-            let (now, later) = rest.split_at_mut(to_usize(len).min(rest.len()));
-            view::read(self, at, now)?;
-            rest = later;
-        }
-        Ok(())
-    }
-
-    /// Copies `from` to the bytes from `offset` on.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`]; nothing was copied.
-    pub fn write_at(&mut self, offset: u64, from: &[u8]) -> Result<(), Error> {
-        self.store(offset, from)
-    }
-
-    fn store(&self, offset: u64, from: &[u8]) -> Result<(), Error> {
-        let mut rest = from;
-        for (at, len) in self.pieces(offset, rest.len() as u64)? {
-            let (now, later) = rest.split_at(to_usize(len).min(rest.len()));
-            view::write(self, at, now)?;
-            rest = later;
-        }
-        Ok(())
     }
 
     /// The `len` bytes at `offset` of the parts, in pieces: where each begins in the list's pages, and how long it is.
@@ -281,7 +326,8 @@ impl<B: Buffer> ScatterList<B> {
 
 impl<B: Buffer> fmt::Debug for ScatterList<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ScatterList({} bytes in {} parts, {} extents)", self.len, self.parts.len(), self.extents.len())
+        let Entries { len, parts, extents, .. } = self.entries();
+        write!(f, "ScatterList({len} bytes in {} parts, {} extents)", parts.len(), extents.len())
     }
 }
 
@@ -292,21 +338,26 @@ impl<B: Buffer> fmt::Debug for ScatterList<B> {
 unsafe impl<B: Buffer> Spans for ScatterList<B> {
     #[inline]
     fn spans_runs(&self) -> &[PhysRange] {
-        &self.runs
+        &self.entries().runs
+    }
+    #[inline]
+    fn longest_run(&self) -> u64 {
+        self.entries().longest
     }
     #[inline]
     fn spans_len(&self) -> u64 {
-        self.cover
+        self.entries().cover
     }
     fn span(&self, offset: u64) -> Option<Span> {
-        let index = self.starts.partition_point(|start| *start <= offset).checked_sub(1)?;
-        let (part, start) = (self.parts.get(index)?, self.starts.get(index)?);
+        let Entries { parts, starts, .. } = self.entries();
+        let index = starts.partition_point(|start| *start <= offset).checked_sub(1)?;
+        let (part, start) = (parts.get(index)?, starts.get(index)?);
         let left = part.cover.checked_sub(offset - start).filter(|left| *left != 0)?;
         let span = part.buffer.span(part.first + (offset - start))?;
         Some(Span { ptr: span.ptr, bytes: span.bytes.min(to_usize(left)) })
     }
     fn maintained_by(&self) -> Option<&'static dyn DmaMemory> {
-        self.parts.first()?.buffer.maintained_by()
+        self.entries().parts.first()?.buffer.maintained_by()
     }
 }
 
@@ -316,37 +367,34 @@ unsafe impl<B: Buffer> Spans for ScatterList<B> {
 #[must_use = "dropping a mapping ends it"]
 pub struct MappedList<D: Direction, B: Buffer> {
     held: Held<D, ScatterList<B>>,
-    /// The extents, in device addresses.
-    segments: Vec<Segment>,
 }
 
 impl<D: Direction, B: Buffer> MappedList<D, B> {
     #[inline]
-    #[expect(clippy::result_large_err, reason = "as for `Device::map_list`")]
     fn new(device: &Device, mut list: ScatterList<B>, site: Site) -> Result<Self, Rejected<ScatterList<B>>> {
-        if let Err(error) = check(device, &list) {
+        let isolated = device.is_isolated();
+        let checked = match list.entries.as_deref_mut() {
+            Some(entries) => {
+                entries.segments.clear();
+                check(device, isolated, entries)
+            }
+            None => Err(Error::BadSize(0)),
+        };
+        if let Err(error) = checked {
             return Err(Rejected { buffer: list, error });
         }
-        let mut segments = core::mem::take(&mut list.segments);
-        segments.clear();
-        let held = if list.runs.len() > 1 && list.is_whole_pages() && !device.is_isolated() {
-            Held::lend_scattered(device, list, &mut segments, site)
+        let held = if !isolated && list.entries().runs.len() > 1 && list.entries().is_whole_pages() {
+            Held::lend_scattered(device, list, ScatterList::scattered, site)
         } else {
             Held::lend(device, list, site)
         };
-        let held = match held {
+        let mut held = match held {
             Ok(held) => held,
-            Err((mut list, error)) => {
-                list.segments = segments;
-                return Err(Rejected { buffer: list, error });
-            }
+            Err((list, error)) => return Err(Rejected { buffer: list, error }),
         };
-        if !segments.is_empty() {
-            return Ok(Self { held, segments });
-        }
-        match place(&held.memory().extents, held.loan().segments(), &mut segments) {
-            Ok(()) => Ok(Self { held, segments }),
-            Err(error) => Err(give_up(held, segments, error, site)),
+        match place(&mut held) {
+            Ok(()) => Ok(Self { held }),
+            Err(error) => Err(give_up(held, error, site)),
         }
     }
 
@@ -368,10 +416,7 @@ impl<D: Direction, B: Buffer> MappedList<D, B> {
     #[inline]
     #[track_caller]
     pub fn unmap(self) -> Result<ScatterList<B>, Quarantined> {
-        let Self { held, segments } = self;
-        let mut list = held.take_back(Location::caller())?;
-        list.segments = segments;
-        Ok(list)
+        self.held.take_back(Location::caller())
     }
 }
 
@@ -382,7 +427,7 @@ impl<D: DeviceWrites, B: Buffer> MappedList<D, B> {
     ///
     /// [`Error::OutOfRange`].
     pub fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
-        for (at, len) in self.held.memory().pieces(offset, len)? {
+        for (at, len) in self.held.memory().entries().pieces(offset, len)? {
             self.held.sync_for_cpu(at, len)?;
         }
         Ok(())
@@ -396,7 +441,7 @@ impl<D: DeviceReads, B: Buffer> MappedList<D, B> {
     ///
     /// [`Error::OutOfRange`].
     pub fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
-        for (at, len) in self.held.memory().pieces(offset, len)? {
+        for (at, len) in self.held.memory().entries().pieces(offset, len)? {
             self.held.sync_for_device(at, len)?;
         }
         Ok(())
@@ -405,33 +450,36 @@ impl<D: DeviceReads, B: Buffer> MappedList<D, B> {
 
 /// Whether the list can be lent to the device.
 #[inline]
-fn check<B: Buffer>(device: &Device, list: &ScatterList<B>) -> Result<(), Error> {
-    if list.is_empty() {
+fn check<B>(device: &Device, isolated: bool, entries: &Entries<B>) -> Result<(), Error> {
+    if entries.parts.is_empty() {
         return Err(Error::BadSize(0));
     }
     // Pages begin at multiples of the alignment, or at least of a page.
     let align = device.limits().min_align;
-    let align = if device.is_isolated() { align } else { align.min(PAGE_SIZE) };
+    let align = if isolated { align } else { align.min(PAGE_SIZE) };
     if align > 1
-        && let Some(extent) = list.extents.iter().find(|extent| extent.at & (align - 1) != 0)
+        && let Some(extent) = entries.extents.iter().find(|extent| extent.at & (align - 1) != 0)
     {
         return Err(Error::Misaligned { device: device.shared_name().clone(), address: Iova::new(extent.at) });
     }
     Ok(())
 }
 
-/// Finds `extents` of pages that lie at `pages` for the device.
+/// Finds the extents of a list that has been lent, unless they are there already.
 #[inline]
-fn place(extents: &[Extent], pages: &[Segment], segments: &mut Vec<Segment>) -> Result<(), Error> {
-    if let [whole] = pages {
-        segments.try_reserve(extents.len())?;
-        // Within the range of the loan: no overflow.
-        segments.extend(
-            extents.iter().map(|extent| Segment { iova: Iova::new(whole.iova.get() + extent.at), len: extent.len }),
-        );
+fn place<D: Direction, B: Buffer>(held: &mut Held<D, ScatterList<B>>) -> Result<(), Error> {
+    let (loan, list) = held.parts_mut();
+    // It has parts: they have been lent.
+    let Some(Entries { extents, segments, .. }) = list.entries.as_deref_mut() else { return Ok(()) };
+    if !segments.is_empty() {
         return Ok(());
     }
-    place_scattered(extents, pages, segments)
+    let [whole] = loan.segments() else { return place_scattered(extents, loan.segments(), segments) };
+    segments.try_reserve(extents.len())?;
+    // Within the range of the loan: no overflow.
+    let of = |extent: &Extent| Segment { iova: Iova::new(whole.iova.get() + extent.at), len: extent.len };
+    segments.extend(extents.iter().map(of));
+    Ok(())
 }
 
 /// [`place`] for pages in many pieces: extents are cut where pieces end, and joined where they touch.
@@ -467,30 +515,13 @@ fn place_scattered(extents: &[Extent], pages: &[Segment], segments: &mut Vec<Seg
 #[cold]
 fn give_up<D: Direction, B: Buffer>(
     held: Held<D, ScatterList<B>>,
-    segments: Vec<Segment>,
     error: Error,
     site: Site,
 ) -> Rejected<ScatterList<B>> {
     match held.take_back(site) {
-        Ok(mut list) => {
-            list.segments = segments;
-            Rejected { buffer: list, error }
-        }
+        Ok(buffer) => Rejected { buffer, error },
         // An empty list in place of the one that is lost.
-        Err(lost) => {
-            let buffer = ScatterList {
-                parts: Vec::new(),
-                starts: Vec::new(),
-                data: Vec::new(),
-                runs: Vec::new(),
-                extents: Vec::new(),
-                segments,
-                granule: PAGE_SIZE,
-                cover: 0,
-                len: 0,
-            };
-            Rejected { buffer, error: lost.into() }
-        }
+        Err(lost) => Rejected { buffer: ScatterList { entries: None }, error: lost.into() },
     }
 }
 
@@ -498,10 +529,7 @@ impl<D: Direction, B: Buffer> Parts for MappedList<D, B> {
     type Direction = D;
     type Memory = ScatterList<B>;
     fn into_held(self) -> Held<D, ScatterList<B>> {
-        let Self { mut held, segments } = self;
-        // Room for the next mapping.
-        held.memory_mut().segments = segments;
-        held
+        self.held
     }
 }
 
@@ -521,11 +549,11 @@ impl<D: Direction, B: Buffer> Lent for MappedList<D, B> {
     }
     #[inline]
     fn len(&self) -> u64 {
-        self.held.memory().len
+        self.held.memory().entries().len
     }
     #[inline]
     fn segments(&self) -> &[Segment] {
-        &self.segments
+        &self.held.memory().entries().segments
     }
     #[inline]
     fn device_reads(&self) -> bool {
@@ -566,7 +594,7 @@ impl<D: DeviceWrites, B: Buffer> ListView<'_, D, B> {
     pub fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), Error> {
         let (list, view) = self.parts();
         let mut rest = to;
-        for (at, len) in list.pieces(offset, rest.len() as u64)? {
+        for (at, len) in list.entries().pieces(offset, rest.len() as u64)? {
             let now = to_usize(len).min(rest.len());
             let (now, later) = rest.split_at_mut(now);
             view.read(at, now)?;
@@ -585,7 +613,7 @@ impl<D: DeviceReads, B: Buffer> ListView<'_, D, B> {
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), Error> {
         let (list, view) = self.parts();
         let mut rest = from;
-        for (at, len) in list.pieces(offset, rest.len() as u64)? {
+        for (at, len) in list.entries().pieces(offset, rest.len() as u64)? {
             let (now, later) = rest.split_at(to_usize(len).min(rest.len()));
             view.write(at, now)?;
             rest = later;

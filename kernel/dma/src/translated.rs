@@ -3,6 +3,7 @@
 
 #![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space that it has by pointer")]
 
+use crate::buffer::longest;
 use crate::device::Refused;
 use crate::{Error, Limits};
 use alloc::sync::Arc;
@@ -138,7 +139,7 @@ impl Translated {
         // A change of attachment right after this look is harmless: the mapping is then made in an address space that the
         // device is not attached to.
         self.check_attached(device)?;
-        let align = self.align(runs, len, limits);
+        let align = self.align(|| longest(runs), len, limits);
         let range = self.domain.iova().allocate(len, align, Iova::new(mask))?;
         // SAFETY: the caller's promise.
         match unsafe { self.space().map(range, runs, prot) } {
@@ -159,6 +160,7 @@ impl Translated {
     pub(crate) unsafe fn map_quickly(
         &self,
         runs: &[PhysRange],
+        longest: impl FnOnce() -> u64,
         len: u64,
         prot: Prot,
         limits: &Limits,
@@ -168,7 +170,7 @@ impl Translated {
         if !self.is_attached() {
             return Err(Refused::Special);
         }
-        let align = self.align(runs, len, limits);
+        let align = self.align(longest, len, limits);
         let range = match self.domain.iova().allocate(len, align, Iova::new(mask)) {
             Ok(range) => range,
             Err(error) => return Err(Refused::Iova(error)),
@@ -266,17 +268,15 @@ impl Translated {
         }
     }
 
-    /// The alignment of a DMA address for `runs`: what the device demands, and what lets leaves be large.
+    /// The alignment of a DMA address for memory whose longest run has so many bytes: what the device demands, and what lets leaves be
+    /// large.
     #[inline(always)]
-    fn align(&self, runs: &[PhysRange], len: u64, limits: &Limits) -> u64 {
-        let align = self.page_size.max(limits.min_align);
-        if len > self.page_size { self.align_large(align, runs, len, limits) } else { align }
-    }
-
-    #[inline(never)]
-    fn align_large(&self, least: u64, runs: &[PhysRange], len: u64, limits: &Limits) -> u64 {
-        let longest = runs.iter().map(|run| run.len()).max().unwrap_or(0).max(1);
-        let align = least.max((1 << longest.ilog2()).min(self.largest_leaf));
+    fn align(&self, longest: impl FnOnce() -> u64, len: u64, limits: &Limits) -> u64 {
+        let least = self.page_size.max(limits.min_align);
+        if len <= self.page_size {
+            return least;
+        }
+        let align = least.max((1 << longest().max(1).ilog2()).min(self.largest_leaf));
         match limits.boundary {
             // What is not longer than the boundary does not cross it.
             Some(boundary) => align.max(len.checked_next_power_of_two().unwrap_or(boundary).min(boundary)),

@@ -15,7 +15,7 @@ use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot};
 
 impl Device {
     /// As [`Device::lend`], wherever there is room, for the device and the memory that nothing is special about: nothing is copied and
-    /// no caches are maintained.
+    /// no caches are maintained. `longest` says what the longest of the runs measures.
     ///
     /// # Errors
     ///
@@ -28,6 +28,7 @@ impl Device {
     pub(crate) unsafe fn lend_quickly(
         &self,
         runs: &[PhysRange],
+        longest: impl FnOnce() -> u64,
         len: u64,
         prot: Prot,
         mask: u64,
@@ -40,7 +41,7 @@ impl Device {
         match &inner.backend {
             Backend::Translated(translated) => {
                 // SAFETY: the caller's promise.
-                let range = unsafe { translated.map_quickly(runs, len, prot, &inner.limits, mask) }?;
+                let range = unsafe { translated.map_quickly(runs, longest, len, prot, &inner.limits, mask) }?;
                 let slot = inner.records.begin(range, prot, site);
                 Ok(self.loan(Segment { iova: range.start(), len }, slot, Kind::Plain, site))
             }

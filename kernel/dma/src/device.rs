@@ -10,14 +10,16 @@
 
 #![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
 
+mod lapsed;
 mod lending;
 mod loan;
 #[cfg(all(test, feature = "fakes"))]
 mod tests;
 
+pub(crate) use lapsed::Lapsed;
 pub use loan::Loan;
+pub(crate) use loan::Refused;
 use loan::{Kind, Special};
-pub(crate) use loan::{Lapsed, Refused};
 
 use crate::coherent::{Coherent, DeviceShared, Unpublished};
 use crate::combined::WriteCombined;

@@ -19,9 +19,16 @@
 //!
 //! # Invariants
 //!
-//! A loan that lapsed in generation `g` of a core's lapses is over when their `flushed` has reached `g`: its revocation has returned
-//! `Ok` if `g` is below their `failed`, otherwise its memory is in quarantine. The generations of a core's lapses are flushed one
-//! after another.
+//! Loans that lapse on a core have places, counted upwards; those between two flushes are a generation, which is flushed as one, after
+//! the one before. A loan is over when the place is below `over` of its core's lapses; its revocation has returned `Ok` if it is below
+//! `revoked` too, otherwise its memory is in quarantine.
+//!
+//! # What it costs
+//!
+//! Nothing is allocated when a mapping lapses: a core has room for [`COUNT`] loans of a device twice, from the first on. A loan that has
+//! lapsed is four words there, written once; its token is the memory, the place, and a handle of the device. Ranges that lapse one
+//! behind the other are one for the flush; it gives all addresses back in one go to where they are had from next
+//! (`iommu::iova`), in such an order that what lapses together next is in order again.
 //!
 //! # After a failure
 //!
@@ -30,8 +37,8 @@
 //!
 //! # Locking
 //!
-//! One [`IrqMutex`] for each core and device, a leaf, held for one push, by that core and by who flushes; and one for the list of devices with lapses, under which the heap's
-//! lock is taken. Neither is held while revoking or freeing. Flushes wait for the IOMMU and are not for handlers; the clock's
+//! One [`IrqMutex`] for each core and device, a leaf, held for one push, by that core and by who flushes; and one for the list of devices
+//! with lapses, under which the heap's lock is taken. Neither is held while revoking or freeing. Flushes wait for the IOMMU and are not for handlers; the clock's
 //! handler calls [`alarm_expired`], and a core that may wait does the work ([`base::deferred`]).
 
 mod erased;
@@ -120,27 +127,17 @@ impl Lazy {
         self.cores.iter().filter_map(Once::get).map(|lapses| &**lapses)
     }
 
-    /// Those of a core, if it has had any.
-    #[inline]
-    fn of(&self, core: usize) -> Option<&Lapses> {
-        // The index of a core, by which nothing is left out.
-        self.cores[core % cpu::MAX_CPUS].get().map(|lapses| &**lapses)
+    /// Those of this core, if it has had any.
+    #[inline(always)]
+    fn here(&self) -> Option<&Lapses> {
+        self.cores.get(cpu::index())?.get().map(|lapses| &**lapses)
     }
 
-    /// Those of this core, made on first use.
-    #[inline]
-    fn here(&self) -> Result<&Lapses, Error> {
-        let core = cpu::index();
-        match self.of(core) {
-            Some(lapses) => Ok(lapses),
-            None => self.first(core),
-        }
-    }
-
+    /// Makes those of this core.
     #[cold]
-    fn first(&self, core: usize) -> Result<&Lapses, Error> {
-        let place = self.cores.get(core).ok_or(Error::OutOfMemory)?;
-        place.try_call_once(|| Lapses::new(core)).map(|lapses| &**lapses)
+    fn first_here(&self, coherent: bool) -> Result<&Lapses, Error> {
+        let place = self.cores.get(cpu::index()).ok_or(Error::OutOfMemory)?;
+        place.try_call_once(|| Lapses::new(coherent)).map(|lapses| &**lapses)
     }
 }
 

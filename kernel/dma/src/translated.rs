@@ -292,6 +292,12 @@ impl Translated {
         }
     }
 
+    /// Gives many address ranges back, after their revocation.
+    #[inline]
+    pub(crate) fn release_all(&self, ranges: impl Iterator<Item = IovaRange>) {
+        self.domain.iova().recycle_all(ranges, |range, error| lost(range, &error));
+    }
+
     /// Gives back an address range in which nothing was mapped.
     #[cold]
     fn release_unused(&self, range: IovaRange) {

@@ -199,53 +199,6 @@ impl Loan {
         let second = device.loan(second, other, kind, site);
         (Self { device, whole: first, site, slot, kind, special: None }, second)
     }
-
-    /// Takes the handle of the device apart from the rest. Gives the loan back where something is special about it.
-    #[inline]
-    pub(crate) fn into_lapsed(self) -> Result<(Device, Lapsed), Self> {
-        if self.special.is_some() {
-            return Err(self);
-        }
-        let Self { device, whole, site, slot, kind, .. } = self;
-        Ok((device, Lapsed { whole, site, slot, kind }))
-    }
-}
-
-/// A [`Loan`] of a device that somebody else keeps. Ends by [`Lapsed::settle`] only; dropping it leaks.
-pub(crate) struct Lapsed {
-    whole: Segment,
-    site: Site,
-    slot: Slot,
-    kind: Kind,
-}
-
-impl Lapsed {
-    #[inline]
-    pub(crate) fn range(&self) -> IovaRange {
-        as_range(self.whole)
-    }
-
-    pub(crate) fn site(&self) -> Site {
-        self.site
-    }
-
-    /// Gives the address range back after a revocation of it that ended with `outcome`. Called once.
-    ///
-    /// # Errors
-    ///
-    /// That of the revocation: the device may reach the memory for ever. The address range is never used again, and the
-    /// address space stays.
-    #[inline]
-    pub(crate) fn settle(&self, device: &Device, outcome: Result<(), RevokeError>) -> Result<(), RevokeError> {
-        match outcome {
-            Ok(()) => {
-                let (translated, len) = (device.translated_way(), self.whole.len);
-                device.finish(translated, self.range(), len, self.slot, self.kind, self.site, self.site);
-            }
-            Err(_) => device.lose(self.whole),
-        }
-        outcome
-    }
 }
 
 /// See [`Loan::room`].

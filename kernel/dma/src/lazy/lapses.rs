@@ -2,45 +2,87 @@
 
 use super::erased::Erased;
 use super::{ALARM, ALL, BYTES, COUNT, PERIOD_NOW, Strictness};
-use crate::device::{Lapsed, Loan};
+use crate::device::Lapsed;
 use crate::gather::merge;
 use crate::quarantine::{self, Quarantined};
+use crate::site::Site;
 use crate::{Device, Error};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::time::Duration;
-use base::{Deadline, IrqMutex, fallible, wait_until};
+use base::{Deadline, IrqMutex, IrqMutexGuard, fallible, wait_until};
 use core::mem;
 use core::sync::atomic::{AtomicU64, Ordering};
 use iommu::{IovaRange, RevokeError};
 
 /// What has lapsed of one device on one core.
 pub(crate) struct Lapses {
-    core: u16,
     state: IrqMutex<State>,
-    /// The newest generation that is over.
-    flushed: AtomicU64,
-    /// The first generation whose revocation failed.
-    failed: AtomicU64,
+    /// All places below are over.
+    over: AtomicU64,
+    /// All places below are over, and their revocation has returned `Ok`.
+    revoked: AtomicU64,
+    /// Whether the device snoops.
+    pub(super) coherent: bool,
 }
 
 struct State {
-    /// The generation that loans lapse in at this moment.
-    generation: u64,
+    /// The first place of the generation that loans lapse in at this moment.
+    first: Place,
+    /// How many may: none after a failure.
+    room: usize,
+    bytes: u64,
+    batch: Batch,
     /// The device, while there are loans: it keeps the address space, for all of them.
     device: Option<Device>,
-    /// Its loans, and beside each the memory, if its token has left it here.
-    loans: Vec<Lapsed>,
-    orphans: Vec<Option<Erased>>,
-    bytes: u64,
     /// The generation before is being flushed: by whom has its loans.
     flushing: bool,
-    flushing_orphans: Vec<Option<Erased>>,
+    flushing_orphans: Vec<Erased>,
     /// Emptied, for the next generation.
-    spare: Vec<Lapsed>,
-    /// Why a revocation failed.
-    cause: RevokeError,
+    spare: Batch,
+    /// What failed, in the order of places.
+    lost: Option<Lost>,
 }
+
+/// One generation.
+#[derive(Default)]
+struct Batch {
+    loans: Vec<Lapsed>,
+    /// Their address ranges. Those that lapsed one behind the other are one.
+    ranges: Vec<IovaRange>,
+    /// The memory that their tokens have left here.
+    orphans: Vec<Erased>,
+}
+
+/// The generation whose revocation failed, and what lapsed meanwhile; there are no more.
+struct Lost {
+    first: Place,
+    cause: RevokeError,
+    generations: [Vec<Lapsed>; 2],
+}
+
+/// Where a loan has lapsed: the generation, and which of it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place(u64);
+
+impl Place {
+    /// Bits that say which of a generation.
+    const SHIFT: u32 = 8;
+
+    const fn next_generation(self) -> Self {
+        Self(((self.0 >> Self::SHIFT) + 1) << Self::SHIFT)
+    }
+
+    const fn generation(self) -> u64 {
+        self.0 >> Self::SHIFT
+    }
+
+    const fn index(self) -> usize {
+        (self.0 & ((1 << Self::SHIFT) - 1)) as usize
+    }
+}
+
+const _: () = assert!(COUNT <= 1 << Place::SHIFT && size_of::<Lapsed>() == 32);
 
 fn with_room<T>() -> Result<Vec<T>, Error> {
     let mut list = Vec::new();
@@ -48,23 +90,67 @@ fn with_room<T>() -> Result<Vec<T>, Error> {
     Ok(list)
 }
 
+impl Batch {
+    fn with_room() -> Result<Self, Error> {
+        Ok(Self { loans: with_room()?, ranges: with_room()?, orphans: with_room()? })
+    }
+}
+
+/// Room for a loan among the lapses of this core, locked.
+pub(super) struct Opening<'a> {
+    lapses: &'a Lapses,
+    state: IrqMutexGuard<'a, State>,
+}
+
+impl Opening<'_> {
+    /// Takes a loan of `device` in.
+    #[inline(always)]
+    pub(super) fn push(self, loan: Lapsed, device: &Device) -> Place {
+        let Self { lapses, mut state } = self;
+        let index = state.batch.loans.len();
+        if index == 0 {
+            state.device = Some(device.clone());
+        }
+        let range = loan.range();
+        let bytes = state.bytes.wrapping_add(range.len());
+        state.bytes = bytes;
+        // There is room for COUNT in each: nothing is allocated.
+        let Batch { loans, ranges, .. } = &mut state.batch;
+        loans.push(loan);
+        match ranges.last_mut() {
+            Some(last) if last.end() == range.start() => {
+                // It does not pass the end: `range` does not.
+                *last = IovaRange::new(last.start(), last.len().wrapping_add(range.len())).unwrap_or_default();
+            }
+            _ => ranges.push(range),
+        }
+        let place = Place(state.first.0 + index as u64);
+        drop(state);
+        let due = index + 1 == COUNT || bytes >= BYTES;
+        if due || index == 0 {
+            lapses.pushed(due);
+        }
+        place
+    }
+}
+
 impl Lapses {
     #[cold]
-    pub(super) fn new(core: usize) -> Result<Arc<Self>, Error> {
+    pub(super) fn new(coherent: bool) -> Result<Arc<Self>, Error> {
+        let first = Place(0).next_generation();
         let state = State {
-            generation: 1,
-            device: None,
-            loans: with_room()?,
-            orphans: with_room()?,
+            first,
+            room: COUNT,
             bytes: 0,
+            batch: Batch::with_room()?,
+            device: None,
             flushing: false,
             flushing_orphans: with_room()?,
-            spare: with_room()?,
-            cause: RevokeError::Dead,
+            spare: Batch { orphans: Vec::new(), ..Batch::with_room()? },
+            lost: None,
         };
-        let (state, flushed, failed) = (IrqMutex::new(state), AtomicU64::new(0), AtomicU64::new(u64::MAX));
-        let core = u16::try_from(core).map_err(|_| Error::OutOfMemory)?;
-        let lapses = fallible::arc(Self { core, state, flushed, failed }).map_err(|_| Error::OutOfMemory)?;
+        let (state, over, revoked) = (IrqMutex::new(state), AtomicU64::new(first.0), AtomicU64::new(first.0));
+        let lapses = fallible::arc(Self { state, over, revoked, coherent }).map_err(|_| Error::OutOfMemory)?;
         let mut all = ALL.lock();
         all.retain(|lapses| lapses.strong_count() != 0);
         all.try_reserve(1)?;
@@ -72,56 +158,55 @@ impl Lapses {
         Ok(lapses)
     }
 
-    /// Takes a loan but for its handle of the device. Gives it back where there is no room, or after a failure.
-    #[inline]
-    pub(super) fn push(&self, loan: Loan) -> Result<(Place, Device), Loan> {
-        let len = loan.range().len();
-        let mut state = self.state.lock();
-        if state.loans.len() >= COUNT || self.failed.load(Ordering::Relaxed) != u64::MAX {
-            return Err(loan);
-        }
-        let index = state.loans.len();
-        let place = Place { generation: state.generation, core: self.core, index: index as u16 };
-        let (device, lapsed) = loan.into_lapsed()?;
-        if index == 0 {
-            state.device = Some(device.clone());
-        }
-        // There is room for COUNT in each: nothing is allocated.
-        state.loans.push(lapsed);
-        state.orphans.push(None);
-        state.bytes += len;
-        let due = index + 1 == COUNT || state.bytes >= BYTES;
-        drop(state);
+    /// Finds room for a loan; `None` where there is none, or after a failure.
+    #[inline(always)]
+    pub(super) fn open(&self) -> Option<Opening<'_>> {
+        let state = self.state.lock();
+        (state.batch.loans.len() < state.room).then_some(Opening { lapses: self, state })
+    }
+
+    /// What is to be done after the first loan, and after the one with which a flush is due.
+    #[cold]
+    #[inline(never)]
+    fn pushed(&self, due: bool) {
         if due {
             self.flush();
-        } else if index == 0
-            && let Some(alarm) = ALARM.get()
-        {
+        } else if let Some(alarm) = ALARM.get() {
             alarm(Duration::from_nanos(PERIOD_NOW.load(Ordering::Relaxed)));
         }
-        Ok((place, device))
     }
 
-    /// The generation in which something may have lapsed last.
-    pub(super) fn newest(&self) -> u64 {
+    /// The last place in which something may have lapsed.
+    pub(super) fn newest(&self) -> Place {
         let state = self.state.lock();
-        if state.loans.is_empty() { state.generation - 1 } else { state.generation }
+        // There is a generation before the first.
+        Place(state.first.0 + state.batch.loans.len() as u64 - 1)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn is_over(&self, place: Place) -> bool {
-        self.flushed.load(Ordering::Acquire) >= place.generation
+        place.0 < self.over.load(Ordering::Acquire)
     }
 
-    /// How the revocation of a generation that is over went.
-    #[inline]
-    pub(super) fn outcome(&self, place: Place) -> Result<(), RevokeError> {
-        if place.generation < self.failed.load(Ordering::Acquire) { Ok(()) } else { Err(self.state.lock().cause) }
+    /// Whether the place is over, and its revocation has returned `Ok`.
+    #[inline(always)]
+    pub(super) fn is_revoked(&self, place: Place) -> bool {
+        place.0 < self.revoked.load(Ordering::Acquire)
     }
 
-    /// Flushes until `generation` is over.
-    pub(super) fn flush_to(&self, generation: u64, deadline: Deadline) -> Result<(), base::TimedOut> {
-        while self.flushed.load(Ordering::Acquire) < generation {
+    /// What lapsed in a place that is over and has not been revoked, and why not.
+    #[cold]
+    pub(super) fn lost(&self, place: Place) -> Option<(IovaRange, Site, RevokeError)> {
+        let state = self.state.lock();
+        let Lost { first, cause, generations } = state.lost.as_ref()?;
+        let after = place.generation().checked_sub(first.generation())?;
+        let loan = generations.get(usize::try_from(after).ok()?)?.get(place.index())?;
+        Some((loan.range(), loan.site(), *cause))
+    }
+
+    /// Flushes until `place` is over.
+    pub(super) fn flush_to(&self, place: Place, deadline: Deadline) -> Result<(), base::TimedOut> {
+        while !self.is_over(place) {
             if !self.flush() {
                 // Another core is at it.
                 wait_until(deadline, || !self.state.lock().flushing)?;
@@ -139,39 +224,38 @@ impl Lapses {
         }
         let Some(device) = state.device.take() else { return true };
         state.flushing = true;
-        let generation = state.generation;
-        state.generation += 1;
+        state.first = state.first.next_generation();
+        // All places of this generation are below.
+        let end = state.first;
         state.bytes = 0;
         let spare = mem::take(&mut state.spare);
-        let mut loans = mem::replace(&mut state.loans, spare);
-        {
-            let State { orphans, flushing_orphans, .. } = &mut *state;
-            mem::swap(orphans, flushing_orphans);
-        }
-        let before = if generation < self.failed.load(Ordering::Relaxed) { Ok(()) } else { Err(state.cause) };
+        let Batch { mut loans, mut ranges, orphans } = mem::replace(&mut state.batch, spare);
+        // Tokens go on leaving memory to it.
+        state.batch.orphans = mem::replace(&mut state.flushing_orphans, orphans);
+        let before = state.lost.as_ref().map_or(Ok(()), |lost| Err(lost.cause));
         drop(state);
 
-        let outcome = before.and_then(|()| revoke(&device, &loans));
-        if let Err(cause) = outcome {
-            let mut state = self.state.lock();
-            state.cause = cause;
-            self.failed.fetch_min(generation, Ordering::AcqRel);
-            drop(state);
-            device.set_strictness(Strictness::Always);
-        }
-        for lapsed in loans.drain(..) {
-            if let Err(cause) = lapsed.settle(&device, outcome) {
-                let (range, mapped_at) = (lapsed.range(), lapsed.site());
-                quarantine::add(&Quarantined { device: device.shared_name().clone(), range, cause, mapped_at });
+        // One range is one, however many loans: they lapsed one behind the other.
+        let sorted = ranges.len() == 1;
+        let outcome = before.and_then(|()| device.space().map_or(Ok(()), |space| space.revoke(merge(&mut ranges))));
+        ranges.clear();
+        match outcome {
+            Ok(()) => {
+                device.settle(&mut loans, sorted);
+                loans.clear();
             }
+            Err(cause) => loans = self.lose(&device, loans, end, cause),
         }
 
         let mut state = self.state.lock();
         // From here on tokens yield their memory, and none leaves it here any more.
-        self.flushed.store(generation, Ordering::Release);
+        if outcome.is_ok() {
+            self.revoked.store(end.0, Ordering::Release);
+        }
+        self.over.store(end.0, Ordering::Release);
         let mut orphans = mem::take(&mut state.flushing_orphans);
         drop(state);
-        for orphan in orphans.drain(..).flatten() {
+        for orphan in orphans.drain(..) {
             match outcome {
                 // The generation's revocation has returned `Ok`: nobody reaches the memory.
                 Ok(()) => drop(orphan),
@@ -181,7 +265,7 @@ impl Lapses {
 
         let mut state = self.state.lock();
         state.flushing_orphans = orphans;
-        state.spare = loans;
+        state.spare = Batch { loans, ranges, orphans: Vec::new() };
         state.flushing = false;
         drop(state);
         base::notify();
@@ -190,53 +274,42 @@ impl Lapses {
         true
     }
 
+    /// Names what could not be revoked, and lets nothing lapse any more. `end` is the place behind the generation. Returns an empty list.
+    #[cold]
+    fn lose(&self, device: &Device, loans: Vec<Lapsed>, end: Place, cause: RevokeError) -> Vec<Lapsed> {
+        for loan in &loans {
+            device.lose_lapsed(loan);
+            let (range, mapped_at) = (loan.range(), loan.site());
+            quarantine::add(&Quarantined { device: device.shared_name().clone(), range, cause, mapped_at });
+        }
+        let mut state = self.state.lock();
+        state.room = 0;
+        let first = Place(end.0 - (1 << Place::SHIFT));
+        let lost = state.lost.get_or_insert(Lost { first, cause, generations: [Vec::new(), Vec::new()] });
+        let after = end.generation() - 1 - lost.first.generation();
+        // There is one generation after the one that failed, at most.
+        let left = match lost.generations.get_mut(after as usize) {
+            Some(place) => mem::replace(place, loans),
+            None => loans,
+        };
+        drop(state);
+        device.set_strictness(Strictness::Always);
+        left
+    }
+
     /// Leaves memory to the flush. Gives it back if that is over, or does not take memory of this kind.
     pub(super) fn leave<M: Send + 'static>(&self, place: Place, memory: M) -> Result<(), M> {
         let mut state = self.state.lock();
         if self.is_over(place) {
             return Err(memory);
         }
-        let of = if place.generation == state.generation { &mut state.orphans } else { &mut state.flushing_orphans };
-        match of.get_mut(place.index as usize) {
-            Some(slot) => {
-                *slot = Some(Erased::new(memory)?);
-                Ok(())
-            }
-            None => Err(memory),
+        let State { first, batch, flushing_orphans, .. } = &mut *state;
+        let orphans = if place >= *first { &mut batch.orphans } else { flushing_orphans };
+        // There is room for one of each loan, so that nothing is allocated.
+        if orphans.len() == orphans.capacity() {
+            return Err(memory);
         }
+        orphans.push(Erased::new(memory)?);
+        Ok(())
     }
 }
-
-/// Revokes the ranges of all `loans`, which are the device's.
-fn revoke(device: &Device, loans: &[Lapsed]) -> Result<(), RevokeError> {
-    let Some(space) = device.space() else { return Ok(()) };
-    let mut ranges = [IovaRange::default(); COUNT];
-    let ranges = ranges.get_mut(..loans.len()).unwrap_or_default();
-    for (range, loan) in ranges.iter_mut().zip(loans) {
-        *range = loan.range();
-    }
-    space.revoke(merge(ranges))
-}
-
-/// Where a loan has lapsed.
-#[derive(Clone, Copy)]
-pub(super) struct Place {
-    generation: u64,
-    core: u16,
-    index: u16,
-}
-
-impl Place {
-    /// On which core.
-    #[inline]
-    pub(super) fn core(self) -> usize {
-        usize::from(self.core)
-    }
-
-    #[inline]
-    pub(super) fn generation(self) -> u64 {
-        self.generation
-    }
-}
-
-const _: () = assert!(size_of::<Place>() == 16 && COUNT <= u16::MAX as usize);

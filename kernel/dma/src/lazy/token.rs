@@ -11,35 +11,41 @@ use crate::{Buffer, Device, Direction};
 use base::Deadline;
 use core::fmt;
 use core::marker::PhantomData;
-use core::mem::{self, ManuallyDrop};
-use core::ptr;
+use core::mem::ManuallyDrop;
+use core::panic::Location;
+use core::ptr::{self, NonNull};
 use iommu::{IovaRange, RevokeError};
 
 /// A mapping that has lapsed: its device may still reach the memory, which therefore nobody else has. Dropped, it leaves the
 /// memory to the next flush, which frees it; forgotten, it leaks.
 #[must_use = "dropping it leaves the memory to be freed by a flush"]
 pub struct Lapsing<D: Direction, B: Buffer> {
-    /// `None` only in between, while it is being consumed.
-    state: Option<Progress<B>>,
+    progress: Progress<B>,
     direction: PhantomData<D>,
 }
 
+/// Whoever consumes it takes the parts out.
 enum Progress<B> {
-    /// It ended at once.
-    Over(Result<B, Quarantined>),
     Waits(Waits<B>),
+    /// It ended at once.
+    Over(ManuallyDrop<Result<B, Quarantined>>),
 }
 
+/// # Invariants
+///
+/// `lapses` are the device's, of the core on which the mapping lapsed, and `place` is in them. They live as long as the device, of which this
+/// is a handle. The memory is that of the loan there, and is reached by nobody before its revocation has returned `Ok`.
 struct Waits<B> {
-    /// Whose lapses the place is in.
-    device: Device,
+    device: ManuallyDrop<Device>,
+    lapses: NonNull<Lapses>,
     place: Place,
-    /// Dropped only when the place is over and its revocation has succeeded.
     memory: ManuallyDrop<B>,
-    /// For the report.
-    range: IovaRange,
-    mapped_at: Site,
 }
+
+// SAFETY: all that it is made of may be sent; the lapses are the device's, which may be used on any core.
+unsafe impl<B: Send> Send for Waits<B> {}
+// SAFETY: as above; the memory is not reached by shared reference.
+unsafe impl<B: Sync> Sync for Waits<B> {}
 
 /// Why a [`Lapsing`] did not yield its memory.
 pub enum Pending<D: Direction, B: Buffer> {
@@ -71,44 +77,54 @@ impl<D: Direction, B: Buffer> core::error::Error for Pending<D, B> {}
 
 impl<D: Direction, B: Buffer> Lapsing<D, B> {
     /// Lets a mapping lapse, or ends it at once where the device does not allow laziness or there is no room.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn new(held: Held<D, B>, least: Strictness, site: Site) -> Self {
-        let state = match Self::lapse(held, least) {
-            Ok(waits) => Progress::Waits(waits),
-            Err(held) => Progress::Over(held.take_back(site)),
-        };
-        Self { state: Some(state), direction: PhantomData }
+        match Self::lapse(held, least) {
+            Ok(waits) => Self { progress: Progress::Waits(waits), direction: PhantomData },
+            Err(held) => {
+                // An object of its own, which is not there on the quick way.
+                let held = held;
+                Self::at_once(held, site)
+            }
+        }
     }
 
-    #[inline]
+    #[cold]
+    #[inline(never)]
+    fn at_once(held: Held<D, B>, site: Site) -> Self {
+        Self { progress: Progress::Over(ManuallyDrop::new(held.take_back(site))), direction: PhantomData }
+    }
+
+    #[inline(always)]
     fn lapse(held: Held<D, B>, least: Strictness) -> Result<Waits<B>, Held<D, B>> {
         let device = &held.loan().device;
-        // A copy is read back right after its revocation, by who ends the loan.
-        if held.loan().space().is_none() || held.loan().copy().is_some() || (device.strictness() as u8) < least as u8 {
+        if !held.loan().can_lapse() || (device.strictness() as u8) < least as u8 {
             return Err(held);
         }
-        let Ok(lapses) = device.lazy().here().map(ptr::from_ref) else { return Err(held) };
-        let (range, mapped_at) = (held.loan().range(), held.loan().site);
-        // SAFETY: the memory is kept by hand (`ManuallyDrop`) until the loan's revocation has succeeded, or put together with
-        // the loan again.
-        let (loan, memory) = unsafe { held.into_parts() };
+        let lapses = match device.lazy().here() {
+            Some(lapses) => NonNull::from(lapses),
+            None => match device.lazy().first_here(device.is_coherent()) {
+                Ok(lapses) => NonNull::from(lapses),
+                Err(_) => return Err(held),
+            },
+        };
         // SAFETY: the device has the lapses for good, and the loan, or who takes it in, has the device.
-        let lapses = unsafe { &*lapses };
-        match lapses.push(loan) {
-            Ok((place, device)) => {
-                let memory = ManuallyDrop::new(memory);
-                Ok(Waits { device, place, memory, range, mapped_at })
-            }
-            // SAFETY: the two that were taken apart.
-            Err(loan) => Err(unsafe { Held::from_parts(loan, memory) }),
-        }
+        let lapses_here = unsafe { lapses.as_ref() };
+        let Some(opening) = lapses_here.open() else { return Err(held) };
+        // SAFETY: the memory is kept by hand (`ManuallyDrop`) until the loan's revocation has succeeded.
+        let (loan, memory) = unsafe { held.into_parts() };
+        let (device, lapsed) = loan.into_lapsed();
+        let place = opening.push(lapsed, &device);
+        // INVARIANT: the place that was just taken, in the lapses of that device.
+        Ok(Waits { device: ManuallyDrop::new(device), lapses, place, memory: ManuallyDrop::new(memory) })
     }
 
     /// Whether a flush has covered it: [`Lapsing::try_take`] then has an answer.
+    #[inline]
     pub fn is_over(&self) -> bool {
-        match &self.state {
-            Some(Progress::Waits(waits)) => waits.is_over(),
-            _ => true,
+        match &self.progress {
+            Progress::Waits(waits) => waits.lapses().is_over(waits.place),
+            Progress::Over(_) => true,
         }
     }
 
@@ -117,15 +133,15 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
     /// # Errors
     ///
     /// [`Pending::Still`] with the token, otherwise; [`Pending::Lost`] if the revocation failed.
-    #[inline]
-    pub fn try_take(mut self) -> Result<B, Pending<D, B>> {
-        if !self.is_over() {
-            return Err(Pending::Still(self));
-        }
-        match self.state.take() {
-            Some(Progress::Waits(waits)) => waits.finish::<D>().map_err(Pending::Lost),
-            Some(Progress::Over(result)) => result.map_err(Pending::Lost),
-            None => unreachable!("a token is emptied by what consumes it"),
+    #[inline(always)]
+    pub fn try_take(self) -> Result<B, Pending<D, B>> {
+        match &self.progress {
+            Progress::Waits(waits) if waits.lapses().is_revoked(waits.place) => Ok(self.yielded()),
+            _ => {
+                // As in `new`.
+                let token = self;
+                token.try_take_another()
+            }
         }
     }
 
@@ -134,79 +150,120 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
     /// # Errors
     ///
     /// [`Pending::Lost`] if the revocation failed; [`Pending::Still`] if another core was flushing at `deadline`.
+    #[inline(always)]
     pub fn take(self, deadline: Deadline) -> Result<B, Pending<D, B>> {
-        if let Some(Progress::Waits(waits)) = &self.state {
-            // Whether that was in time is seen next.
-            if let Some(lapses) = waits.lapses() {
-                let _ = lapses.flush_to(waits.place.generation(), deadline);
+        match &self.progress {
+            Progress::Waits(waits) if waits.lapses().is_revoked(waits.place) => Ok(self.yielded()),
+            _ => {
+                // As in `new`.
+                let token = self;
+                token.take_another(deadline)
             }
         }
-        self.try_take()
+    }
+
+    /// The memory of one that waited and has been revoked.
+    #[inline(always)]
+    fn yielded(self) -> B {
+        let this = ManuallyDrop::new(self);
+        let Progress::Waits(waits) = &this.progress else { unreachable!("its caller has just seen that it waits") };
+        // SAFETY: `this` is not dropped and not used afterwards; and the revocation has returned `Ok`, so the memory is its owner's alone.
+        let memory = ManuallyDrop::into_inner(unsafe { ptr::read(&waits.memory) });
+        // SAFETY: as above.
+        let device = ManuallyDrop::into_inner(unsafe { ptr::read(&waits.device) });
+        if !waits.lapses().coherent {
+            // The whole of the memory is always in range.
+            let _ = fetch::<D, B>(&memory, 0, memory.spans_len());
+        }
+        if D::DEVICE_WRITES {
+            base::barrier::device_read();
+        }
+        drop(device);
+        memory
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn try_take_another(self) -> Result<B, Pending<D, B>> {
+        match &self.progress {
+            Progress::Waits(waits) if waits.lapses().is_revoked(waits.place) => Ok(self.yielded()),
+            Progress::Waits(waits) if !waits.lapses().is_over(waits.place) => Err(Pending::Still(self)),
+            Progress::Waits(waits) => {
+                let lost = waits.lapses().lost(waits.place);
+                let device = waits.device.shared_name().clone();
+                // The memory is never dropped.
+                let mut this = ManuallyDrop::new(self);
+                if let Progress::Waits(waits) = &mut this.progress {
+                    // SAFETY: `this` is not dropped and not used afterwards.
+                    unsafe { ManuallyDrop::drop(&mut waits.device) };
+                }
+                // What is over and has not been revoked is on the list of what was lost.
+                let none = (IovaRange::default(), Location::caller(), RevokeError::Dead);
+                let (range, mapped_at, cause) = lost.unwrap_or(none);
+                Err(Pending::Lost(Quarantined { device, range, cause, mapped_at }))
+            }
+            Progress::Over(_) => {
+                let this = ManuallyDrop::new(self);
+                let Progress::Over(result) = &this.progress else { unreachable!("seen a line above") };
+                // SAFETY: `this` is not dropped and not used afterwards.
+                let result = ManuallyDrop::into_inner(unsafe { ptr::read(result) });
+                result.map_err(Pending::Lost)
+            }
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take_another(self, deadline: Deadline) -> Result<B, Pending<D, B>> {
+        if let Progress::Waits(waits) = &self.progress {
+            // Whether that was in time is seen next.
+            let _ = waits.lapses().flush_to(waits.place, deadline);
+        }
+        self.try_take_another()
     }
 }
 
 impl<B> Waits<B> {
-    /// The lapses, which the device has had since before this was made.
-    #[inline]
-    fn lapses(&self) -> Option<&Lapses> {
-        self.device.lazy().of(self.place.core())
-    }
-
-    #[inline]
-    fn is_over(&self) -> bool {
-        self.lapses().is_some_and(|lapses| lapses.is_over(self.place))
-    }
-}
-
-impl<B: Buffer> Waits<B> {
-    /// What becomes of the memory now that it is over.
-    fn finish<D: Direction>(self) -> Result<B, Quarantined> {
-        let outcome = self.lapses().map_or(Err(RevokeError::Dead), |lapses| lapses.outcome(self.place));
-        let Self { memory, device, range, mapped_at, .. } = self;
-        let coherent = device.is_coherent();
-        match outcome {
-            Ok(()) => {
-                let memory = ManuallyDrop::into_inner(memory);
-                let len = memory.spans_len();
-                // The whole of the memory is always in range.
-                let _ = if coherent { Ok(()) } else { fetch::<D, B>(&memory, 0, len) };
-                if D::DEVICE_WRITES {
-                    base::barrier::device_read();
-                }
-                Ok(memory)
-            }
-            // The memory is never dropped.
-            Err(cause) => Err(Quarantined { device: device.shared_name().clone(), range, cause, mapped_at }),
-        }
+    #[inline(always)]
+    fn lapses(&self) -> &Lapses {
+        // SAFETY: the device has them for good, and this has the device (invariant).
+        unsafe { self.lapses.as_ref() }
     }
 }
 
 impl<D: Direction, B: Buffer> Drop for Lapsing<D, B> {
     fn drop(&mut self) {
-        let Some(Progress::Waits(waits)) = self.state.take() else { return };
-        let Waits { device, place, memory, .. } = waits;
-        // It has them: they took the loan in. (Otherwise the memory leaks, as what is in `ManuallyDrop` does.)
-        let Some(lapses) = device.lazy().of(place.core()) else { return };
+        let waits = match &mut self.progress {
+            Progress::Waits(waits) => waits,
+            // SAFETY: in `drop`, which runs once.
+            Progress::Over(result) => return unsafe { ManuallyDrop::drop(result) },
+        };
+        // SAFETY: as above.
+        let device = unsafe { ManuallyDrop::take(&mut waits.device) };
+        // SAFETY: as above. It goes to the flush, or is kept below until the revocation has returned `Ok`.
+        let memory = unsafe { ptr::read(&waits.memory) };
+        let (lapses, place) = (waits.lapses(), waits.place);
         let left = match lapses.is_over(place) {
             true => Err(ManuallyDrop::into_inner(memory)),
             false => lapses.leave(place, ManuallyDrop::into_inner(memory)),
         };
-        let Err(memory) = left else { return };
-        // Over, or of a kind that cannot be left: then it is kept until it is over.
-        let over = lapses.flush_to(place.generation(), Deadline::after(PERIOD));
-        if over.is_ok() && lapses.outcome(place).is_ok() {
-            drop(memory);
-        } else {
-            mem::forget(memory);
+        if let Err(memory) = left {
+            let memory = ManuallyDrop::new(memory);
+            // Over, or of a kind that cannot be left: then it is kept until it is over.
+            let _ = lapses.flush_to(place, Deadline::after(PERIOD));
+            if lapses.is_revoked(place) {
+                drop(ManuallyDrop::into_inner(memory));
+            }
         }
+        drop(device);
     }
 }
 
 impl<D: Direction, B: Buffer> fmt::Debug for Lapsing<D, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.state {
-            Some(Progress::Waits(waits)) => write!(f, "Lapsing({} at {})", waits.device.name(), waits.range),
-            _ => f.write_str("Lapsing(ended)"),
+        match &self.progress {
+            Progress::Waits(waits) => write!(f, "Lapsing({}, {} bytes)", waits.device.name(), waits.memory.spans_len()),
+            Progress::Over(_) => f.write_str("Lapsing(ended)"),
         }
     }
 }

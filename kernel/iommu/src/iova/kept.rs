@@ -1,19 +1,22 @@
 //! What a core has given back last, kept as it is for its next allocation of that size.
 //!
-//! A buffer is mapped, unmapped and mapped again, on one core, with nothing else in between. So a range that its holder gives back
-//! ([`IovaAllocator::recycle`]) is kept for this core, one of each size class (a few, where it is a chunk), and for the two floors
-//! below it stays allocated. There is a word for each, and taking or keeping a range is one exchange of it.
+//! A buffer is mapped, unmapped and mapped again, on one core. So ranges that their holders give back ([`IovaAllocator::recycle`],
+//! [`IovaAllocator::recycle_all`]) are kept for this core, and stay allocated for the two floors below. In front, for what comes back
+//! one by one with nothing else in between, stands one range of each size class: a word, and taking or keeping it is one
+//! exchange. Behind it is a [`Magazine`] of each class, for what comes back many at a time, as after a flush: what came in last is had
+//! first, and keeping many takes one lock and a store each. A core's magazine of a class is made when it first has two ranges of
+//! it to keep.
 //!
 //! What is kept is free as far as everybody else is concerned: before an allocation or a reservation fails, it is given up on all
-//! cores.
+//! cores. A core keeps at most [`DEPTH`] ranges of a class, and as many as cover 16 MiB (of pages of 4 KiB), and the one in front.
 //!
 //! # Locking
 //!
-//! None: whoever exchanges a word for 0 has the range.
+//! None for the words: whoever exchanges one for 0 has the range. A magazine has a lock, a leaf; what is given up is freed without it.
 
-use super::{CHUNK, Core, IovaAllocator, class_of};
+use super::{CLASSES, Core, IovaAllocator, class_of, one};
 use crate::{Iova, IovaError, IovaRange};
-use base::cpu;
+use base::{IrqMutex, cpu};
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
@@ -21,38 +24,148 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 /// pages as a chunk, and a page has at least as many bytes as this can count.)
 const PAGES: u64 = 0xfff;
 
+/// The most ranges in a magazine.
+const DEPTH: usize = 128;
+/// The most pages in the ranges of a magazine, if all were as long as those of its class can be.
+const MOST_PAGES: usize = 4096;
+/// How far below the top a range is looked for that suits.
+const SEARCH: usize = 8;
+
+/// Ranges of one size class that a core keeps, as words, the newest last.
+pub(super) struct Magazine {
+    len: usize,
+    most: usize,
+    words: [u64; DEPTH],
+}
+
+impl Magazine {
+    fn new(class: usize) -> Self {
+        Self { len: 0, most: (MOST_PAGES >> class).min(DEPTH), words: [0; DEPTH] }
+    }
+
+    /// Keeps `word`. Returns whether there was room.
+    #[inline(always)]
+    fn push(&mut self, word: u64) -> bool {
+        match self.words.get_mut(self.len) {
+            Some(place) if self.len < self.most => {
+                *place = word;
+                self.len += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The newest.
+    #[inline(always)]
+    fn top(&self) -> Option<u64> {
+        self.words.get(self.len.wrapping_sub(1)).copied()
+    }
+
+    fn pop(&mut self) -> Option<u64> {
+        let top = self.top()?;
+        self.len -= 1;
+        Some(top)
+    }
+
+    /// Takes the newest, if it suits.
+    #[inline(always)]
+    fn take(&mut self, wanted: Wanted) -> Option<Iova> {
+        let start = wanted.suits(self.top()?)?;
+        self.len -= 1;
+        Some(start)
+    }
+
+    /// Takes the newest of those near the top that suit.
+    fn search(&mut self, wanted: Wanted) -> Option<Iova> {
+        let kept = self.words.get_mut(..self.len)?;
+        let (at, start) =
+            kept.iter().enumerate().rev().take(SEARCH).find_map(|(at, word)| Some((at, wanted.suits(*word)?)))?;
+        // The others stay in their order.
+        kept.get_mut(at..)?.rotate_left(1);
+        self.len -= 1;
+        Some(start)
+    }
+
+    /// Keeps the next of `ranges` as long as they have `len` bytes, which are `pages`, and are aligned to all of `within`, and there is
+    /// room. Returns the first that was not kept.
+    #[inline(always)]
+    fn push_all(
+        &mut self,
+        ranges: &mut impl Iterator<Item = IovaRange>,
+        (len, pages, within): (u64, u64, u64),
+    ) -> Option<IovaRange> {
+        let mut used = self.len;
+        let room = self.words.get_mut(..self.most).and_then(|words| words.get_mut(used..));
+        let mut rest = None;
+        let mut full = true;
+        for place in room.unwrap_or_default() {
+            match ranges.next() {
+                Some(range) if range.len() == len && range.start().get() & within == 0 => {
+                    *place = range.start().get() | pages;
+                    used += 1;
+                }
+                other => {
+                    rest = other;
+                    full = false;
+                    break;
+                }
+            }
+        }
+        self.len = used;
+        if full { ranges.next() } else { rest }
+    }
+}
+
+/// What somebody wants to allocate.
+#[derive(Clone, Copy)]
+struct Wanted {
+    len: u64,
+    align: u64,
+    limit: Iova,
+    page_shift: u32,
+}
+
+impl Wanted {
+    /// Where the range of this word begins, if it is one that is wanted.
+    #[inline(always)]
+    fn suits(&self, word: u64) -> Option<Iova> {
+        let start = word & !PAGES;
+        let within = self.align.wrapping_sub(1);
+        if (word & PAGES) << (self.page_shift & 63) != self.len
+            || (self.align & within) | (start & within) != 0
+            || start.wrapping_add(self.len).wrapping_sub(1) > self.limit.get()
+        {
+            return None;
+        }
+        Some(Iova::new(start))
+    }
+}
+
 impl IovaAllocator {
     /// Takes what this core has kept last, if it is `len` bytes at a multiple of `align` that end at or before `limit`.
     #[inline(always)]
     pub(super) fn take_kept(&self, len: u64, align: u64, limit: Iova) -> Option<IovaRange> {
-        self.take_word(self.kept(len)?, len, align, limit)
-    }
-
-    /// The same for the chunks that it has kept.
-    pub(super) fn take_chunk(&self, len: u64, align: u64, limit: Iova) -> Option<IovaRange> {
-        let chunks = &self.cores.get(cpu::index())?.kept_chunks;
-        chunks.iter().find_map(|word| self.take_word(word, len, align, limit))
-    }
-
-    /// Whether `len` bytes are a whole chunk.
-    #[inline(always)]
-    pub(super) fn is_chunk(&self, len: u64) -> bool {
-        len >> self.shift() == CHUNK
-    }
-
-    #[inline(always)]
-    fn take_word(&self, word: &AtomicU64, len: u64, align: u64, limit: Iova) -> Option<IovaRange> {
+        let word = self.kept(len)?;
         let kept = word.load(Relaxed);
-        let start = kept & !PAGES;
-        let within = align.wrapping_sub(1);
-        if (kept & PAGES) << self.shift() != len
-            || (align & within) | (start & within) != 0
-            || start.wrapping_add(len).wrapping_sub(1) > limit.get()
-        {
-            return None;
-        }
+        let start = Wanted { len, align, limit, page_shift: self.page_shift }.suits(kept)?;
         word.compare_exchange(kept, 0, Acquire, Relaxed).ok()?;
-        IovaRange::new(Iova::new(start), len)
+        IovaRange::new(start, len)
+    }
+
+    /// Takes the newest of the magazine of this core, likewise.
+    #[inline(always)]
+    pub(super) fn take_from_magazine(&self, len: u64, align: u64, limit: Iova) -> Option<IovaRange> {
+        let wanted = Wanted { len, align, limit, page_shift: self.page_shift };
+        let start = self.magazine(class_of(len >> self.shift(), 1) as usize)?.lock().take(wanted)?;
+        IovaRange::new(start, len)
+    }
+
+    /// Takes what suits of the newest there.
+    pub(super) fn search_magazine(&self, len: u64, align: u64, limit: Iova) -> Option<IovaRange> {
+        let wanted = Wanted { len, align, limit, page_shift: self.page_shift };
+        let start = self.magazine(class_of(len >> self.shift(), 1) as usize)?.lock().search(wanted)?;
+        IovaRange::new(start, len)
     }
 
     /// Gives back what [`IovaAllocator::allocate`] returned, to be had again soon. The caller vouches for it: the range was allocated
@@ -64,65 +177,140 @@ impl IovaAllocator {
     /// As [`IovaAllocator::free`], where the range is not kept.
     #[inline(always)]
     pub fn recycle(&self, range: IovaRange) -> Result<(), IovaError> {
-        let (start, len) = (range.start().get(), range.len());
-        // With a guard, a range is longer than it looks.
-        if self.guard == 0
-            && (start | len) & (self.page_size() - 1) == 0
-            && let Some(word) = self.kept(len)
+        if let Some(new) = self.word(range)
+            && let Some(word) = self.kept(range.len())
+            && word.load(Relaxed) == 0
+            && word.compare_exchange(0, new, Release, Relaxed).is_ok()
         {
-            let (kept, new) = (word.load(Relaxed), start | len >> self.shift());
-            if kept == 0 && word.compare_exchange(0, new, Release, Relaxed).is_ok() {
+            return Ok(());
+        }
+        self.recycle_another(range)
+    }
+
+    /// [`Self::recycle`] where one is kept in front already. Also for what is given back twice.
+    #[inline(never)]
+    fn recycle_another(&self, range: IovaRange) -> Result<(), IovaError> {
+        let Some(new) = self.word(range) else { return self.free_range(range) };
+        let class = class_of(new & PAGES, 1) as usize;
+        if self.kept(range.len()).is_some_and(|word| word.load(Relaxed) == new) {
+            return Err(IovaError::NotAllocated(range));
+        }
+        if let Some(magazine) = self.magazine_or_new(class) {
+            let mut magazine = magazine.lock();
+            if magazine.top() == Some(new) {
+                return Err(IovaError::NotAllocated(range));
+            }
+            if magazine.push(new) {
                 return Ok(());
             }
-            if kept == new || self.is_chunk(len) {
-                return self.recycle_another(range);
-            }
         }
-        // What is smaller than a chunk goes back to one, which is as good.
         self.free_range(range)
     }
 
-    /// [`Self::recycle`] of a chunk where one is kept already: it would go to the tree, and come from there again. Also for what is
-    /// given back twice.
-    #[inline(never)]
-    fn recycle_another(&self, range: IovaRange) -> Result<(), IovaError> {
-        let new = range.start().get() | range.len() >> self.shift();
-        let Some(core) = self.cores.get(cpu::index()) else { return self.free_range(range) };
-        if core.kept.iter().chain(&core.kept_chunks).any(|word| word.load(Relaxed) == new) {
-            return Err(IovaError::NotAllocated(range));
+    /// As [`IovaAllocator::recycle`], of many: the last of them will be had first. `lost` is called with what is not allocated.
+    #[inline]
+    pub fn recycle_all(&self, ranges: impl IntoIterator<Item = IovaRange>, mut lost: impl FnMut(IovaRange, IovaError)) {
+        let mut ranges = ranges.into_iter();
+        let mut next = ranges.next();
+        while let Some(range) = next {
+            if let Some(word) = self.word(range)
+                && let Some(magazine) = self.magazine_or_new(class_of(word & PAGES, 1) as usize)
+            {
+                let mut magazine = magazine.lock();
+                if magazine.push(word) {
+                    // Those that follow mostly are as long.
+                    next = magazine.push_all(&mut ranges, (range.len(), word & PAGES, self.page_size() - 1));
+                    continue;
+                }
+            }
+            if let Err(error) = self.free_range(range) {
+                lost(range, error);
+            }
+            next = ranges.next();
         }
-        let keep = |word: &AtomicU64| word.compare_exchange(0, new, Release, Relaxed).is_ok();
-        if self.is_chunk(range.len()) && core.kept_chunks.iter().any(keep) { Ok(()) } else { self.free_range(range) }
+    }
+
+    /// The word of a range that can be kept.
+    #[inline(always)]
+    fn word(&self, range: IovaRange) -> Option<u64> {
+        let (start, len) = (range.start().get(), range.len());
+        // With a guard, a range is longer than it looks.
+        (self.guard == 0
+            && (start | len) & (self.page_size() - 1) == 0
+            && class_of(len >> self.shift(), 1) < CLASSES as u32)
+            .then_some(start | len >> self.shift())
     }
 
     /// Whether a core has kept exactly `range`.
     pub(super) fn is_kept(&self, range: IovaRange) -> bool {
         let pages = range.len() >> self.shift();
-        let here = |core: &Core| {
-            let words = core.kept.get(class_of(pages, 1) as usize).into_iter().chain(&core.kept_chunks);
-            words.into_iter().any(|word| word.load(Relaxed) == range.start().get() | pages)
+        let (class, word) = (class_of(pages, 1) as usize, range.start().get() | pages);
+        let in_magazine = |core: &Core| {
+            let Some(Some(magazine)) = core.magazines.get(class).map(|cell| cell.get()) else { return false };
+            let [magazine] = &**magazine;
+            let magazine = magazine.lock();
+            magazine.words.iter().take(magazine.len).any(|kept| *kept == word)
         };
-        self.cores.iter().any(here)
+        let in_front = |core: &Core| core.kept.get(class).is_some_and(|kept| kept.load(Relaxed) == word);
+        self.cores.iter().any(|core| in_front(core) || in_magazine(core))
     }
 
-    /// Where this core keeps ranges of the class of `len` bytes.
+    /// Where this core keeps the one range in front of the class of `len` bytes.
     #[inline(always)]
     fn kept(&self, len: u64) -> Option<&AtomicU64> {
         self.cores.get(cpu::index())?.kept.get(class_of(len >> self.shift(), 1) as usize)
     }
 
+    /// This core's magazine of a class, if it has one.
+    #[inline(always)]
+    fn magazine(&self, class: usize) -> Option<&IrqMutex<Magazine>> {
+        let [magazine] = &**self.cores.get(cpu::index())?.magazines.get(class)?.get()?;
+        Some(magazine)
+    }
+
+    #[inline(always)]
+    fn magazine_or_new(&self, class: usize) -> Option<&IrqMutex<Magazine>> {
+        match self.magazine(class) {
+            Some(magazine) => Some(magazine),
+            None => self.new_magazine(class),
+        }
+    }
+
+    /// `None` also where there is no memory for it: then nothing more is kept than the one in front.
+    #[cold]
+    #[inline(never)]
+    fn new_magazine(&self, class: usize) -> Option<&IrqMutex<Magazine>> {
+        let cell = self.cores.get(cpu::index())?.magazines.get(class)?;
+        // A core's own: nobody waits.
+        let [magazine] = &**cell.try_call_once(|| one(|| IrqMutex::new(Magazine::new(class)))).ok()?;
+        Some(magazine)
+    }
+
     /// Gives up what is kept on all cores.
     #[cold]
     pub(super) fn give_up_kept(&self) {
-        for word in self.cores.iter().flat_map(|Core { kept, kept_chunks, .. }| kept.iter().chain(kept_chunks)) {
-            let kept = if word.load(Relaxed) == 0 { 0 } else { word.swap(0, Acquire) };
-            let (start, len) = (Iova::new(kept & !PAGES), (kept & PAGES) << self.shift());
-            if let Some(range) = IovaRange::new(start, len).filter(|range| !range.is_empty())
-                && let Err(error) = self.free_range(range)
-            {
-                // Its holder was wrong about it.
-                log::error!("address range {range} was given back and is not allocated: {error}");
+        for core in &self.cores {
+            for word in &core.kept {
+                let kept = if word.load(Relaxed) == 0 { 0 } else { word.swap(0, Acquire) };
+                self.give_up(kept);
             }
+            for [magazine] in core.magazines.iter().filter_map(|cell| cell.get()).map(|magazine| &**magazine) {
+                // No more than are there at a time: its core may go on keeping.
+                for _ in 0..DEPTH {
+                    let Some(word) = magazine.lock().pop() else { break };
+                    self.give_up(word);
+                }
+            }
+        }
+    }
+
+    fn give_up(&self, word: u64) {
+        let (start, len) = (Iova::new(word & !PAGES), (word & PAGES) << self.shift());
+        if let Some(range) = IovaRange::new(start, len).filter(|range| !range.is_empty())
+            && let Err(error) = self.free_range(range)
+        {
+            // Its holder was wrong about it.
+            log::error!("address range {range} was given back and is not allocated: {error}");
         }
     }
 }

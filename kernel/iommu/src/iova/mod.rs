@@ -25,8 +25,8 @@
 //!
 //! # Locking
 //!
-//! The tree's lock, then the lock of one chunk. Both are `IrqMutex`es, held for one operation. Memory for the tree's
-//! nodes is allocated under its lock, so the heap's lock comes after both. Not for interrupt handlers.
+//! The tree's lock, then the lock of one chunk; the lock of a magazine by itself. All are `IrqMutex`es, held for one operation. Memory
+//! for the tree's nodes is allocated under its lock, so the heap's lock comes after both. Not for interrupt handlers.
 
 mod cache;
 mod chunk;
@@ -42,6 +42,7 @@ use base::{IrqMutex, IrqMutexGuard, cpu};
 use chunk::{BY_ADDRESS, CHUNK, CHUNK_SHIFT, CLASSES, Chunk, NOBODY};
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64};
+use kept::Magazine;
 use spin::Once;
 use tree::{Tree, Use};
 
@@ -50,16 +51,13 @@ const BLOCK: usize = 512;
 /// The most blocks that a window can have at a time: chunks for 512 GiB of pages of 4 KiB.
 const BLOCKS: usize = 512;
 
-/// Chunks that a core keeps.
-const KEPT_CHUNKS: usize = 8;
-
 /// What one core has, for each class.
 #[repr(align(64))]
 struct Core {
     /// What it has given back last (see `kept`).
     kept: [AtomicU64; CLASSES],
-    /// Chunks that it has given back, likewise.
-    kept_chunks: [AtomicU64; KEPT_CHUNKS],
+    /// What it has given back beside that, likewise, made when there is some.
+    magazines: [Lazy<IrqMutex<Magazine>>; CLASSES],
     /// The chunk from which it allocates.
     chunks: [AtomicU32; CLASSES],
 }
@@ -68,7 +66,7 @@ impl Core {
     fn new() -> Self {
         Self {
             kept: [const { AtomicU64::new(0) }; CLASSES],
-            kept_chunks: [const { AtomicU64::new(0) }; KEPT_CHUNKS],
+            magazines: [const { Once::new() }; CLASSES],
             chunks: [const { AtomicU32::new(u32::MAX) }; CLASSES],
         }
     }
@@ -227,9 +225,15 @@ impl IovaAllocator {
 
     #[inline(never)]
     fn allocate_range(&self, len: u64, align: u64, limit: Iova) -> Result<IovaRange, IovaError> {
-        if self.is_chunk(len)
-            && let Some(range) = self.take_chunk(len, align, limit)
-        {
+        match self.take_from_magazine(len, align, limit) {
+            Some(range) => Ok(range),
+            None => self.allocate_another(len, align, limit),
+        }
+    }
+
+    #[inline(never)]
+    fn allocate_another(&self, len: u64, align: u64, limit: Iova) -> Result<IovaRange, IovaError> {
+        if let Some(range) = self.search_magazine(len, align, limit) {
             return Ok(range);
         }
         if len & (self.page_size() - 1) == 0

@@ -141,6 +141,12 @@ bugs! {
     FailureOpened,
     /// The SMMU is not told of what those had written whom somebody else gave up.
     NoBellOnRevival,
+    /// Whoever leaves the registers does not look for commands that came meanwhile and that nobody waits for.
+    PostedForgotten,
+    /// Who goes the short way is not told that a command was refused.
+    RefusalUnseen,
+    /// What one core sees of CMDQ_CONS the others take for the end of what they wait for.
+    OthersTakenForOwn,
     /// EVENTQ_CONS is not written.
     EventsNotTakenOut,
     /// Event records are read before they are observed.

@@ -3,8 +3,16 @@
 //!
 //! # How a batch goes
 //!
-//! Slots are claimed, written and shown to the SMMU as `ring.rs` says, by all cores at once; CMDQ_PROD is written once for a
-//! batch. Commands of different batches may lie between each other, so a batch is known by its [`Span`] of positions.
+//! Slots are claimed, written and shown to the SMMU as `ring.rs` says. Commands of different batches may lie between each other, so
+//! a batch is known by its [`Span`] of positions.
+//!
+//! Where nobody else is here, two exchanges of one word are all that the cores have to do with each other: with the first one the slots
+//! are claimed and the *bell* is taken, then the commands are written, CMDQ_PROD is, CMDQ_CONS is read once, and with the second the bell
+//! is given back. Where others are, whoever finds the bell taken touches no register: he writes his commands and looks at memory.
+//! Whoever takes the bell next tells the SMMU of all that is written, by one write of CMDQ_PROD, and notes for all how far
+//! CMDQ_CONS is. And where cores have met, those who come first wait a moment for the others, so that they go on sharing
+//! both accesses (`company.rs`). The bell is never kept while something is waited for: if the SMMU takes its time,
+//! others go to the registers in between.
 //!
 //! # What makes a completion true
 //!
@@ -24,12 +32,13 @@
 //!
 //! # Locking and interrupts
 //!
-//! No lock where nothing goes wrong. Interrupts are masked from the claim until the commands are marked as written and the bell
-//! is rung (at most [`CHUNK`] + 1 stores of 16 bytes, one barrier, one register write): a handler on the same core that issued
-//! commands in between would wait for commands behind the gap until it timed out. At any other moment a handler may come and
-//! use the queue, whatever it interrupted. Nobody waits with interrupts masked by this module, nor with a lock held; all waits
-//! have a deadline. A producer that is held up between claim and mark (a virtual processor can be) holds up those behind it,
-//! until they time out.
+//! No lock where nothing goes wrong. Interrupts are masked from the claim until the commands are marked as written (at most
+//! [`CHUNK`] + 1 stores of 16 bytes and one barrier), and while the bell is had (one write and one read of a register): a handler
+//! on the same core that issued commands in between would wait for commands behind the gap, or for a bell that does not come back, until
+//! it timed out. At any other moment a handler may come and use the queue, whatever it interrupted; who waits for others to come has nothing
+//! that anybody needs. Nobody waits with interrupts masked by this module, nor with a lock held; all waits have a deadline,
+//! and the clock is not looked at before many looks at memory were in vain. A producer that is held up between claim and mark, or with the bell (a
+//! virtual processor can be), holds up others until they time out.
 //!
 //! One [`IrqMutex`] around what went wrong, a leaf: refused positions, the lost position, and every write of GERRORN.
 
@@ -43,10 +52,10 @@ pub use trouble::CommandError;
 
 use crate::Error;
 use crate::bugs::{Bug, seeded};
-use crate::counters::Counters;
+use crate::counters::{Counter, Counters};
 use crate::features::Features;
 use crate::registers::Registers;
-use crate::ring::Ring;
+use crate::ring::{Closed, Ring, Turn};
 use crate::spec::command::{self, Command, SIZE};
 use crate::spec::queue::QueueSize;
 use crate::spec::registers::{self as reg, cmdq_cons, queue_base};
@@ -60,8 +69,10 @@ use trouble::Trouble;
 
 /// Commands that a [`Batch`] collects before it writes them to the queue.
 const CHUNK: usize = 8;
-/// Looks at a completion that is not there between two looks at everything that may be the reason.
-const LOOKS: u32 = 16;
+/// Looks at a completion that is not there between two looks at the clock, and at everything that may be the reason.
+const LOOKS: u32 = 64;
+/// Looks for which one counts that slept.
+const SLEEP: u32 = 8;
 
 pub(crate) type Words = [u64; command::WORDS];
 
@@ -91,16 +102,20 @@ pub(crate) struct CommandQueue {
     size: QueueSize,
     block: TableBlock,
     timeout: Duration,
+    /// Looks at memory that somebody takes who waits for others to come.
+    linger: u32,
     completion: Completion,
     /// One word for each slot, for [`Completion::Message`].
     messages: Option<TableBlock>,
     /// The CMD_SYNC of all positions, if not [`Completion::Message`].
     sync: Words,
     ring: Ring<AtomicU64>,
-    /// How many commands were refused ever.
-    refusals: AtomicU64,
+    /// The position behind the last command that was refused.
+    refused: AtomicU64,
     /// Positions that were claimed on any way but that of one command (see [`CommandQueue::one_by_one`]).
     others: AtomicU64,
+    /// Accesses to CMDQ_PROD and CMDQ_CONS on any way but that.
+    accesses: Counter,
     /// The SMMU has failed for good.
     failed: AtomicBool,
     trouble: IrqMutex<Trouble>,
@@ -115,6 +130,7 @@ impl CommandQueue {
     pub fn new(
         log2: u32,
         timeout: Duration,
+        linger: u32,
         completion: Completion,
         memory: &'static dyn TableMemory,
     ) -> Result<Self, Error> {
@@ -126,12 +142,15 @@ impl CommandQueue {
             size,
             block: block(SIZE)?,
             timeout,
+            linger,
             completion,
+            // A message is awaited where it arrives, not at the register.
+            ring: Ring::new(size, messages.is_none())?,
             messages,
             sync: if completion == Completion::Event { Command::SyncEvent } else { Command::Sync }.encode(),
-            ring: Ring::new(size)?,
-            refusals: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             others: AtomicU64::new(0),
+            accesses: Counter::default(),
             failed: AtomicBool::new(false),
             trouble: IrqMutex::default(),
         })
@@ -164,41 +183,45 @@ impl CommandQueue {
 
     /// Puts one command into the queue if there is room, without waiting and without learning what became of it. For handlers.
     pub fn post(&self, registers: &impl Registers, command: Command) -> bool {
-        self.issue(registers, &[command.encode()], false, true).is_ok_and(|run| !run.is_empty())
+        self.issue(registers, &[command.encode()], false, Await::Nothing).is_ok_and(|run| !run.is_empty())
     }
 
     /// Puts `commands`, then a CMD_SYNC if `sync`, into the queue, waiting for room. Returns the positions that they took, as the
-    /// first one and the one after the last, which are further apart if other producers came in between. The bell is rung at
-    /// the end if `bell`, and when there is no room.
+    /// first one and the one after the last, which are further apart if other producers came in between. If they are `last`, they may
+    /// have been shown to the SMMU; [`Self::wait`] does the rest.
     fn submit(
         &self,
         registers: &impl Registers,
         counters: &Counters,
         commands: &[Words],
         sync: bool,
-        bell: bool,
+        last: bool,
     ) -> Result<Span, Error> {
-        let refusals = self.refusals.load(Acquire);
         let mut span: Option<Span> = None;
         let mut rest = commands;
         let mut deadline = None;
         loop {
             let expired = deadline.is_some_and(|deadline: Deadline| deadline.has_passed());
-            let Ok(run) = self.issue(registers, rest, sync, bell) else {
+            let Ok(run) = self.issue(registers, rest, sync, if last { Await::These } else { Await::Later }) else {
                 self.revive(registers, counters)?;
                 continue;
             };
             let (count, wanted) = ((run.end - run.start) as usize, rest.len() + usize::from(sync));
             if count != 0 {
-                let first = *span.get_or_insert(Span { start: run.start, end: run.end, refusals });
+                let first = *span.get_or_insert(Span { start: run.start, end: run.end });
                 span = Some(Span { end: run.end, ..first });
             }
             if count == wanted {
                 return Ok(span.unwrap_or_default());
             }
             rest = rest.get(count..).unwrap_or_default();
-            self.look(registers, counters);
+            // What was written so far is shown to the SMMU, and how far it is gone is looked at, whatever the completion.
+            self.visit(registers, counters, Span::default());
+            if self.messages.is_some() {
+                self.look(registers, counters);
+            }
             if expired {
+                self.look(registers, counters);
                 self.abandon();
                 counters.sync_timeouts.add(1);
                 return Err(Error::QueueFull);
@@ -211,51 +234,143 @@ impl CommandQueue {
         }
     }
 
-    /// Claims slots for as much as there is room for, writes it, and rings the bell if `bell` or if that was not all. Interrupts
-    /// are masked throughout.
+    /// Claims slots for as much as there is room for, and writes it. Interrupts are masked throughout.
     #[inline]
     fn issue(
         &self,
         registers: &impl Registers,
         commands: &[Words],
         sync: bool,
-        bell: bool,
-    ) -> Result<Range<u64>, crate::ring::Closed> {
-        let wanted = (commands.len() + usize::from(sync)) as u64;
+        then: Await,
+    ) -> Result<Range<u64>, Closed> {
         cpu::without_interrupts(|| {
-            if seeded(Bug::QueueOverfilled) {
-                self.ring.reached(self.ring.published());
+            if then != Await::Later
+                && let Some(run) = self.issue_alone(registers, commands, sync)
+            {
+                return Ok(run);
             }
-            let run = self.ring.claim(wanted)?;
+            if seeded(Bug::QueueOverfilled) {
+                self.ring.reached(self.ring.told());
+            }
+            let wanted = (commands.len() + usize::from(sync)) as u64;
+            let run = match then {
+                Await::Nothing => self.ring.post(wanted),
+                Await::These | Await::Later => self.ring.claim(wanted),
+            }?;
             if !run.is_empty() {
-                self.others.fetch_add(run.end - run.start, Relaxed);
-                if seeded(Bug::ProdBeforeCommands) {
-                    registers.write32(reg::CMDQ_PROD, self.ring.index(run.end));
-                }
-                let mut commands = commands.iter();
-                for position in run.clone() {
-                    let words = commands.next().copied().unwrap_or_else(|| self.sync_at(position));
-                    self.store(position, words);
-                }
-                self.publish(run.clone());
+                self.write(registers, commands, run.clone());
                 self.ring.finish(run.clone());
             }
-            if bell || run.end - run.start < wanted {
-                self.ring_bell(registers);
+            if then == Await::Nothing {
+                self.ring.ring(|index| self.tell(registers, index));
             }
             Ok(run)
         })
     }
 
+    /// Where nobody else is here, and there is room: claims slots for all of it, writes it, shows it to the SMMU and, if `sync`, looks
+    /// whether it has been consumed. Or does nothing. Called with interrupts masked.
     #[inline]
-    fn ring_bell(&self, registers: &impl Registers) {
-        self.ring.ring(|index| self.tell(registers, index));
+    fn issue_alone(&self, registers: &impl Registers, commands: &[Words], sync: bool) -> Option<Range<u64>> {
+        if seeded(Bug::QueueOverfilled) {
+            return None;
+        }
+        let run = self.ring.claim_alone(self.ring.next(), (commands.len() + usize::from(sync)) as u64)?;
+        self.ring.telling(run.end);
+        self.write(registers, commands, run.clone());
+        let index = self.ring.index(run.end);
+        self.tell(registers, index);
+        let cons = if sync && self.messages.is_none() { self.read_cons(registers) } else { !index };
+        if !self.ring.leave_alone(run.end) {
+            let behind = self.ring.behind();
+            self.leave(registers, 1, behind);
+        }
+        // As in `execute_one`.
+        if cons == index {
+            self.ring.reached(run.end);
+        }
+        Some(run)
+    }
+
+    /// Writes `commands`, and CMD_SYNCs into what they leave of `run`, and publishes that.
+    #[inline]
+    fn write(&self, registers: &impl Registers, commands: &[Words], run: Range<u64>) {
+        self.others.fetch_add(run.end.wrapping_sub(run.start), Relaxed);
+        if seeded(Bug::ProdBeforeCommands) {
+            registers.write32(reg::CMDQ_PROD, self.ring.index(run.end));
+        }
+        let mut commands = commands.iter();
+        for position in run.clone() {
+            let words = commands.next().copied().unwrap_or_else(|| self.sync_at(position));
+            self.store(position, words);
+        }
+        self.publish(run);
+    }
+
+    /// Goes to the registers if nobody is there, for all: tells the SMMU of everything that is written and sees how far it is, and gets
+    /// the queue going again if the SMMU has stopped at an error. `own` is what the caller waits for. Returns whether it did.
+    fn visit(&self, registers: &impl Registers, counters: &Counters, own: Span) -> bool {
+        let cons = cpu::without_interrupts(|| {
+            if !self.ring.take_bell() {
+                return None;
+            }
+            // Whoever was there may have seen to it, since the caller looked.
+            if own.end != 0 && self.ring.consumed() >= own.end {
+                self.leave(registers, 0, 0);
+                return Some(0);
+            }
+            let runs = self.ring.tell_written(&(own.start..own.end), |index| self.tell(registers, index));
+            let (mut cons, mut behind) = (0, 0);
+            if self.messages.is_some() {
+                behind = self.ring.behind();
+            } else {
+                cons = self.follow(registers, counters, || behind = self.ring.behind());
+            }
+            self.leave(registers, runs, behind);
+            Some(cons)
+        });
+        // CMDQ_CONS.ERR outlives its acknowledgement: it only says that GERROR is worth a look.
+        if cons.is_some_and(|cons| cmdq_cons::ERR.is_set(u64::from(cons))) {
+            self.recover(registers, counters);
+        }
+        cons.is_some()
+    }
+
+    /// Gives the bell back after the SMMU was told of `runs`, and `behind` came behind them. Called with interrupts masked.
+    fn leave(&self, registers: &impl Registers, runs: u64, behind: u64) {
+        if !self.ring.leave(runs, behind) {
+            self.ring.ring(|index| self.tell(registers, index));
+        }
+    }
+
+    /// What of the ring a test lets cores meet by: the end of what is marked.
+    #[cfg(test)]
+    pub fn written(&self) -> u64 {
+        self.ring.written()
+    }
+
+    /// Whether others are here, or were a moment ago.
+    #[cfg(test)]
+    pub fn is_crowded(&self) -> bool {
+        self.ring.is_crowded()
+    }
+
+    /// Makes it look so.
+    #[cfg(test)]
+    pub fn disturb(&self) {
+        self.ring.disturb();
+    }
+
+    /// Accesses to CMDQ_PROD and CMDQ_CONS so far.
+    pub fn accesses(&self) -> u64 {
+        self.accesses.get().wrapping_add(self.one_by_one().wrapping_mul(2))
     }
 
     /// Tells the SMMU of everything before `index`.
     #[inline(always)]
     fn tell(&self, registers: &impl Registers, index: u32) {
         let wrap = if seeded(Bug::WrapDropped) { self.size.entries() } else { 0 };
+        self.accesses.add(1);
         registers.write32(reg::CMDQ_PROD, index & !wrap);
     }
 
@@ -307,21 +422,30 @@ impl CommandQueue {
     /// Follows CMDQ_CONS, and gets the queue going again if the SMMU has stopped at an error.
     #[inline]
     fn look(&self, registers: &impl Registers, counters: &Counters) {
-        let cons = self.follow(registers, counters);
+        let cons = self.follow(registers, counters, || {});
         // CMDQ_CONS.ERR outlives its acknowledgement: it only says that GERROR is worth a look.
         if cmdq_cons::ERR.is_set(u64::from(cons)) {
             self.recover(registers, counters);
         }
     }
 
-    /// Follows CMDQ_CONS and returns it.
+    /// Reads CMDQ_CONS.
     #[inline]
-    fn follow(&self, registers: &impl Registers, counters: &Counters) -> u32 {
+    fn read_cons(&self, registers: &impl Registers) -> u32 {
+        self.accesses.add(1);
+        let cons = registers.read32(reg::CMDQ_CONS);
+        // What others have published, and what devices wrote before they were stopped, is looked at after this.
+        barrier::device_read();
+        cons
+    }
+
+    /// Follows CMDQ_CONS and returns it. `meanwhile` is done after it was read and before anybody can know of it.
+    #[inline]
+    fn follow(&self, registers: &impl Registers, counters: &Counters, meanwhile: impl FnOnce()) -> u32 {
         let mut cons = 0;
         let followed = self.ring.follow(|| {
-            cons = registers.read32(reg::CMDQ_CONS);
-            // What others have published, and what devices wrote before they were stopped, is looked at after this.
-            barrier::device_read();
+            cons = self.read_cons(registers);
+            meanwhile();
             cons & cmdq_cons::RD.mask() as u32
         });
         if followed.is_err() {
@@ -330,16 +454,17 @@ impl CommandQueue {
         cons
     }
 
-    /// Whether everything before `end`, a CMD_SYNC last, has been consumed.
+    /// Whether everything before `end`, a CMD_SYNC last, is known to be consumed. Looks at memory only.
     #[inline]
-    fn passed(&self, registers: &impl Registers, counters: &Counters, end: u64) -> bool {
-        if self.ring.consumed() >= end {
+    fn passed(&self, end: u64) -> bool {
+        if self.ring.consumed() >= end || seeded(Bug::OthersTakenForOwn) && self.ring.consumed() == self.ring.told() {
             return true;
         }
-        let Some(messages) = &self.messages else {
-            self.look(registers, counters);
-            return self.ring.consumed() >= end;
-        };
+        self.messages.as_ref().is_some_and(|messages| self.arrived(messages, end))
+    }
+
+    /// Whether the message of the CMD_SYNC before `end` is there.
+    fn arrived(&self, messages: &TableBlock, end: u64) -> bool {
         let slot = self.ring.slot(end - 1);
         messages.observe(slot, slot + 1);
         #[allow(clippy::cast_possible_truncation)] // The message is the lower half of its word.
@@ -351,39 +476,58 @@ impl CommandQueue {
         arrived
     }
 
+    /// Whether a command in `span`, which has been consumed, was refused. `atc`: there was a CMD_ATC_INV in it.
+    #[inline]
+    fn verdict(&self, span: Span, atc: bool) -> Result<(), Error> {
+        // Noted before the SMMU was told to go on, so before it could be seen to have passed.
+        let unharmed = self.refused.load(Acquire) <= span.start;
+        let refused = !unharmed && self.trouble.lock().refused_in(span, atc);
+        if refused { Err(Error::CommandRefused) } else { Ok(()) }
+    }
+
     /// Waits until everything in `span`, whose last command is a CMD_SYNC, has been consumed. `atc`: there was a CMD_ATC_INV in it.
     fn wait(&self, registers: &impl Registers, counters: &Counters, span: Span, atc: bool) -> Result<(), Error> {
         let mut deadline: Option<Deadline> = None;
-        let mut looks = 0_u32;
+        let (mut looks, mut linger) = (0, self.linger);
         loop {
-            let expired = deadline.is_some_and(|deadline| deadline.has_passed());
-            if self.passed(registers, counters, span.end) {
-                // Counted before the SMMU was told to go on, so before it could be seen to have passed.
-                let unharmed = self.refusals.load(Acquire) == span.refusals;
-                let refused = !unharmed && self.trouble.lock().refused_in(self, span, atc);
-                return if refused { Err(Error::CommandRefused) } else { Ok(()) };
+            if self.passed(span.end) {
+                return self.verdict(span, atc);
             }
-            deadline.get_or_insert_with(|| Deadline::after(self.timeout));
-            looks = looks.wrapping_add(1);
-            if looks.is_multiple_of(LOOKS) || expired {
-                self.look_closely(registers, counters);
-                self.look(registers, counters);
-                if self.failed.load(Acquire) {
-                    return Err(Error::Dead);
+            looks += 1;
+            match self.ring.turn(span.end) {
+                Turn::Wait => core::hint::spin_loop(),
+                Turn::Linger if linger != 0 => {
+                    linger -= 1;
+                    core::hint::spin_loop();
+                }
+                // What is to come is in memory.
+                Turn::Go { told: true } if self.messages.is_some() => core::hint::spin_loop(),
+                Turn::Go { told: true } if self.completion == Completion::Event => {
+                    if self.visit(registers, counters, span) && !self.passed(span.end) {
+                        registers.wait_for_event();
+                        looks += SLEEP;
+                    }
+                }
+                Turn::Linger | Turn::Go { .. } => {
+                    self.visit(registers, counters, span);
                 }
             }
-            let told = self.ring.published() >= span.end;
-            if !told {
-                cpu::without_interrupts(|| self.ring_bell(registers));
+            if looks < LOOKS {
+                continue;
+            }
+            looks = 0;
+            let expired = deadline.get_or_insert_with(|| Deadline::after(self.timeout)).has_passed();
+            self.look_closely(registers, counters);
+            // A message may be lost; and whoever has the bell may be held up with it.
+            if self.messages.is_some() || expired {
+                self.look(registers, counters);
+            }
+            if self.failed.load(Acquire) && !self.passed(span.end) {
+                return Err(Error::Dead);
             }
             if expired && self.give_up(span.end) {
                 counters.sync_timeouts.add(1);
                 return Err(Error::SyncTimedOut);
-            }
-            if told && self.completion == Completion::Event {
-                registers.wait_for_event();
-            } else {
-                core::hint::spin_loop();
             }
         }
     }
@@ -394,11 +538,20 @@ const fn tag(position: u64) -> u32 {
     position as u32
 }
 
+/// What of the commands that are issued is waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Await {
+    /// That they are consumed.
+    These,
+    /// That others are consumed that will be issued behind them.
+    Later,
+    /// Nothing.
+    Nothing,
+}
+
 /// The positions from the first command of a batch up to after its last.
 #[derive(Clone, Copy, Debug, Default)]
 struct Span {
     start: u64,
     end: u64,
-    /// How many commands had been refused when the first was issued.
-    refusals: u64,
 }

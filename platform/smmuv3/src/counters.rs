@@ -23,14 +23,15 @@ macro_rules! counters {
         }
 
         impl Counters {
-            /// The counters, where `one_by_one` commands went alone, each with a CMD_SYNC.
-            pub(crate) fn snapshot(&self, one_by_one: u64) -> Statistics {
+            /// The counters, where `one_by_one` commands went alone, each with a CMD_SYNC; and the queue's own count of accesses.
+            pub(crate) fn snapshot(&self, one_by_one: u64, queue_accesses: u64) -> Statistics {
                 let mut counted = Statistics { $($name: self.$name.get(),)* };
                 let (quick, more) = (self.quick.get().wrapping_add(one_by_one), self.quick_more.get());
                 let by_address = quick.wrapping_add(more);
                 counted.syncs = counted.syncs.wrapping_add(quick);
                 counted.address_invalidations = counted.address_invalidations.wrapping_add(by_address);
                 counted.commands = counted.commands.wrapping_add(by_address).wrapping_add(quick);
+                counted.queue_accesses = queue_accesses;
                 counted
             }
         }
@@ -56,6 +57,8 @@ counters! {
     broad_invalidations,
     /// CMD_SYNCs issued.
     syncs,
+    /// Writes of CMDQ_PROD and reads of CMDQ_CONS: two for each revocation, or fewer where cores meet.
+    queue_accesses,
     /// CMD_SYNCs that were not consumed in time.
     sync_timeouts,
     /// Commands that the SMMU refused.

@@ -28,6 +28,7 @@ extern crate std;
 mod atc;
 mod bugs;
 mod cmdq;
+mod company;
 mod contexts;
 mod counters;
 mod descriptors;

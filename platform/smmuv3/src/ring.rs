@@ -5,25 +5,43 @@
 //!
 //! # Positions
 //!
-//! Entries are numbered from 0 in 63 bits, so that "everything before position *p* has been consumed" is one comparison however
-//! often the hardware's indexes wrap. Always `consumed <= published <= claimed <= consumed + entries`.
+//! Entries are numbered from 0 in 59 bits, so that "everything before position *p* has been consumed" is one comparison however
+//! often the hardware's indexes wrap. Always `consumed <= told <= claimed <= consumed + entries`.
 //!
-//! # How an entry comes to the hardware
+//! # The word in which cores meet
 //!
-//! 1. [`Ring::claim`] takes a run of free positions: one compare-exchange of the claim word. Its top bit is [`CLOSED`].
+//! The next position to claim and, above it, the *bell* ([`BELL`]: who has it is at the hardware's registers, the only one) and what
+//! keeps others from the short way ([`CROWD`], [`POSTED`], [`CLOSED`], [`LONG_WAY`]). Without any of these bits the hardware has been told of
+//! everything before the position, and nobody is here.
+//!
+//! # The short way
+//!
+//! Where nobody is here, one exchange claims a run and takes the bell ([`Ring::claim_alone`]); the run is written, the hardware is told,
+//! and one exchange gives the bell back ([`Ring::leave_alone`]). That fails if anybody has come meanwhile, or if what one has seen at
+//! the registers has to be looked at twice ([`Ring::disturb`]), because each of these changes the word.
+//!
+//! # The way of a crowd
+//!
+//! 1. [`Ring::claim`] takes a run of free positions and says by [`CROWD`] that it did.
 //! 2. The claimant writes its entries, which nobody else looks at.
 //! 3. [`Ring::finish`] marks the run as written: one store, of the position after its end, in the place of its first entry. A
 //!    place always holds the end of the latest run that began there, so a mark is of this time around exactly if it is greater
 //!    than the position.
-//! 4. [`Ring::ring`] walks from mark to mark and tells the hardware about everything that is written without a gap.
-//!    Whoever comes first does it for all; who finds somebody at it goes away. So the index register is written by one at
-//!    a time and never goes back, and nobody waits for anybody here. Nothing is missed: a claimant makes its mark before it
-//!    looks whether somebody is at it, and who was at it looks for another mark after it has said that it is done.
+//! 4. Everybody waits for the end of his run to be consumed and looks at memory for it. [`Ring::turn`] says to whom nobody is
+//!    at the registers that he shall go there: at once if he is the last of those who are expected ([`Company`]), else
+//!    after a moment. He takes the bell ([`Ring::take_bell`]), tells of everything that is written without a gap, whosever
+//!    ([`Ring::tell_written`]), looks how far the hardware is, for all ([`Ring::follow`]), and gives the bell back ([`Ring::leave`]).
+//!
+//! Nobody relies on another to come: whoever waits goes himself if nobody does. Nobody waits for commands of which nobody hears
+//! ([`Ring::post`]); for them it is as with a doorbell: whoever leaves looks whether any were marked while he was there, and whoever has marked
+//! some looks whether somebody is there, each after a fence.
 //!
 //! The claimant must not be interrupted between the first step and the third by something on its own core that waits for the
-//! queue: what lies behind the gap would never be told to the hardware. Interrupts are masked for that long (see `cmdq.rs`).
+//! queue: what lies behind the gap would never be told to the hardware. Nor may who has the bell be, for whom all others wait.
+//! Interrupts are masked for that long (see `cmdq.rs`).
 
 use crate::bugs::{Bug, seeded};
+use crate::company::Company;
 use crate::spec::queue::QueueSize;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -32,8 +50,16 @@ use iommu::OutOfMemory;
 
 /// In the claim word: nothing can be claimed.
 const CLOSED: u64 = 1 << 63;
-/// In the word of what is published: somebody walks and tells.
-const RINGING: u64 = 1 << 63;
+/// Somebody is at the registers.
+const BELL: u64 = 1 << 62;
+/// Somebody else is here or was a moment ago, or something has not been told: the short way is shut.
+const CROWD: u64 = 1 << 61;
+/// Among what has not been told may be something that nobody waits for.
+const POSTED: u64 = 1 << 60;
+/// The short way is shut for good.
+const LONG_WAY: u64 = 1 << 59;
+/// The rest.
+const POSITION: u64 = LONG_WAY - 1;
 
 /// A 64-bit atomic: the processor's, or the model checker's.
 pub(crate) trait Word {
@@ -89,34 +115,47 @@ pub(crate) struct Closed;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BadIndex;
 
+/// What is to be done by whoever waits for the end of his run to be consumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Nothing: somebody is at the registers, or there is nothing to be told because somebody writes before it.
+    Wait,
+    /// Nothing for a moment: others are expected, and one of them can go for all.
+    Linger,
+    /// To go to the registers. What was waited for has been told to the hardware if `told`.
+    Go { told: bool },
+}
+
 /// The state of one queue.
 pub(crate) struct Ring<W> {
     size: QueueSize,
     /// The bits of a position that are its place.
     places: u64,
-    /// The next position to claim, and [`CLOSED`].
+    /// The next position to claim, and the bits above.
     claimed: W,
-    /// The hardware has been told, or is just being told, of everything before this position; and [`RINGING`].
-    published: W,
+    /// The hardware has been told, or is just being told, of everything before this position. Changed by who has the bell.
+    told: W,
     /// The hardware has consumed everything before this position, and perhaps more.
     consumed: W,
-    /// For each place the end of the latest run that began there.
+    company: Company<W>,
+    /// For each place the end of the latest run that began there and was marked.
     marks: Vec<W>,
 }
 
 impl<W: Word> Ring<W> {
-    /// Makes the state of an empty queue.
+    /// Makes the state of an empty queue. Its short way can be used if `short_way`.
     ///
     /// # Errors
     ///
     /// [`OutOfMemory`].
-    pub fn new(size: QueueSize) -> Result<Self, OutOfMemory> {
+    pub fn new(size: QueueSize, short_way: bool) -> Result<Self, OutOfMemory> {
         let mut marks = Vec::new();
         marks.try_reserve_exact(size.entries() as usize).map_err(|_| OutOfMemory)?;
         marks.extend((0..size.entries()).map(|_| W::new(0)));
         let zero = || W::new(0);
+        let claimed = W::new(if short_way { 0 } else { LONG_WAY });
         let places = u64::from(size.entries() - 1);
-        Ok(Self { size, places, claimed: zero(), published: zero(), consumed: zero(), marks })
+        Ok(Self { size, places, claimed, told: zero(), consumed: zero(), company: Company::new(), marks })
     }
 
     /// The index register's value for a position.
@@ -133,57 +172,90 @@ impl<W: Word> Ring<W> {
         (position & self.places) as usize
     }
 
-    /// Claims up to `wanted` positions, as many as are free; an empty run if none is.
+    /// Claims up to `wanted` positions, as many as are free; an empty run if none is. Called with interrupts masked.
     ///
     /// # Errors
     ///
     /// [`Closed`].
     #[inline]
     pub fn claim(&self, wanted: u64) -> Result<Range<u64>, Closed> {
-        let mut claimed = self.claimed.load(Relaxed);
+        self.claim_with(wanted, CROWD)
+    }
+
+    /// [`Self::claim`] for what nobody waits for: [`Self::ring`] has to be called after [`Self::finish`].
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`].
+    #[inline]
+    pub fn post(&self, wanted: u64) -> Result<Range<u64>, Closed> {
+        self.claim_with(wanted, CROWD | POSTED)
+    }
+
+    #[inline]
+    fn claim_with(&self, wanted: u64, bits: u64) -> Result<Range<u64>, Closed> {
+        let mut word = self.claimed.load(Relaxed);
         loop {
-            if claimed & CLOSED != 0 {
+            if word & CLOSED != 0 {
                 return Err(Closed);
             }
+            let claimed = word & POSITION;
             // An older value than the truth makes the room smaller. Acquire: what was read from the places that have become
             // free was read before they are written again.
             let used = claimed.saturating_sub(self.consumed.load(Acquire));
             let used = if seeded(Bug::QueueOverfilled) { 0 } else { used };
             let count = wanted.min(u64::from(self.size.entries()).saturating_sub(used));
-            let end = claimed + count;
             if count == 0 {
-                return Ok(claimed..end);
+                return Ok(claimed..claimed);
             }
-            match self.claimed.compare_exchange(claimed, end, Relaxed, Relaxed) {
-                Ok(_) => return Ok(claimed..end),
-                Err(now) => claimed = now,
+            match self.claimed.compare_exchange(word, (word + count) | bits, Relaxed, Relaxed) {
+                Ok(_) => return Ok(claimed..claimed + count),
+                Err(now) => word = now,
             }
         }
     }
 
-    /// The position that would be claimed next; if the queue is closed, none that can be.
-    #[inline]
+    /// The position that would be claimed next; with other bits above it if the short way is shut.
+    #[inline(always)]
     pub fn next(&self) -> u64 {
         self.claimed.load(Relaxed)
     }
 
-    /// Claims the `wanted` positions from `next` on ([`Self::next`]), or none: `None` where there is no room for all, and where the
-    /// queue is closed or another core claims at this moment.
+    /// Whether others are here, or were a moment ago.
     #[inline]
-    pub fn claim_from(&self, next: u64, wanted: u64) -> Option<Range<u64>> {
+    pub fn is_crowded(&self) -> bool {
+        self.claimed.load(Relaxed) & !POSITION != 0
+    }
+
+    /// Claims the `wanted` positions from `next` on ([`Self::next`]) and takes the bell, if nobody is here; `None` where somebody is, or
+    /// there is no room for all. Called with interrupts masked, until [`Self::leave_alone`] or [`Self::leave`].
+    ///
+    /// The run needs no mark: marks are for others, who begin to look where the hardware has been told up to.
+    #[inline(always)] // Into the few places that call it.
+    pub fn claim_alone(&self, next: u64, wanted: u64) -> Option<Range<u64>> {
         let (end, entries) = (next.wrapping_add(wanted), self.places.wrapping_add(1));
-        // As in `claim`. Closed, the claim word is beyond everything that is free; and what others have consumed since `next` was
-        // looked at makes the difference large, but then the exchange would fail too.
+        // As in `claim`. With any of the bits, this is beyond everything that is free; and what others have consumed since `next`
+        // was looked at makes the difference large, but then the exchange would fail too.
         if end.wrapping_sub(self.consumed.load(Acquire)) > entries {
             return None;
         }
-        self.claimed.compare_exchange(next, end, Relaxed, Relaxed).ok().map(|_| next..end)
+        // Acquire: what was done by who had the bell before is over.
+        self.claimed.compare_exchange(next, end | BELL, Acquire, Relaxed).ok().map(|_| next..end)
     }
 
-    /// [`Self::claim_from`] the next position.
-    #[inline]
-    pub fn claim_all(&self, wanted: u64) -> Option<Range<u64>> {
-        self.claim_from(self.next(), wanted)
+    /// Says that the hardware is about to be told of everything before `end`. By who has the bell.
+    ///
+    /// Before the hardware is told: an index that it shows of what somebody does not know of is not believed by him.
+    #[inline(always)]
+    pub fn telling(&self, end: u64) {
+        self.told.store(end, Relaxed);
+    }
+
+    /// Gives the bell back that was taken for a run up to `end`, of which the hardware has been told. `false` if somebody has come, or
+    /// something is wrong: then the bell has not been given back, and [`Self::leave`] has to be called.
+    #[inline(always)]
+    pub fn leave_alone(&self, end: u64) -> bool {
+        self.claimed.compare_exchange(end | BELL, end, Release, Relaxed).is_ok()
     }
 
     /// Marks a claimed run as written.
@@ -195,117 +267,146 @@ impl<W: Word> Ring<W> {
         }
     }
 
-    /// Tells the hardware, by `tell` with the new index, of everything that is written without a gap; unless somebody is at it,
-    /// who then does. Called with interrupts masked.
+    /// What is to be done by whoever waits for everything before `end` to be consumed, which has been marked.
+    #[inline]
+    pub fn turn(&self, end: u64) -> Turn {
+        // Acquire: what was noted by who had the bell before is seen.
+        if self.claimed.load(Acquire) & BELL != 0 {
+            return Turn::Wait;
+        }
+        let told = self.told.load(Relaxed);
+        if told >= end {
+            return Turn::Go { told: true };
+        }
+        let (written, runs) = self.walk(told, &(0..0));
+        if written < end {
+            Turn::Wait
+        } else if runs < self.company.expected() {
+            Turn::Linger
+        } else {
+            Turn::Go { told: false }
+        }
+    }
+
+    /// Takes the bell, if nobody has it. Called with interrupts masked, until [`Self::leave`].
+    #[inline]
+    pub fn take_bell(&self) -> bool {
+        let mut word = self.claimed.load(Relaxed);
+        while word & BELL == 0 {
+            // Acquire: what was done by who had the bell before is over.
+            match self.claimed.compare_exchange(word, word | BELL, Acquire, Relaxed) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+        false
+    }
+
+    /// Tells the hardware, by `tell` with the new index, of everything that is written without a gap. By who has the bell. Returns of
+    /// how many runs, those within `own` being one.
+    #[inline]
+    pub fn tell_written(&self, own: &Range<u64>, tell: impl FnOnce(u32)) -> u64 {
+        let (written, runs) = self.walk(self.told.load(Relaxed), own);
+        if runs != 0 {
+            self.telling(written);
+            tell(self.index(written));
+        }
+        runs
+    }
+
+    /// How many runs have come behind what the hardware has been told of. By who has the bell, before anybody can know from what he
+    /// notes that his run is over.
+    #[inline]
+    pub fn behind(&self) -> u64 {
+        let (written, runs) = self.walk(self.told.load(Relaxed), &(0..0));
+        // Whoever has not marked his run yet counts as one.
+        runs + u64::from(self.claimed() != written)
+    }
+
+    /// Gives the bell back, after the hardware was told of `runs`, and `behind` came behind them. `false` if something has been marked
+    /// meanwhile that nobody waits for: then [`Self::ring`] has to be called, with interrupts masked.
+    pub fn leave(&self, runs: u64, behind: u64) -> bool {
+        let told = self.told.load(Relaxed);
+        let mut word = self.claimed.load(Relaxed);
+        if runs != 0 {
+            self.company.note(runs, behind);
+        }
+        let company = runs != 1 || behind != 0;
+        loop {
+            let bits = match word & POSITION == told {
+                true if company => BELL | POSTED,
+                true => BELL | POSTED | CROWD,
+                false => BELL,
+            };
+            // Release: what was done by who has the bell is over.
+            match self.claimed.compare_exchange(word, word & !bits, Release, Relaxed) {
+                Ok(_) if word & POSTED == 0 || bits & POSTED != 0 => return true,
+                Ok(_) => break,
+                Err(now) => word = now,
+            }
+        }
+        if seeded(Bug::PostedForgotten) {
+            return true;
+        }
+        // Between "gone" and the look for a mark that came too late, of somebody who saw "at it"; pairs with the fence in `ring`.
+        W::fence();
+        self.walk(told, &(0..0)).0 == told
+    }
+
+    /// Tells the hardware of what has been posted; unless somebody is at it, who then does. Called with interrupts masked.
     #[inline]
     pub fn ring(&self, tell: impl Fn(u32)) {
         loop {
-            // Between the caller's mark and the look at the bell; pairs with the fence below.
+            // Between the caller's mark and the look at the bell; pairs with the fence in `leave`.
             W::fence();
-            let Some(told) = self.take_bell() else { return };
-            let position = self.walk(told);
-            if position != told {
-                // Before the hardware is told. An index that it shows of them to somebody who does not know of it yet is not
-                // believed; the next look finds both. Relaxed: nothing is read or written because of it.
-                self.published.store(position | RINGING, Relaxed);
-                tell(self.index(position));
+            if !self.take_bell() {
+                return;
             }
-            self.published.store(position, Release);
-            // Between "done" and the look for a mark that came too late for the walk, of somebody who saw "at it".
-            W::fence();
-            if self.walk(position) == position {
+            let runs = self.tell_written(&(0..0), &tell);
+            let behind = self.behind();
+            if self.leave(runs, behind) {
                 return;
             }
         }
     }
 
-    /// Takes the bell. Returns up to where the hardware has been told; `None` where somebody is at it.
+    /// Shuts the short way until somebody has gone the other: whoever is on it does not get to its end.
+    pub fn disturb(&self) {
+        self.claimed.fetch_or(CROWD, Relaxed);
+    }
+
+    /// The end of what is written without a gap from `position` on, and of how many runs that is, those within `own` being one.
     #[inline]
-    fn take_bell(&self) -> Option<u64> {
-        let mut told = self.published.load(Relaxed);
-        while told & RINGING == 0 {
-            match self.published.compare_exchange(told, told | RINGING, Acquire, Relaxed) {
-                Ok(_) => return Some(told),
-                Err(now) => told = now,
-            }
-        }
-        None
-    }
-
-    /// Takes the bell to tell the hardware of `run`, where everything before it has been told and nobody is at it; the caller then
-    /// tells it of [`Self::index`] of its end and calls [`Self::give_bell_back`]. Otherwise nothing has changed. Called with
-    /// interrupts masked.
-    ///
-    /// Then the run needs no mark: marks are for others, who begin to look where the hardware has been told up to, which is
-    /// behind it as soon as they can.
-    #[inline(always)] // Into the few places that call it.
-    pub fn take_bell_for(&self, run: &Range<u64>) -> bool {
-        self.published.compare_exchange(run.start, run.end | RINGING, Acquire, Relaxed).is_ok()
-    }
-
-    /// Gives the bell back that was taken for a run up to `end`. Returns whether that is all there is to tell: else
-    /// [`Self::ring_for_others`] has to be called, with interrupts still masked.
-    ///
-    /// Nobody looks for marks where nobody has claimed anything: a claim comes before the mark that would have to be found.
-    #[inline(always)]
-    pub fn give_bell_back(&self, end: u64) -> bool {
-        self.published.store(end, Release);
-        // As in `ring`.
-        W::fence();
-        self.claimed.load(Relaxed) == end
-    }
-
-    /// [`Self::finish`] and [`Self::ring`] of one run. Called with interrupts masked.
-    #[inline]
-    pub fn finish_and_ring(&self, run: Range<u64>, tell: impl Fn(u32)) {
-        if !self.take_bell_for(&run) {
-            return self.finish_and_ring_in_turn(run, tell);
-        }
-        tell(self.index(run.end));
-        if !self.give_bell_back(run.end) {
-            self.ring_for_others(run.end, tell);
-        }
-    }
-
-    /// What [`Self::finish_and_ring`] does where others are at it, or their entries lie before.
-    #[cold]
-    #[inline(never)]
-    pub fn finish_and_ring_in_turn(&self, run: Range<u64>, tell: impl Fn(u32)) {
-        self.finish(run);
-        self.ring(tell);
-    }
-
-    /// Tells of what has been written behind `position` by those who may have found the bell taken.
-    #[cold]
-    #[inline(never)]
-    pub fn ring_for_others(&self, position: u64, tell: impl Fn(u32)) {
-        if self.walk(position) != position {
-            self.ring(tell);
-        }
-    }
-
-    /// The end of what is written without a gap from `position` on.
-    #[inline]
-    fn walk(&self, mut position: u64) -> u64 {
+    fn walk(&self, mut position: u64, own: &Range<u64>) -> (u64, u64) {
+        let (mut runs, mut counted) = (0, false);
         while let Some(mark) = self.marks.get(self.slot(position)) {
             let end = mark.load(Acquire);
             if end <= position {
                 break;
             }
+            let ours = own.contains(&position);
+            runs += u64::from(!(ours && counted));
+            counted |= ours;
             position = end;
         }
-        position
+        (position, runs)
     }
 
     /// Everything before this position has been told to the hardware, or is just being.
     #[inline]
-    pub fn published(&self) -> u64 {
-        self.published.load(Relaxed) & !RINGING
+    pub fn told(&self) -> u64 {
+        self.told.load(Relaxed)
+    }
+
+    /// The end of what has been marked behind what the hardware has been told of.
+    #[cfg(test)]
+    pub fn written(&self) -> u64 {
+        self.walk(self.told(), &(0..0)).0
     }
 
     /// The position after the last claimed one.
     pub fn claimed(&self) -> u64 {
-        self.claimed.load(Relaxed) & !CLOSED
+        self.claimed.load(Relaxed) & POSITION
     }
 
     /// Everything before this position is known to be consumed.
@@ -326,7 +427,7 @@ impl<W: Word> Ring<W> {
         let consumed = self.consumed.load(Acquire);
         let index = read();
         let advanced = u64::from(self.size.distance(self.index(consumed), index));
-        if advanced > self.published().saturating_sub(consumed) {
+        if advanced > self.told().saturating_sub(consumed) {
             // Others may have followed it further since `consumed` was looked at; then nothing is wrong with the index.
             return if self.consumed.load(Relaxed) == consumed { Err(BadIndex) } else { Ok(consumed) };
         }

@@ -165,7 +165,8 @@ impl<R: Registers> Smmu<R> {
 
     /// What has been counted.
     pub fn statistics(&self) -> Statistics {
-        self.shared.counters.snapshot(self.shared.commands.one_by_one())
+        let commands = &self.shared.commands;
+        self.shared.counters.snapshot(commands.one_by_one(), commands.accesses())
     }
 
     /// Streams that are not blocked.

@@ -222,9 +222,8 @@ impl<R: Registers> Space<R> {
     fn finish(&self, [word0, word1]: Words, later: Later) -> Result<(), RevokeError> {
         match later {
             Later::Issue => self.issue(word0, word1),
-            Later::Tell { start, refusals, masked } => self.tell(word0, word1, start, refusals, masked),
-            Later::TellOthers { end, refusals, masked } => self.tell_others(word0, word1, end, refusals, masked),
-            Later::Await { end, refusals } => self.wait(word0, word1, end, refusals),
+            Later::Leave { end, cons, masked } => self.leave(word0, word1, end, cons, masked),
+            Later::Await { end } => self.wait(word0, word1, end),
         }
     }
 
@@ -236,20 +235,14 @@ impl<R: Registers> Space<R> {
 
     #[cold]
     #[inline(never)]
-    fn tell(&self, word0: u64, word1: u64, start: u64, refusals: u64, masked: Masked) -> Result<(), RevokeError> {
-        self.finish_by([word0, word1], Later::Tell { start, refusals, masked })
+    fn leave(&self, word0: u64, word1: u64, end: u64, cons: u32, masked: Masked) -> Result<(), RevokeError> {
+        self.finish_by([word0, word1], Later::Leave { end, cons, masked })
     }
 
     #[cold]
     #[inline(never)]
-    fn tell_others(&self, word0: u64, word1: u64, end: u64, refusals: u64, masked: Masked) -> Result<(), RevokeError> {
-        self.finish_by([word0, word1], Later::TellOthers { end, refusals, masked })
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn wait(&self, word0: u64, word1: u64, end: u64, refusals: u64) -> Result<(), RevokeError> {
-        self.finish_by([word0, word1], Later::Await { end, refusals })
+    fn wait(&self, word0: u64, word1: u64, end: u64) -> Result<(), RevokeError> {
+        self.finish_by([word0, word1], Later::Await { end })
     }
 
     fn finish_by(&self, command: Words, later: Later) -> Result<(), RevokeError> {

@@ -47,6 +47,9 @@ pub struct Config {
     pub substream_bits: u8,
     /// How long commands may take.
     pub sync_timeout: Duration,
+    /// How many looks at memory a core takes that waits for others to share its accesses to the registers of the command queue,
+    /// where they have met before. 0: nobody waits. As many as take about as long as a write and a read of a register.
+    pub linger: u32,
     /// How long a register may take to acknowledge a change.
     pub acknowledge_timeout: Duration,
     /// Called when a flood of events was left in the queue: has [`Smmu::serve_backlog`](crate::Smmu::serve_backlog) called in about
@@ -67,6 +70,7 @@ impl Default for Config {
             input_bits: 48,
             substream_bits: 16,
             sync_timeout: Duration::from_secs(1),
+            linger: 32,
             acknowledge_timeout: Duration::from_secs(1),
             defer: None,
         }
@@ -97,6 +101,7 @@ impl<R: Registers> Shared<R> {
             commands: CommandQueue::new(
                 config.cmdq_log2.min(u32::from(features.cmdq_log2)),
                 config.sync_timeout,
+                config.linger,
                 Completion::of(&features),
                 memory,
             )?,

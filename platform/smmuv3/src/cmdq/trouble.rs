@@ -10,7 +10,7 @@ use crate::spec::registers::{self as reg, CERROR_ABT, CERROR_ATC_INV_SYNC, Gerro
 use core::fmt;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-/// Refused positions that are remembered one by one; a batch that missed more than these is taken to contain one.
+/// Refused positions that are remembered one by one; a batch that may have missed one of more than these is taken to contain it.
 const REMEMBERED: usize = 64;
 /// Aborted reads of the same command before the queue is given up.
 const FETCH_ATTEMPTS: u32 = 16;
@@ -46,8 +46,9 @@ struct Refusal {
 }
 
 pub(super) struct Trouble {
-    /// The latest refusals, the count of all modulo the length being the next to overwrite.
+    /// The latest refusals, the count of all modulo the length being the next to overwrite. Their positions never go back.
     refused: [Refusal; REMEMBERED],
+    refusals: u64,
     /// A wait for this position has timed out.
     lost: Option<u64>,
     /// Aborted reads of the command at `aborted`.
@@ -58,7 +59,7 @@ pub(super) struct Trouble {
 
 impl Default for Trouble {
     fn default() -> Self {
-        Self { refused: [Refusal::default(); REMEMBERED], lost: None, aborts: 0, aborted: 0, latest: None }
+        Self { refused: [Refusal::default(); REMEMBERED], refusals: 0, lost: None, aborts: 0, aborted: 0, latest: None }
     }
 }
 
@@ -71,32 +72,32 @@ impl Trouble {
 
     /// Notes a refusal, before the SMMU is told to go on.
     fn refuse(&mut self, queue: &CommandQueue, refusal: Refusal) {
-        let refusals = queue.refusals.load(Relaxed);
         let refusal = match seeded(Bug::RefusalMisplaced) {
             true => Refusal { position: refusal.position.saturating_sub(1), ..refusal },
             false => refusal,
         };
-        if let Some(place) = self.refused.get_mut((refusals % REMEMBERED as u64) as usize) {
+        if let Some(place) = self.refused.get_mut((self.refusals % REMEMBERED as u64) as usize) {
             *place = refusal;
         }
-        queue.refusals.store(refusals + 1, Release);
+        self.refusals += 1;
+        queue.refused.store(refusal.position + 1, Release);
+        // Whoever is on the short way looks at nothing but the ring.
+        if !seeded(Bug::RefusalUnseen) {
+            queue.ring.disturb();
+        }
     }
 
     /// Whether something in `span` was not done.
-    pub fn refused_in(&self, queue: &CommandQueue, span: Span, atc: bool) -> bool {
-        let refusals = queue.refusals.load(Relaxed);
-        let new = refusals - span.refusals;
-        if new > REMEMBERED as u64 {
-            return true;
-        }
-        (0..new).any(|back| {
-            let place = ((refusals - 1 - back) % REMEMBERED as u64) as usize;
-            self.refused.get(place).is_none_or(|refusal| {
+    pub fn refused_in(&self, span: Span, atc: bool) -> bool {
+        let known = self.refused.get(..self.refusals.min(REMEMBERED as u64) as usize).unwrap_or_default();
+        // The oldest of them is not older than the span: there may have been others in it that are forgotten.
+        let forgotten = self.refusals > REMEMBERED as u64 && known.iter().all(|refusal| refusal.position >= span.start);
+        forgotten
+            || known.iter().any(|refusal| {
                 // A CMD_SYNC speaks of every CMD_ATC_INV before it, whosever.
                 let ours = if refusal.atc { atc } else { refusal.position < span.end };
                 ours && span.start <= refusal.position
             })
-        })
     }
 }
 
@@ -134,7 +135,7 @@ impl CommandQueue {
     pub(super) fn revive(&self, registers: &impl Registers, counters: &Counters) -> Result<(), Error> {
         // Whoever gave up may have done so before those that it gave up had told the SMMU of their commands.
         if !seeded(Bug::NoBellOnRevival) {
-            base::cpu::without_interrupts(|| self.ring_bell(registers));
+            self.visit(registers, counters, Span::default());
         }
         self.look(registers, counters);
         let mut trouble = self.trouble.lock();
@@ -209,10 +210,10 @@ impl CommandQueue {
         }
         // Read now: the error that is active belongs to the index that goes with it, which stays until it is acknowledged.
         let before = self.ring.consumed();
-        let cons = u64::from(self.follow(registers, counters));
+        let cons = u64::from(self.follow(registers, counters, || {}));
         let position = self.ring.consumed();
         let believed = u64::from(self.ring.index(position)) == cmdq_cons::RD.get(cons) & u64::from(self.size.mask());
-        if !believed || position < before || position >= self.ring.published() {
+        if !believed || position < before || position >= self.ring.told() {
             // An error at nothing that was issued: there is nothing to put right, and acknowledging could run into anything.
             return;
         }

@@ -4,6 +4,7 @@
 
 mod ats;
 mod attach;
+mod crowd;
 mod events;
 mod fail_nth;
 mod fleet;

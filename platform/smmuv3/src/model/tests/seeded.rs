@@ -4,6 +4,7 @@
 
 use super::super::rng::Rng;
 use super::super::{Consumption, Overflow};
+use super::crowd::{Meeting, post_meanwhile, refuse_meanwhile};
 use super::world::{STREAMS, Step, World, clean, said, same};
 use super::*;
 use crate::bugs::{self, Bug};
@@ -40,6 +41,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "small queue", seeds: 4, run: small_queue },
     Scenario { name: "refusals", seeds: 4, run: refusals },
     Scenario { name: "stuck", seeds: 2, run: stuck },
+    Scenario { name: "meetings", seeds: 1, run: meetings },
     Scenario { name: "events", seeds: 2, run: events },
     Scenario { name: "floods", seeds: 2, run: floods },
     Scenario { name: "random", seeds: 24, run: random },
@@ -470,6 +472,15 @@ fn random(seed: u64, config: Config) -> Outcome {
     let mut rng = Rng::new(seed);
     let steps: Vec<Step> = (0..60).map(|_| Step::any(&mut rng)).collect();
     World::new(rig, Consumption::Random)?.play(&steps)
+}
+
+/// Others come, and something goes wrong, while one core is at the registers.
+fn meetings(_seed: u64, config: Config) -> Outcome {
+    let meeting = Arc::new(Meeting::new(Traits::NESTED, config.clone()));
+    same(post_meanwhile(&meeting), [opcode::CFGI_STE as u8].to_vec(), "what was posted meanwhile")?;
+    let meeting = Arc::new(Meeting::new(Traits::NESTED, config));
+    same(refuse_meanwhile(&meeting), Err(RevokeError::Dead), "a revocation that was refused")?;
+    clean(&meeting.registers.model)
 }
 
 /// What a scenario finds with one of its seeds, if anything.

@@ -98,7 +98,7 @@ numbered! {
         Lend = 11,
         /// `(handle, iova, length)`: takes back what one [`Call::Lend`] has lent, all of it.
         TakeBack = 12,
-        /// `(handle, vector)`: connects an interrupt of the device to the handle's event.
+        /// `(handle, vector)`: connects an interrupt of the device to the handle's event. How it comes, a [`Signal`].
         Connect = 13,
         /// `(handle, nanoseconds)`: waits until the device has interrupted, or the event was raised, at most so long. How often it has
         /// since the last time. A device's interrupt is then masked until [`Call::Acknowledge`].
@@ -135,6 +135,17 @@ numbered! {
         Own = 0,
         /// By the process's own tables: an address means the same to both.
         Shared = 1,
+    }
+}
+
+numbered! {
+    /// How a device interrupts.
+    Signal {
+        /// By a message of its own.
+        Message = 0,
+        /// By its wire: it interrupts for as long as it has something, and the driver has to make it take that back before
+        /// [`Call::Acknowledge`]. Only vector 0.
+        Wire = 1,
     }
 }
 

@@ -7,7 +7,7 @@ use crate::Error;
 use crate::contract::Extent;
 use crate::event::Event;
 use crate::space::{Space, pages, prot};
-use abi::{Mode, PAGE, READ, Rights, WRITE};
+use abi::{Mode, PAGE, READ, Rights, Signal, WRITE};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -59,12 +59,12 @@ pub trait Assigned: Send {
     /// Addresses that are not memory to it, or that it needs for itself.
     fn reserved(&self) -> &[IovaRange];
 
-    /// Has interrupt `vector` raise the event.
+    /// Has interrupt `vector` raise the event. Says how the device interrupts.
     ///
     /// # Errors
     ///
     /// [`Error::NoSuchDevice`], [`Error::Unsupported`], [`Error::OutOfMemory`], [`Error::Device`].
-    fn connect(&mut self, vector: u16) -> Result<(), Error>;
+    fn connect(&mut self, vector: u16) -> Result<Signal, Error>;
 
     /// What its interrupts raise. Each masks itself.
     fn event(&self) -> &Arc<Event>;

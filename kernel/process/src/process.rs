@@ -203,7 +203,7 @@ impl Process {
             Call::TakeBack => self.handles.device(a)?.take_back(&mut self.space, b, c).map(|()| 0),
             Call::Connect => {
                 let vector = u16::try_from(b).map_err(|_| Error::NoSuchDevice("vector"))?;
-                self.handles.device(a)?.device().connect(vector).map(|()| 0)
+                self.handles.device(a)?.device().connect(vector).map(|signal| signal as u64)
             }
             Call::Wait => {
                 let event = self.handles.awaited(a)?;

@@ -116,6 +116,16 @@ impl Master {
         self.signals.wire(&self.function, self.device.name(), handler)
     }
 
+    /// As [`Master::connect_wire`], for a handler that only says that there was an interrupt: the function's gate is shut before it is
+    /// called, until [`pci::Wire::open`].
+    ///
+    /// # Errors
+    ///
+    /// As there; [`Error::Pci`] if the function has no gate.
+    pub fn connect_gated_wire(&self, handler: Arc<dyn Handler>) -> Result<pci::Wire, Error> {
+        self.signals.gated_wire(&self.function, self.device.name(), handler)
+    }
+
     /// The function's memory BAR `index`, to be lent to other devices. The function has to be isolated: its registers, whatever
     /// is written there, then make it reach no more than it was lent.
     ///

@@ -74,11 +74,23 @@ impl Signals {
 
     /// Has `handler` serve the wire of `function`, known to the log as `name`.
     pub fn wire(&self, function: &Arc<Function>, name: &str, handler: Arc<dyn Handler>) -> Result<Wire, Error> {
+        let connected = self.line(function, name)?.connect(function, handler);
+        connected.map_err(|error| Error::Pci { name: name.to_string(), error })
+    }
+
+    /// As [`Signals::wire`], behind the function's gate ([`Line::connect_gated`]).
+    pub fn gated_wire(&self, function: &Arc<Function>, name: &str, handler: Arc<dyn Handler>) -> Result<Wire, Error> {
+        let connected = self.line(function, name)?.connect_gated(function, handler);
+        connected.map_err(|error| Error::Pci { name: name.to_string(), error })
+    }
+
+    /// The line that the wire of `function` leads to.
+    fn line(&self, function: &Function, name: &str) -> Result<Arc<Line>, Error> {
         let place = function.wire().and_then(|(slot, pin)| self.intx.lookup(slot, pin.number()));
         let interrupt = place.ok_or_else(|| Error::NoInterrupt(name.to_string()))?;
         let known = || LINES.lock().iter().find(|(id, _)| *id == interrupt.intid).map(|(_, line)| line.clone());
-        let line = match known() {
-            Some(line) => line,
+        match known() {
+            Some(line) => Ok(line),
             None => {
                 // Devices are attached by one core.
                 let (id, _) = interrupts::id(interrupt)?;
@@ -91,10 +103,9 @@ impl Signals {
                     LINES.lock().retain(|(id, _)| *id != interrupt.intid);
                     return Err(error);
                 }
-                line
+                Ok(line)
             }
-        };
-        line.connect(function, handler).map_err(|error| Error::Pci { name: name.to_string(), error })
+        }
     }
 }
 

@@ -91,6 +91,9 @@ pub enum PciError {
     /// A function did not take its wired interrupt back, and has been cut off from the line.
     #[error("{0} does not take its interrupt back: it has none any more")]
     WireStuck(Bdf),
+    /// The function's wired interrupt cannot be shut off and let again in its Command register (as before PCI 2.3).
+    #[error("the function's wired interrupt has no gate")]
+    NoGate,
     /// Registers could not be mapped.
     #[error("the registers could not be mapped")]
     MapFailed,

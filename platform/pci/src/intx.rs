@@ -11,6 +11,15 @@
 //! has interrupted [`PATIENCE`] times in a row with none of its functions asserting it is masked, until all of them have given it
 //! up. Both are errors that the line keeps ([`Line::trouble`]) and that are logged; waiters run into their deadlines.
 //!
+//! # Gates
+//!
+//! Whoever answers to an interrupt outside its handler, and may never do so, connects by [`Line::connect_gated`]: then the handler
+//! of the line itself shuts the function's gate (Interrupt Disable, in its Command register) before anybody is told. So the function
+//! interrupts once for each [`Wire::open`], whatever it does, and its neighbours go on. The Status register says that it asserts its
+//! wire behind a shut gate too; such a function is not the one that interrupts. A level that is gone before anybody has looked is
+//! nobody's; where that is all that comes, for [`PATIENCE`] interrupts in a row, the functions with gates are cut off first, and the
+//! line is masked only if it was none of them.
+//!
 //! # Locking
 //!
 //! `claims` is held while the handlers run, so that one that was taken away does not run any more; whoever connects or disconnects
@@ -70,7 +79,9 @@ impl InterruptPin {
 struct Claim {
     function: Arc<Function>,
     handler: Arc<dyn Handler>,
-    /// How often in a row it still asserted the line after its handler.
+    /// Its gate is shut before its handler is called.
+    gated: bool,
+    /// How often in a row it still asserted the line after its handler; [`PATIENCE`] for one that was cut off.
     stuck: u32,
     /// How often its handler was called.
     served: u64,
@@ -112,6 +123,36 @@ impl Line {
     ///
     /// [`PciError::LineMasked`] if the line is masked and others use it; [`PciError::OutOfMemory`]; what is wrong with the function.
     pub fn connect(self: &Arc<Self>, function: &Arc<Function>, handler: Arc<dyn Handler>) -> Result<Wire, PciError> {
+        self.add(function, handler, false)
+    }
+
+    /// As [`Line::connect`], for a handler that only says that there was an interrupt: the function's gate is shut before it is
+    /// called, and stays so until [`Wire::open`].
+    ///
+    /// # Errors
+    ///
+    /// As there; [`PciError::NoGate`] for a function whose gate does not keep what is written to it.
+    pub fn connect_gated(
+        self: &Arc<Self>,
+        function: &Arc<Function>,
+        handler: Arc<dyn Handler>,
+    ) -> Result<Wire, PciError> {
+        // It is shut as long as the wire is nobody's.
+        if function.may_use_wire() {
+            return Err(PciError::NoGate);
+        }
+        let wire = self.add(function, handler, true)?;
+        // Where it is open, an interrupt has shut it already.
+        let passes = || function.may_use_wire() || wire.served() != 0;
+        if passes() { Ok(wire) } else { Err(PciError::NoGate) }
+    }
+
+    fn add(
+        self: &Arc<Self>,
+        function: &Arc<Function>,
+        handler: Arc<dyn Handler>,
+        gated: bool,
+    ) -> Result<Wire, PciError> {
         function.check()?;
         {
             let mut state = self.state.lock();
@@ -126,7 +167,7 @@ impl Line {
                     self.control.unmask();
                 }
             }
-            state.claims.push(Claim { function: function.clone(), handler, stuck: 0, served: 0 });
+            state.claims.push(Claim { function: function.clone(), handler, gated, stuck: 0, served: 0 });
         }
         function.set_wired_interrupt(true);
         Ok(Wire { line: self.clone(), function: function.clone() })
@@ -148,29 +189,49 @@ impl Handler for Line {
         let mut state = self.state.lock();
         let State { claims, unclaimed, masked, trouble } = &mut *state;
         let mut served = false;
-        for Claim { function, handler, stuck, served: count } in claims {
-            if *stuck >= PATIENCE || !function.asserts_wire() {
+        for Claim { function, handler, gated, stuck, served: count } in &mut *claims {
+            if *stuck >= PATIENCE || !function.asserts_wire() || *gated && !function.may_use_wire() {
                 continue;
             }
             served = true;
             *count += 1;
+            if *gated {
+                function.set_wired_interrupt(false);
+                handler.handle();
+                continue;
+            }
             handler.handle();
             *stuck = if function.asserts_wire() { *stuck + 1 } else { 0 };
             if *stuck >= PATIENCE {
-                function.set_wired_interrupt(false);
-                let error = PciError::WireStuck(function.bdf());
-                log::error!("{error}");
-                *trouble = Some(error);
+                cut_off(function, trouble);
             }
         }
         *unclaimed = if served { 0 } else { unclaimed.saturating_add(1) };
-        if *unclaimed >= PATIENCE && !*masked {
+        if *unclaimed < PATIENCE || *masked {
+            return;
+        }
+        let mut suspects = claims.iter_mut().filter(|claim| claim.gated && claim.stuck < PATIENCE).peekable();
+        if suspects.peek().is_some() {
+            // It may be a level that comes and goes before anybody looks; those that answer in their handlers do not do that.
+            suspects.for_each(|claim| {
+                claim.stuck = PATIENCE;
+                cut_off(&claim.function, trouble);
+            });
+            *unclaimed = 0;
+        } else {
             self.control.mask();
             *masked = true;
             log::error!("{}", PciError::LineMasked);
             *trouble = Some(PciError::LineMasked);
         }
     }
+}
+
+fn cut_off(function: &Function, trouble: &mut Option<PciError>) {
+    function.set_wired_interrupt(false);
+    let error = PciError::WireStuck(function.bdf());
+    log::error!("{error}");
+    *trouble = Some(error);
 }
 
 /// A function's use of a line. When it is dropped the function may not use its wire any more, and its handler does not run and will
@@ -191,6 +252,15 @@ impl Wire {
         let state = self.line.state.lock();
         let own = state.claims.iter().find(|claim| Arc::ptr_eq(&claim.function, &self.function));
         own.map_or(0, |claim| claim.served)
+    }
+
+    /// Opens the gate, if the function has one ([`Line::connect_gated`]) and was not cut off.
+    pub fn open(&self) {
+        let state = self.line.state.lock();
+        let own = state.claims.iter().find(|claim| Arc::ptr_eq(&claim.function, &self.function));
+        if own.is_some_and(|claim| claim.gated && claim.stuck < PATIENCE) {
+            self.function.set_wired_interrupt(true);
+        }
     }
 }
 
@@ -386,6 +456,73 @@ mod tests {
         rig.line.handle();
         assert_eq!((rig.devices[0].calls(), rig.devices[1].calls()), (PATIENCE as usize, 1));
         assert!(rig.functions[1].may_use_wire() && !rig.masked.0.load(Ordering::SeqCst));
+    }
+
+    /// A rig whose first function has a gate, behind which somebody only counts.
+    fn gated_rig() -> (Rig, Wire, Arc<AtomicUsize>) {
+        let mut rig = rig(2);
+        rig.wires.remove(0);
+        let told = Arc::new(AtomicUsize::new(0));
+        let count = told.clone();
+        let handler = Arc::new(move || {
+            count.fetch_add(1, Ordering::SeqCst);
+        });
+        let wire = rig.line.connect_gated(&rig.functions[0], handler).unwrap();
+        (rig, wire, told)
+    }
+
+    /// Red without the gate (it is told of every interrupt of its neighbour's, and cut off), and where a shut gate is no reason to
+    /// pass a function over.
+    #[test]
+    fn a_function_with_a_gate_interrupts_once_for_each_time_it_is_opened() {
+        let (rig, wire, told) = gated_rig();
+        rig.devices[0].assert(true);
+        for round in 1..4 {
+            assert!(rig.functions[0].may_use_wire());
+            rig.line.handle();
+            assert!(!rig.functions[0].may_use_wire(), "the level is still there");
+            // Its neighbour goes on.
+            for _ in 0..2 * PATIENCE {
+                rig.devices[1].assert(true);
+                rig.line.handle();
+            }
+            assert_eq!((told.load(Ordering::SeqCst), wire.served()), (round, round as u64));
+            wire.open();
+        }
+        assert_eq!((rig.devices[1].calls(), rig.line.trouble()), (6 * PATIENCE as usize, None));
+        drop(wire);
+        assert!(!rig.functions[0].may_use_wire() && rig.functions[1].may_use_wire());
+    }
+
+    /// Whoever has the device's registers can raise and lower its level before a handler looks. Red when the line is masked.
+    #[test]
+    fn pulses_of_a_function_with_a_gate_cost_it_its_wire_and_its_neighbour_nothing() {
+        let (rig, wire, told) = gated_rig();
+        (0..PATIENCE).for_each(|_| rig.line.handle());
+        assert_eq!(rig.line.trouble(), Some(PciError::WireStuck(rig.functions[0].bdf())));
+        wire.open();
+        rig.devices[0].assert(true);
+        rig.line.handle();
+        assert!(!rig.functions[0].may_use_wire() && told.load(Ordering::SeqCst) == 0, "it is cut off for good");
+        rig.devices[1].assert(true);
+        rig.line.handle();
+        assert!(rig.devices[1].calls() == 1 && !rig.masked.0.load(Ordering::SeqCst));
+        // It was not that one.
+        (0..PATIENCE).for_each(|_| rig.line.handle());
+        assert!(rig.masked.0.load(Ordering::SeqCst));
+    }
+
+    /// Before PCI 2.3 there was none. Red without the looks at the Command register.
+    #[test]
+    fn a_function_without_a_gate_is_refused_one() {
+        for stuck in [0, 0x400_u16] {
+            let function = endpoint(1, 0, 1).with_writable(4, &[7, 0]).with(4, &stuck.to_le_bytes());
+            let (host, _) = enumerate(vec![function]);
+            let line = Arc::new(Line::new(Arc::new(Masked::default())));
+            let refused = line.connect_gated(&host.functions()[0], Arc::new(|| {}));
+            assert_eq!(refused.err(), Some(PciError::NoGate), "{stuck:#x}");
+            assert_eq!(line.users(), 0);
+        }
     }
 
     #[test]

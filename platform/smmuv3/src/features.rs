@@ -63,6 +63,8 @@ pub struct Features {
     pub priq_log2: u8,
     /// log2 of the largest event queue.
     pub eventq_log2: u8,
+    /// Whether accesses are privileged can be overridden.
+    pub attr_perms_ovr: bool,
     /// Memory attributes of bypassing streams can be overridden.
     pub attr_types_ovr: bool,
     /// Range invalidation and level hints.
@@ -118,6 +120,7 @@ impl Features {
             cmdq_log2: small(idr1::CMDQS, idr1).min(19),
             priq_log2: small(idr1::PRIQS, idr1).min(19),
             eventq_log2: small(idr1::EVENTQS, idr1).min(19),
+            attr_perms_ovr: idr1::ATTR_PERMS_OVR.is_set(idr1),
             attr_types_ovr: idr1::ATTR_TYPES_OVR.is_set(idr1),
             range_invalidation: idr3::RIL.is_set(idr3),
             bbml: small(idr3::BBML, idr3),

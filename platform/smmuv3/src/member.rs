@@ -26,8 +26,8 @@ use crate::descriptors::{CdFields, cd as context_descriptor, ste_nested, ste_sta
 use crate::entry::{Entry, WORDS};
 use crate::registers::Registers;
 use crate::smmu::Shared;
-use crate::spec::cd;
 use crate::spec::command::{Command, TlbiRange, tlbi_nh_va, with_range};
+use crate::spec::{cd, ste};
 use crate::tlbi::Split;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -109,6 +109,8 @@ pub(crate) struct Member<R: Registers> {
     tag: Tag,
     /// See [`Self::is_plain`].
     plain: bool,
+    /// Accesses of its streams are taken for privileged.
+    privileged: bool,
     /// What all invalidations of one page have in common, in a plain space.
     page_words: Words,
     /// log2 of the bytes in a page.
@@ -121,13 +123,18 @@ pub(crate) struct Member<R: Registers> {
 }
 
 impl<R: Registers> Member<R> {
-    /// Gives `table` an identifier, and for stage 1 a context descriptor.
+    /// Gives `table` an identifier, and for stage 1 a context descriptor. `privileged`: see [`crate::Request`].
     ///
     /// # Errors
     ///
     /// [`AttachError::NoIdentifier`], [`AttachError::OutOfMemory`], and [`AttachError::Unsupported`] where `parent` does not map
     /// what the walker must read.
-    pub fn new(shared: Arc<Shared<R>>, table: Arc<PageTable>, parent: Option<Parent>) -> Result<Self, AttachError> {
+    pub fn new(
+        shared: Arc<Shared<R>>,
+        table: Arc<PageTable>,
+        parent: Option<Parent>,
+        privileged: bool,
+    ) -> Result<Self, AttachError> {
         let features = &shared.features;
         let (tag, context) = if table.geometry().stage() == iommu::pgtable::Stage::One {
             let context = shared.memory.allocate(cd::SIZE)?;
@@ -180,6 +187,7 @@ impl<R: Registers> Member<R> {
             shared,
             tag,
             plain,
+            privileged,
             page_words,
             page_shift: walked.table.geometry().granule().shift(),
             walked,
@@ -209,8 +217,16 @@ impl<R: Registers> Member<R> {
         }
     }
 
-    /// A stage 1 STE with this space's stage 2 under it, if it has one.
-    pub fn ste_with(&self, stage1: Entry) -> Entry {
+    /// Whether accesses of its streams are taken for privileged.
+    pub fn is_privileged(&self) -> bool {
+        self.privileged
+    }
+
+    /// A stage 1 STE with what this space has beside its context descriptor: a stage 2 under it, or an override.
+    pub fn ste_with(&self, mut stage1: Entry) -> Entry {
+        if self.privileged {
+            stage1[1] |= ste::PRIVCFG.put(ste::PRIVCFG_PRIVILEGED);
+        }
         match &self.walked.parent {
             Some(parent) => ste_nested(&stage1, &parent.ste),
             None => stage1,

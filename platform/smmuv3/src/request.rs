@@ -52,9 +52,26 @@ pub struct Request {
     pub granule: Option<Granule>,
     /// Bits of device address. Stage 2 has at most as many as the SMMU puts out.
     pub input_bits: Option<u8>,
+    /// Whatever its streams access is taken for privileged (STE.PRIVCFG): what is mapped with
+    /// [`Prot::PRIVILEGED`](iommu::Prot::PRIVILEGED) is there for them too, although accesses of PCIe are not privileged. For
+    /// tables that a processor walks too, in which something is for the device and not for EL0. Stage 1 only, and not for a
+    /// stream with ATS.
+    pub privileged: bool,
 }
 
 impl Request {
+    /// Whether the override that is asked for can be had.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`].
+    pub(crate) fn check_override(&self, features: &Features, stage: Stage) -> Result<(), Error> {
+        if self.privileged && (!features.attr_perms_ovr || stage != Stage::One) {
+            return Err(Error::Unsupported("an override of what is privileged"));
+        }
+        Ok(())
+    }
+
     /// The stage whose tables the address space consists of.
     ///
     /// # Errors

@@ -77,6 +77,7 @@ impl<R: Registers> Space<R> {
             if request.stage(&smmu.features)? != stage {
                 return Err(AttachError::Unsupported("the stage of the other SMMUs"));
             }
+            request.check_override(&smmu.features, stage)?;
         }
         let mut parents = Vec::new();
         parents.try_reserve_exact(smmus.len()).map_err(|_| AttachError::OutOfMemory)?;
@@ -98,8 +99,10 @@ impl<R: Registers> Space<R> {
         let table = base::fallible::arc(PageTable::new(geometry, memory)?).map_err(|_| AttachError::OutOfMemory)?;
         let mut others = Vec::new();
         others.try_reserve_exact(smmus.len().saturating_sub(1)).map_err(|_| AttachError::OutOfMemory)?;
-        let mut members =
-            smmus.iter().zip(parents).map(|(&smmu, parent)| Member::new(Arc::clone(smmu), Arc::clone(&table), parent));
+        let mut members = smmus
+            .iter()
+            .zip(parents)
+            .map(|(&smmu, parent)| Member::new(Arc::clone(smmu), Arc::clone(&table), parent, request.privileged));
         let first = members.next().ok_or(AttachError::Unsupported("an address space of no SMMU"))??;
         for member in members {
             others.push(member?);

@@ -189,6 +189,7 @@ impl<R: Registers> Shared<R> {
         let Some(slot) = self.table.slot(stream)? else { return Err(AttachError::NoSuchStream(stream)) };
         let mut before = self.streams.begin(stream, Deadline::after(self.config.sync_timeout))?;
         let ready = self.plan(&before, wish).and_then(|plan| {
+            self.check_overrides(&plan)?;
             self.admit(stream, &plan)?;
             Ok(plan)
         });
@@ -227,6 +228,22 @@ impl<R: Registers> Shared<R> {
                 Err(error.into())
             }
         }
+    }
+
+    /// Whether all that a stream is to have agrees about what is privileged: its STE says it for all substreams, and what an ATC
+    /// holds is not asked for again with each access.
+    fn check_overrides(&self, plan: &Plan) -> Result<(), AttachError> {
+        let mut all = None;
+        for (_, space) in plan.treatment.spaces() {
+            let privileged = self.ours(space)?.is_privileged();
+            if *all.get_or_insert(privileged) != privileged {
+                return Err(AttachError::Unsupported("substreams of which one is privileged"));
+            }
+        }
+        if plan.ats && all == Some(true) {
+            return Err(AttachError::Unsupported("ATS where all accesses are taken for privileged"));
+        }
+        Ok(())
     }
 
     /// Finds out what a change comes to, and allocates what it takes.

@@ -1,6 +1,6 @@
 //! System calls.
 
-use abi::{Call, ErrorCode, LINE, Mode, Rights, WRITE};
+use abi::{Call, ErrorCode, LINE, Mode, Rights, Signal, WRITE};
 use core::arch::asm;
 use core::fmt;
 
@@ -165,14 +165,15 @@ impl Device {
         unsafe { call(Call::TakeBack, [self.0, iova, len]) }.map(drop)
     }
 
-    /// Connects an interrupt.
+    /// Connects an interrupt. Says how it comes.
     ///
     /// # Errors
     ///
     /// [`ErrorCode::NoSuchDevice`], [`ErrorCode::Unsupported`].
-    pub fn connect(&self, vector: u64) -> Result<(), ErrorCode> {
+    pub fn connect(&self, vector: u64) -> Result<Signal, ErrorCode> {
         // SAFETY: changes nothing that the program has.
-        unsafe { call(Call::Connect, [self.0, vector]) }.map(drop)
+        let signal = unsafe { call(Call::Connect, [self.0, vector]) }?;
+        Signal::from_number(signal).ok_or(ErrorCode::Failed)
     }
 
     /// Waits for an interrupt.

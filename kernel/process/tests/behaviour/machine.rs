@@ -1,6 +1,6 @@
 //! The machine.
 
-use abi::{Call, ErrorCode, Mode};
+use abi::{Call, ErrorCode, Mode, Signal};
 use base::Deadline;
 use dma::fakes::{FakeBusMaster, FakeSystem};
 use dma::{Device, OwnedAttachment, OwnedDomain};
@@ -146,8 +146,8 @@ impl Assigned for FakeAssigned {
     fn reserved(&self) -> &[IovaRange] {
         &self.reserved
     }
-    fn connect(&mut self, vector: u16) -> Result<(), Error> {
-        if vector == 0 { Ok(()) } else { Err(Error::NoSuchDevice("vector")) }
+    fn connect(&mut self, vector: u16) -> Result<Signal, Error> {
+        if vector == 0 { Ok(Signal::Wire) } else { Err(Error::NoSuchDevice("vector")) }
     }
     fn event(&self) -> &Arc<Event> {
         &self.event

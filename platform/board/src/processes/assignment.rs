@@ -4,6 +4,12 @@
 //! addresses; or the device gets the process's. Configuration space stays with the kernel, and so does the BAR with the table of
 //! interrupts: the kernel says where they go.
 //!
+//! # Interrupts
+//!
+//! By message where the function sends some and something takes them, else by wire, if the function has one. Each shuts a gate in
+//! the function before the process is told, and the process has it opened again: a vector's mask, MSI as a whole, or the Interrupt
+//! Disable of a wire, which others share and go on using.
+//!
 //! # Coming to rest
 //!
 //! A device that goes from one process to the next must have forgotten the first: a transfer that was begun and is still under way
@@ -14,19 +20,20 @@
 //! # Locking
 //!
 //! The gate of an interrupt is written by its handler and by [`Assigned::acknowledge`]; each write is complete in itself (a word of
-//! the table of MSI-X), or made under the function's own lock.
+//! the table of MSI-X), or made under the function's own lock; that of a wire under the line's too.
 
 use super::UserTables;
 use crate::drivers::LIFECYCLE_MILLIS;
 use crate::{Error, Hardware, Master};
-use abi::Mode;
+use abi::{Mode, Signal};
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use base::irq::Handler;
 use base::{Deadline, fallible};
 use dma::{Limits, OwnedAttachment, OwnedDomain};
 use iommu::{IovaRange, PhysRange, Prot};
-use pci::{Function, MessageGate, Msi, Msix, PciError};
+use pci::{Function, MessageGate, Msi, Msix, PciError, Wire};
 use process::contract::{Extent, Kind};
 use process::{Assigned, Event, RegisterWindow, window};
 use virtio::transport::{PciTransport, reset};
@@ -73,14 +80,15 @@ impl Rest {
 }
 
 /// Interrupts of a function.
-enum Messages {
-    One { _msi: Msi },
-    Many(Msix),
+enum Interrupts {
+    Msi { _msi: Msi },
+    Msix(Msix),
+    Wire(Wire),
 }
 
 /// What a running device has. Dropped in this order.
 struct Running {
-    messages: Option<Messages>,
+    interrupts: Option<Interrupts>,
     _attachment: OwnedAttachment,
     /// What the process fills: none if it is the process's own.
     domain: Option<OwnedDomain>,
@@ -181,7 +189,7 @@ impl Assignment {
             }
         };
         let attachment = domain.attach(device)?;
-        let running = Running { messages: None, _attachment: attachment, domain: (!shared).then_some(domain) };
+        let running = Running { interrupts: None, _attachment: attachment, domain: (!shared).then_some(domain) };
         master.release().map_err(|error| self.failed(&error))?;
         Ok(running)
     }
@@ -208,6 +216,19 @@ impl Assignment {
         };
         reset.and(arrested).and(drained)
     }
+}
+
+/// A handler that shuts the gate, where that is not done before it is called, and raises the event.
+fn raise(event: &Arc<Event>, gate: Option<MessageGate>) -> Result<Arc<dyn Handler>, process::Error> {
+    let event = event.clone();
+    let handler = move || {
+        if let Some(gate) = &gate {
+            gate.set(false);
+        }
+        event.raise();
+    };
+    let handler = fallible::arc(handler).map_err(|_| process::Error::OutOfMemory)?;
+    Ok(handler)
 }
 
 impl Assigned for Assignment {
@@ -281,7 +302,7 @@ impl Assigned for Assignment {
         &self.reserved
     }
 
-    fn connect(&mut self, vector: u16) -> Result<(), process::Error> {
+    fn connect(&mut self, vector: u16) -> Result<Signal, process::Error> {
         let master = self.master.as_ref().ok_or(process::Error::NoSuchDevice("device any more"))?;
         let (function, controller) = (master.function().clone(), master.messages());
         let running = self.running.as_mut().ok_or(process::Error::Unsupported("an interrupt of a stopped device"))?;
@@ -291,46 +312,52 @@ impl Assigned for Assignment {
         self.gates.try_reserve(1)?;
         let translate = |error: PciError| match error {
             PciError::NoVector { .. } => process::Error::NoSuchDevice("vector"),
-            PciError::NoCapability(_) => process::Error::Unsupported("an interrupt by message"),
+            PciError::NoGate => process::Error::Unsupported("an interrupt that is not masked in its function"),
+            PciError::OutOfMemory => process::Error::OutOfMemory,
             error => {
                 log::error!("{:?}: {error}", function);
                 process::Error::Device
             }
         };
-        if running.messages.is_none() && pci::msix_bars(&function)[0].is_some() {
-            running.messages =
-                Some(Messages::Many(Msix::new(function.clone(), controller.clone()).map_err(translate)?));
+        if running.interrupts.is_none()
+            && pci::msix_bars(&function)[0].is_some()
+            && controller.has(function.requester_id(), 1)
+        {
+            let msix = Msix::new(function.clone(), controller.clone()).map_err(translate)?;
+            running.interrupts = Some(Interrupts::Msix(msix));
         }
-        let event = self.event.clone();
-        let gate = match &mut running.messages {
-            Some(Messages::Many(msix)) => {
-                let gate = msix.gate(vector).map_err(translate)?;
-                let shut = gate.clone();
-                let handler = move || {
-                    shut.set(false);
-                    event.raise();
-                };
-                msix.connect(vector, fallible::arc(handler).map_err(|_| process::Error::OutOfMemory)?)
-                    .map_err(translate)?;
-                gate
+        if let Some(Interrupts::Msix(msix)) = &mut running.interrupts {
+            let gate = msix.gate(vector).map_err(translate)?;
+            msix.connect(vector, raise(&self.event, Some(gate.clone()))?).map_err(translate)?;
+            self.gates.push((vector, gate));
+            return Ok(Signal::Message);
+        }
+        // All others have one interrupt.
+        if vector != 0 {
+            return Err(process::Error::NoSuchDevice("vector"));
+        }
+        if running.interrupts.is_some() {
+            return Err(process::Error::Busy);
+        }
+        if function.capability(pci::capability::MSI).is_some() && controller.has(function.requester_id(), 1) {
+            let gate = Msi::gate(&function).map_err(translate)?;
+            let handler = raise(&self.event, Some(gate.clone()))?;
+            let msi = Msi::new(function.clone(), controller, handler).map_err(translate)?;
+            running.interrupts = Some(Interrupts::Msi { _msi: msi });
+            self.gates.push((vector, gate));
+            return Ok(Signal::Message);
+        }
+        let wire = master.connect_gated_wire(raise(&self.event, None)?).map_err(|error| match error {
+            Error::NoInterrupt(_) => process::Error::Unsupported("an interrupt"),
+            Error::OutOfMemory => process::Error::OutOfMemory,
+            Error::Pci { error, .. } => translate(error),
+            error => {
+                log::error!("{error}");
+                process::Error::Device
             }
-            Some(Messages::One { .. }) => return Err(process::Error::NoSuchDevice("vector")),
-            None if vector != 0 => return Err(process::Error::NoSuchDevice("vector")),
-            None => {
-                let gate = Msi::gate(&function).map_err(translate)?;
-                let shut = gate.clone();
-                let handler = move || {
-                    shut.set(false);
-                    event.raise();
-                };
-                let handler = fallible::arc(handler).map_err(|_| process::Error::OutOfMemory)?;
-                let msi = Msi::new(function.clone(), controller, handler).map_err(translate)?;
-                running.messages = Some(Messages::One { _msi: msi });
-                gate
-            }
-        };
-        self.gates.push((vector, gate));
-        Ok(())
+        })?;
+        running.interrupts = Some(Interrupts::Wire(wire));
+        Ok(Signal::Wire)
     }
 
     fn event(&self) -> &Arc<Event> {
@@ -339,6 +366,9 @@ impl Assigned for Assignment {
 
     fn acknowledge(&mut self) {
         self.gates.iter().for_each(|(_, gate)| gate.set(true));
+        if let Some(Interrupts::Wire(wire)) = self.running.as_ref().and_then(|running| running.interrupts.as_ref()) {
+            wire.open();
+        }
     }
 }
 

@@ -55,6 +55,8 @@ pub fn ste(entry: &Entry, traits: &Traits) -> Result<(), &'static str> {
         return Ok(());
     }
     let oas = output_bits(traits);
+    let overrides = idr1::ATTR_PERMS_OVR.is_set(u64::from(traits.idr1));
+    must(ste::PRIVCFG.get(entry[1]) == 0 || overrides, "STE.PRIVCFG where nothing is overridden")?;
     must(ste::EATS.get(entry[1]) == 0 || has(traits, idr0::ATS), "STE.EATS without ATS")?;
     if config & 0b001 != 0 {
         must(has(traits, idr0::S1P), "STE.Config asks for a stage 1 that is not there")?;

@@ -7,7 +7,7 @@ use super::output::{Line, interrupt};
 use super::walk::{Failure, Fault, Stages};
 use super::{Model, Overflow, State, check};
 use crate::spec::event::{self, Event, number};
-use crate::spec::registers::{Cr0, Gerror, OVFLG, queue_base};
+use crate::spec::registers::{Cr0, Gerror, OVFLG, idr1, queue_base};
 use crate::spec::ste;
 use alloc::collections::BTreeSet;
 use alloc::format;
@@ -186,7 +186,9 @@ impl Model {
             Err(fault) => return Err(Some(describe(state, source, &stages, addr, manner, fault))),
         };
         // The STE may say that the stream's transactions are all of one kind.
-        let overriding = state.caches.ste.get(&source.sid).map_or(0, |held| ste::PRIVCFG.get(held.entry[1]));
+        let can = idr1::ATTR_PERMS_OVR.is_set(u64::from(self.traits.idr1));
+        let held = state.caches.ste.get(&source.sid).filter(|_| can);
+        let overriding = held.map_or(0, |held| ste::PRIVCFG.get(held.entry[1]));
         let privileged = if overriding & 0b10 == 0 { manner.privileged } else { overriding == 0b11 };
         let manner = Manner { privileged, ..manner };
         if !manner.may(&entry) {

@@ -116,6 +116,8 @@ pub const S1DSS_BYPASS: u64 = 1;
 pub const S1DSS_SSID0: u64 = 2;
 /// `STRW`: NS-EL1.
 pub const STRW_NSEL1: u64 = 0;
+/// `PRIVCFG`: whatever is accessed is accessed with privilege.
+pub const PRIVCFG_PRIVILEGED: u64 = 3;
 /// `S1CIR`, `S1COR`, `S2IR0`, `S2OR0`: write-back, read-allocate.
 pub const CACHE_WBRA: u64 = 1;
 /// Non-cacheable.

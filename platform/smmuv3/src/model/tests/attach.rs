@@ -11,6 +11,7 @@ use super::super::device::{Access, Stopped};
 use super::*;
 use crate::spec::command::opcode;
 use crate::spec::event::EventKind;
+use crate::{Request, Translation};
 use iommu::AttachError;
 use iommu::contract::TableMemory;
 
@@ -85,6 +86,44 @@ fn a_page_lent_to_privileged_transactions_is_out_of_reach_of_all_others() {
         }
         rig.model.assert_clean();
     }
+}
+
+/// A doorbell in tables that a processor walks too: for the device, whose accesses are not privileged, and not for EL0.
+#[test]
+fn a_space_may_take_all_accesses_for_privileged_where_the_smmu_can() {
+    const OVERRIDES: Traits = Traits { idr1: FULL.idr1 | 1 << 26, ..FULL };
+    let request = Request { privileged: true, translation: Translation::Stage1, ..Request::default() };
+    for traits in [FULL, Traits::NESTED, Traits::MINIMAL] {
+        assert!(matches!(rig(traits).smmu.create_with(&request), Err(AttachError::Unsupported(_))));
+    }
+    let rig = rig(OVERRIDES);
+    let stage2 = Request { translation: Translation::Stage2, ..request.clone() };
+    assert!(matches!(rig.smmu.create_with(&stage2), Err(AttachError::Unsupported(_))));
+    rig.model.eager([8, 9]);
+    let (space, plain) = (rig.smmu.create_with(&request).unwrap(), rig.space());
+    for space in [&space, &plain] {
+        map(space, iova(0x1000, PAGE), ram(0, PAGE), RW | Prot::PRIVILEGED).unwrap();
+        map(space, iova(0x2000, PAGE), ram(PAGE, PAGE), Prot::READ).unwrap();
+    }
+    rig.smmu.attach(id(8), &space).unwrap();
+    rig.smmu.attach(id(9), &plain).unwrap();
+    assert_eq!((rig.reads(8, 0x1000), rig.reads(8, 0x2000)), (Some(RAM), Some(RAM + PAGE)));
+    // Only what is privileged about it is overridden.
+    assert!(rig.model.device_write(id(8), Iova::new(0x2000), 4).is_err());
+    assert_eq!((rig.reads(9, 0x1000), rig.reads(9, 0x2000)), (None, Some(RAM + PAGE)));
+    // There and back again: each stream has what its space says, whatever it had before.
+    rig.smmu.attach(id(8), &plain).unwrap();
+    assert_eq!(rig.reads(8, 0x1000), None);
+    rig.smmu.attach(id(8), &space).unwrap();
+    assert_eq!(rig.reads(8, 0x1000), Some(RAM));
+    // The STE speaks for all substreams, and an ATC does not ask each time.
+    let mixed = rig.smmu.attach_substream(id(8), 5, &plain);
+    assert!(matches!(mixed, Err(AttachError::Unsupported(_))), "{mixed:?}");
+    rig.smmu.attach_substream(id(8), 5, &space).unwrap();
+    assert_eq!(rig.reads_as(8, 5, 0x1000), Some(RAM));
+    assert!(matches!(rig.smmu.enable_ats(id(8)), Err(AttachError::Unsupported(_))));
+    assert_eq!(rig.reads(8, 0x1000), Some(RAM));
+    rig.model.assert_clean();
 }
 
 #[test]

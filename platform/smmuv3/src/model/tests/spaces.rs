@@ -62,8 +62,7 @@ fn every_granule_translates_revokes_and_faults_at_its_own_page_size() {
             for granule in [Granule::K4, Granule::K16, Granule::K64] {
                 let rig = rig(traits);
                 rig.model.eager([8]);
-                let request =
-                    Request { translation: translation.clone(), granule: Some(granule), input_bits: Some(40) };
+                let request = Request { granule: Some(granule), input_bits: Some(40), ..of(translation.clone()) };
                 let space = rig.asked(&request);
                 let page = space.aperture().page_size();
                 assert_eq!(page, granule.size());

@@ -129,7 +129,7 @@ fn host(_core: usize) {
 }
 
 /// Runs `victim` on another core, waits until `begun`, and kills it.
-fn kill(victim: UserProcess, begun: impl Fn() -> bool) -> Result<(), Outcome> {
+fn kill(victim: UserProcess, mut begun: impl FnMut() -> bool) -> Result<(), Outcome> {
     ENDED.store(0, Ordering::SeqCst);
     let killer = victim.killer();
     *VICTIM.lock() = Some(victim);
@@ -196,6 +196,7 @@ ktest! {
 mod blk {
     pub const WRITE_AND_READ: u64 = 0;
     pub const WITHOUT_END: u64 = 1;
+    pub const DEAF: u64 = 2;
 }
 
 fn with_blk(bench: &Bench, arguments: [u64; 3]) -> Result<UserProcess, Outcome> {
@@ -215,8 +216,6 @@ const BLK_BYTES: u64 = 8 * 4096;
 
 /// Sectors of the disk that belong to tests.
 fn scratch(bench: &Bench) -> Result<u64, Outcome> {
-    // Events of a process are messages.
-    expect!(bench.disk_master()?.doorbell().is_some(), "the machine takes no messages");
     let disk = bench.disk()?;
     let sectors = disk.block().geometry().sectors;
     disk.stop()?;
@@ -266,6 +265,102 @@ ktest! {
             expect_eq!(with_blk(bench, [blk::WRITE_AND_READ, sector, 3])?.run(soon()), End::Exited(0));
             Ok(())
         })
+    }
+}
+
+/// Interrupts by wire, which others share: the disks in slots 2, 6 and 10 have the same.
+mod wires {
+    use super::{BLK_BYTES, Bench, blk, host, is_quiet, kill, leaks_nothing, scratch, with_blk};
+    use super::{ENDED, VICTIM};
+    use crate::bench::soon;
+    use alloc::sync::Arc;
+    use base::{block_on, wait_until};
+    use board::{BlockDisk, End, Signal};
+    use core::sync::atomic::Ordering;
+    use dma::{FromDevice, Ladder};
+    use ktest::{Outcome, expect, expect_eq, ktest};
+    use virt::cores;
+    use virtio::transport::{PciTransport, Transport};
+
+    /// A disk on the same wire, in the hands of the kernel.
+    fn neighbour(bench: &Bench) -> Result<BlockDisk, Outcome> {
+        let disk = bench.nth_disk(1)?;
+        expect_eq!(disk.signal(), Signal::Wire);
+        let own = bench.function(0x1af4, 0x1042, 0)?.1;
+        let line = |slot| bench.boot.machine.pcie[0].intx.lookup(slot, 1);
+        expect!(line(own.bdf().device()).is_some());
+        expect_eq!(line(own.bdf().device()), line(disk.master().function().bdf().device()));
+        Ok(disk)
+    }
+
+    fn read(disk: &BlockDisk, times: u64) -> Result<(), Outcome> {
+        for _ in 0..times {
+            let pages = disk.block().device().page_set(BLK_BYTES, Ladder::DEFAULT)?;
+            let loan = Arc::new(disk.block().device().map::<FromDevice, _>(pages).map_err(|rejected| rejected.error)?);
+            block_on(soon(), disk.block().read(0, &loan, 0..BLK_BYTES)?)??;
+        }
+        Ok(())
+    }
+
+    ktest! {
+        /// Its driver reads the interrupt status at EL0; it is killed in the middle, and the next one finds a disk that works. Red
+        /// where `Acknowledge` does not open the gate.
+        fn a_driver_at_el0_has_its_wire_as_an_event_and_its_neighbours_have_theirs(bench) {
+            if bench.cores < 2 {
+                ktest::skip!("one core");
+            }
+            let (host, function) = bench.function(0x1af4, 0x1042, 0)?;
+            let sector = scratch(bench)?;
+            let other = neighbour(bench)?;
+            let mut value = 40;
+            leaks_nothing(|| {
+                value += 1;
+                expect_eq!(with_blk(bench, [blk::WRITE_AND_READ, sector, value])?.run(soon()), End::Exited(0));
+                expect!(!function.may_use_wire());
+                let disk = PciTransport::new(function.clone())?;
+                let mut served = 0;
+                kill(with_blk(bench, [blk::WITHOUT_END, sector, 0])?, || {
+                    // While it is at work, on the other core.
+                    served += u64::from(read(&other, 1).is_ok());
+                    disk.status() & 4 != 0 && served > 20
+                })?;
+                expect_eq!(disk.status(), 0, "it was not reset");
+                expect!(!function.may_use_wire(), "it may still use its wire");
+                is_quiet(bench, &function, host)?;
+                read(&other, 5)
+            })?;
+            expect_eq!(other.wire().and_then(|wire| wire.line().trouble()), None);
+            other.stop()?;
+            Ok(())
+        }
+        machine: intx
+    }
+
+    ktest! {
+        /// A driver that never has its device take back its interrupt is told once for each `Acknowledge`. Its neighbours go on. Red
+        /// without the gate: the process is told of nothing (its core does nothing but handle the interrupt), then cut off.
+        fn a_device_that_goes_on_asserting_the_wire_interrupts_once_for_each_acknowledge(bench) {
+            if bench.cores < 2 {
+                ktest::skip!("one core");
+            }
+            let sector = scratch(bench)?;
+            let other = neighbour(bench)?;
+            ENDED.store(0, Ordering::SeqCst);
+            *VICTIM.lock() = Some(with_blk(bench, [blk::DEAF, sector, 200])?);
+            cores::run_on(1, host)?;
+            while ENDED.load(Ordering::SeqCst) == 0 {
+                read(&other, 1)?;
+            }
+            // It has ended by itself, with its code.
+            expect_eq!(ENDED.load(Ordering::SeqCst), 2);
+            wait_until(soon(), || cores::is_idle(1))?;
+            expect_eq!(with_blk(bench, [blk::DEAF, sector, 20])?.run(soon()), End::Exited(0));
+            read(&other, 5)?;
+            expect_eq!(other.wire().and_then(|wire| wire.line().trouble()), None);
+            other.stop()?;
+            Ok(())
+        }
+        machine: intx
     }
 }
 

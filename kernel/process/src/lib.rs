@@ -32,7 +32,7 @@ mod handles;
 mod process;
 mod space;
 
-pub use device::{Assigned, RegisterWindow, window};
+pub use device::{Assigned, RegisterWindow, Window, window};
 pub use elf::{ElfError, Start};
 pub use error::Error;
 pub use event::Event;

@@ -5,6 +5,17 @@
 //! `SVC #0` with the number of the [`Call`] in x8 and arguments in x0 to x5. It comes back with 0 or an [`ErrorCode`] in x0 and a
 //! value in x1; all other registers are as they were. Lengths and offsets are bytes; what is called a range is whole pages.
 //!
+//! # What is put by for a process
+//!
+//! Whoever starts a process may put things by for it, which the process then asks for by number: devices ([`Call::Open`]), shared
+//! buffers ([`Call::OpenBuffer`]), events ([`Call::OpenEvent`]) and memory ([`Call::MapMemory`]). Each kind is numbered from 0 on.
+//!
+//! # Shared buffers
+//!
+//! A buffer has addresses in the process from [`Call::MapBuffer`] to [`Call::Close`], and its memory is there from [`Call::BeginAccess`] to
+//! [`Call::EndAccess`] only. An access waits until devices that write it, or are at work on it, are done; what they begin
+//! meanwhile waits for its end. Whoever touches the addresses out of turn finds nothing there.
+//!
 //! # The start of a program
 //!
 //! At the ELF's entry, with three arguments that whoever started it has chosen in x0 to x2, the stack pointer at the end of
@@ -19,6 +30,8 @@ pub const PAGE: u64 = 4096;
 pub const STACK: u64 = 64 * 1024;
 /// The most bytes that one [`Call::Write`] takes.
 pub const LINE: u64 = 512;
+/// The largest alignment of addresses that can be asked for.
+pub const ALIGNMENT_MAX: u64 = 1 << 30;
 /// The exit code of a program that panicked.
 pub const PANICKED: u64 = 101;
 
@@ -62,7 +75,7 @@ numbered! {
         Write = 1,
         /// `(length, rights)`: fresh memory, zeroed. Its address.
         Map = 2,
-        /// `(address, length)`: takes away what one [`Call::Map`] or [`Call::Registers`] has mapped, all of it.
+        /// `(address, length)`: takes away what one [`Call::Map`], [`Call::Registers`] or [`Call::MapMemory`] has mapped, all of it.
         Unmap = 3,
         /// `()`: nanoseconds of the kernel's clock.
         Time = 4,
@@ -71,7 +84,8 @@ numbered! {
         /// `(number, mode)`: takes the device that was put by for this process under this number; how its addresses are
         /// translated is a [`Mode`]. A handle.
         Open = 6,
-        /// `(handle)`: gives a device up: it is stopped, and what it was lent comes back.
+        /// `(handle)`: gives up what the handle names. A device is stopped, and what it was lent comes back; a buffer's access ends, and
+        /// its addresses are free again.
         Close = 7,
         /// `(handle, offset)`: 32 bits of the device's PCI configuration space. Their value.
         Config = 8,
@@ -86,11 +100,31 @@ numbered! {
         TakeBack = 12,
         /// `(handle, vector)`: connects an interrupt of the device to the handle's event. How it comes, a [`Signal`].
         Connect = 13,
-        /// `(handle, nanoseconds)`: waits until the device has interrupted, at most so long. How often it has since the last time.
-        /// It is then masked until [`Call::Acknowledge`].
+        /// `(handle, nanoseconds)`: waits until the device has interrupted, or the event was raised, at most so long. How often it has
+        /// since the last time. A device's interrupt is then masked until [`Call::Acknowledge`].
         Wait = 14,
         /// `(handle)`: lets the device interrupt again.
         Acknowledge = 15,
+        /// `(number)`: opens the shared buffer that was put by under this number. A handle.
+        OpenBuffer = 16,
+        /// `(handle)`: bytes of a buffer.
+        BufferSize = 17,
+        /// `(handle, alignment)`: sets addresses aside for all of a buffer, a multiple of `alignment`: a power of two, from [`PAGE`] to
+        /// [`ALIGNMENT_MAX`]. Once for a handle; nothing is there yet. The first address.
+        MapBuffer = 18,
+        /// `(handle, rights, nanoseconds)`: begins an access, when those in the way are done, at most so long from now: the memory is at the
+        /// buffer's addresses then. How many nanoseconds that took.
+        BeginAccess = 19,
+        /// `(handle)`: ends the access: the memory is gone from there, and whoever waits for its end goes on.
+        EndAccess = 20,
+        /// `(number)`: opens the event that was put by under this number. A handle.
+        OpenEvent = 21,
+        /// `(handle)`: raises an event.
+        Raise = 22,
+        /// `(number, rights)`: maps the memory that was put by under this number, until [`Call::Unmap`]. Its address.
+        MapMemory = 23,
+        /// `(number)`: bytes of the memory that was put by under this number.
+        MemorySize = 24,
     }
 }
 
@@ -124,7 +158,7 @@ numbered! {
         BadAddress = 2,
         /// The length is 0, not whole pages where it must be, or too large.
         BadLength = 3,
-        /// An address is not at the beginning of a page.
+        /// An address is not at the beginning of a page, or an alignment is none.
         Misaligned = 4,
         /// Rights that do not exist, or not here.
         BadRights = 5,
@@ -138,7 +172,7 @@ numbered! {
         OutOfReach = 9,
         /// Nothing, or something else, is mapped or lent there.
         NotMapped = 10,
-        /// The memory is lent to a device, or the device is in use.
+        /// The memory is lent to a device, the device is in use, or an access has begun already.
         Busy = 11,
         /// The machine has no memory for it.
         OutOfMemory = 12,
@@ -152,5 +186,7 @@ numbered! {
         TimedOut = 16,
         /// The hardware did not do what it was told: the reason is in the kernel's log.
         Failed = 17,
+        /// Nothing of this kind was put by for the process under this number.
+        NotPutBy = 18,
     }
 }

@@ -153,7 +153,7 @@ pub use reserve::{Assembled, Carved, Linkable, Linked, NotLinked, Part, Placemen
 pub use scoped::Scoped;
 pub use share::{
     Attachment, Attributes, CarvedOut, CpuAccess, CpuIntent, CpuReads, CpuWrites, Exporter, Extents, Fence, Import,
-    Importer, Job, Remapped, SharedBuffer, TILE, TileView, Tiles, Turn, Users, Watch,
+    Importer, Job, Remapped, SharedBuffer, SpaceAccess, TILE, TileView, Tiles, Turn, Users, Watch,
 };
 pub use stats::{DeviceStats, live};
 pub use stray::Stray;

@@ -3,7 +3,8 @@
 #![allow(unsafe_code)] // Declarations only: what is promised here is what safe code relies on.
 
 use crate::Error;
-use dma::OpenPages;
+use dma::{Attributes, Cacheability, OpenPages, SpaceAccess};
+use iommu::pgtable::Leaves;
 use iommu::{IovaRange, MapError, PhysRange, Prot, RevokeError};
 
 /// What an [`Extent`] is made of.
@@ -86,6 +87,12 @@ pub unsafe trait Tables: Send + Sync {
     /// See [`RevokeError`]: nothing may be assumed of the range then.
     fn unmap(&self, range: IovaRange) -> Result<(), RevokeError>;
 
+    /// The leaves that map `range`; `None` where nobody can tell.
+    fn leaves(&self, range: IovaRange) -> Option<Leaves> {
+        let _ = range;
+        None
+    }
+
     /// Has cores fetch instructions that were written a moment ago. They are in memory already.
     fn code_changed(&self);
 }
@@ -109,5 +116,34 @@ unsafe impl Extent for OpenPages {
     }
     fn write(&self, offset: u64, from: &[u8]) -> Result<(), Error> {
         OpenPages::write(self, offset, from).map_err(|_| Error::BadAddress { address: offset, len: from.len() as u64 })
+    }
+}
+
+// SAFETY:
+// - nobody makes references into the memory of a shared buffer, and what devices and other accesses do with it meanwhile is ordered by
+//   the access, which lasts as long as the object;
+// - it is no access to memory that the CPU does not reach (contract of `SpaceAccess`).
+unsafe impl Extent for SpaceAccess {
+    fn runs(&self) -> &[PhysRange] {
+        SpaceAccess::runs(self)
+    }
+    fn len(&self) -> u64 {
+        SpaceAccess::len(self)
+    }
+    fn kind(&self) -> Kind {
+        match self.attributes() {
+            Attributes::Memory(Cacheability::WriteBack) => Kind::Memory,
+            Attributes::Memory(_) => Kind::Uncached,
+            Attributes::Registers => Kind::Registers,
+        }
+    }
+    fn writable(&self) -> bool {
+        self.writes()
+    }
+    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), Error> {
+        self.read_at(offset, to).map_err(|_| Error::BadAddress { address: offset, len: to.len() as u64 })
+    }
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), Error> {
+        self.write_at(offset, from).map_err(|_| Error::BadAddress { address: offset, len: from.len() as u64 })
     }
 }

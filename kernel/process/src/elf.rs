@@ -5,7 +5,7 @@
 //! writable and executable, and no two segments share a page.
 
 use crate::contract::Extent;
-use crate::space::{PROGRAM, STACK_TOP, pages};
+use crate::space::{PROGRAM, STACK_TOP, Whose, pages};
 use crate::{Error, Space};
 use abi::PAGE;
 use alloc::sync::Arc;
@@ -104,7 +104,7 @@ pub(crate) fn load(file: &[u8], space: &mut Space, memory: &'static dyn DmaMemor
             memory.clean();
             entered |= entry >= address && entry - address < len && entry.is_multiple_of(4);
         }
-        space.map_at(range, shared(memory)?, prot, None)?;
+        space.map_at(range, shared(memory)?, prot, Whose::Own)?;
     }
     if !entered {
         return Err(ElfError::Entry(entry).into());
@@ -112,7 +112,7 @@ pub(crate) fn load(file: &[u8], space: &mut Space, memory: &'static dyn DmaMemor
     space.tables().code_changed();
     let stack = stack_range()?;
     let memory = fresh(space, memory, stack.len())?;
-    space.map_at(stack, shared(memory)?, Prot::READ | Prot::WRITE, None)?;
+    space.map_at(stack, shared(memory)?, Prot::READ | Prot::WRITE, Whose::Own)?;
     Ok(Start { entry, stack: STACK_TOP })
 }
 

@@ -23,8 +23,8 @@ pub enum Error {
     /// No such length here.
     #[error("a length of {0:#x} bytes")]
     BadLength(u64),
-    /// Not the beginning of a page.
-    #[error("address {0:#x} is not aligned to a page")]
+    /// Not the beginning of a page, or no alignment.
+    #[error("{0:#x} is not aligned to a page, or no alignment")]
     Misaligned(u64),
     /// No such rights, or not for this.
     #[error("rights {0:#x}")]
@@ -56,6 +56,9 @@ pub enum Error {
     /// No such device, BAR or vector.
     #[error("there is no such {0}")]
     NoSuchDevice(&'static str),
+    /// Nothing of this kind has this number.
+    #[error("nothing was put by for the process under number {0}")]
+    NotPutBy(u64),
     /// Registers that cannot be had without something else.
     #[error("BAR {bar} cannot be given to a process: {why}")]
     Window {
@@ -105,12 +108,16 @@ impl Error {
             Self::OutOfMemory => ErrorCode::OutOfMemory,
             Self::Quota(_) => ErrorCode::Quota,
             Self::NoSuchDevice(_) => ErrorCode::NoSuchDevice,
+            Self::NotPutBy(_) => ErrorCode::NotPutBy,
             Self::Window { .. } | Self::Unsupported(_) => ErrorCode::Unsupported,
             Self::TimedOut => ErrorCode::TimedOut,
             Self::Elf(_) | Self::Device | Self::Revoke(_) => ErrorCode::Failed,
             Self::Map(error) => map_code(error),
             Self::Dma(error) => match error {
                 dma::Error::OutOfMemory => ErrorCode::OutOfMemory,
+                // It was waited for.
+                dma::Error::Busy { .. } => ErrorCode::TimedOut,
+                dma::Error::NotForCpu(_) => ErrorCode::Unsupported,
                 dma::Error::Map(error) => map_code(error),
                 _ => ErrorCode::Failed,
             },

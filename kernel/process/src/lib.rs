@@ -7,6 +7,8 @@
 //! # What holds, whatever a process does
 //!
 //! - It reaches its own regions and nothing else; so does a device of its, and only what was lent to it.
+//! - What it shares with others it reaches within an access that has begun, and no longer: the memory leaves its tables before the
+//!   access ends, however it ends.
 //! - The kernel never follows a pointer of a process's. It looks the range up in the list of regions, checks the rights, and copies
 //!   from or to the memory behind it by its own address.
 //! - What is wrong with an argument is an [`abi::ErrorCode`], and then nothing has changed.
@@ -30,6 +32,7 @@ mod error;
 mod event;
 mod handles;
 mod process;
+mod shared;
 mod space;
 
 pub use device::{Assigned, RegisterWindow, Window, window};
@@ -37,4 +40,4 @@ pub use elf::{ElfError, Start};
 pub use error::Error;
 pub use event::Event;
 pub use process::{Control, Next, Process, Quota};
-pub use space::{MAPS, PROGRAM, STACK_TOP, Space};
+pub use space::{MAPS, PROGRAM, STACK_TOP, Space, Whose};

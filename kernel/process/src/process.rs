@@ -2,8 +2,9 @@
 
 use crate::contract::Tables;
 use crate::device::{Assigned, Held};
-use crate::handles::Handles;
-use crate::space::{Space, pages, prot};
+use crate::handles::{Handles, Named};
+use crate::shared::PutBy;
+use crate::space::{Space, Whose, pages, prot};
 use crate::{Error, Start, elf};
 use abi::{Call, LINE, Mode};
 use alloc::boxed::Box;
@@ -26,12 +27,14 @@ pub struct Quota {
     pub handles: usize,
     /// Ranges lent to one device.
     pub loans: usize,
+    /// Bytes of addresses for what others have too: shared buffers, and memory that was put by.
+    pub shared: u64,
 }
 
 impl Default for Quota {
     /// 16 MiB, and as many of everything as a driver needs.
     fn default() -> Self {
-        Self { pages: 4096, regions: 128, handles: 16, loans: 256 }
+        Self { pages: 4096, regions: 128, handles: 16, loans: 256, shared: 256 << 20 }
     }
 }
 
@@ -85,6 +88,7 @@ pub struct Process {
     memory: &'static dyn DmaMemory,
     control: Arc<Control>,
     offered: Vec<Option<Box<dyn Assigned>>>,
+    pub(crate) put_by: PutBy,
     quota: Quota,
     calls: u64,
 }
@@ -103,11 +107,12 @@ impl Process {
     ) -> Result<Self, Error> {
         Ok(Self {
             handles: Handles::new(quota.handles.min(0xffff)),
-            space: Space::new(tables, quota.pages, quota.regions),
+            space: Space::new(tables, quota.pages, quota.regions, quota.shared),
             name: fallible::text(name).ok_or(Error::OutOfMemory)?,
             memory,
             control: fallible::arc(Control::default()).map_err(|_| Error::OutOfMemory)?,
             offered: Vec::new(),
+            put_by: PutBy::default(),
             quota,
             calls: 0,
         })
@@ -183,37 +188,55 @@ impl Process {
                 other => Err(other),
             }),
             Call::Open => self.open(a, b),
-            Call::Close => {
-                let held = self.handles.take(a)?;
-                let result = held.close(&mut self.space);
-                self.space.remove_owned(a);
-                result.map(|()| 0)
-            }
+            Call::Close => self.close(a).map(|()| 0),
             Call::Config => {
                 let offset = u16::try_from(b).ok().filter(|offset| *offset < 4096 && offset.is_multiple_of(4));
                 let offset = offset.ok_or(Error::BadAddress { address: b, len: 4 })?;
-                Ok(self.handles.get(a)?.device().config(offset).into())
+                Ok(self.handles.device(a)?.device().config(offset).into())
             }
             Call::Registers => {
-                let extent = self.handles.get(a)?.device().registers(bar(b)?)?;
-                self.space.map(extent, Prot::READ | Prot::WRITE, Some(a))
+                let extent = self.handles.device(a)?.device().registers(bar(b)?)?;
+                self.space.map(extent, Prot::READ | Prot::WRITE, Whose::Handle(a))
             }
-            Call::BarSize => self.handles.get(a)?.device().bar_size(bar(b)?),
-            Call::Lend => self.handles.get(a)?.lend(&mut self.space, b, c, d, e).map(|()| 0),
-            Call::TakeBack => self.handles.get(a)?.take_back(&mut self.space, b, c).map(|()| 0),
+            Call::BarSize => self.handles.device(a)?.device().bar_size(bar(b)?),
+            Call::Lend => self.handles.device(a)?.lend(&mut self.space, b, c, d, e).map(|()| 0),
+            Call::TakeBack => self.handles.device(a)?.take_back(&mut self.space, b, c).map(|()| 0),
             Call::Connect => {
                 let vector = u16::try_from(b).map_err(|_| Error::NoSuchDevice("vector"))?;
-                self.handles.get(a)?.device().connect(vector).map(|signal| signal as u64)
+                self.handles.device(a)?.device().connect(vector).map(|signal| signal as u64)
             }
             Call::Wait => {
-                let event = self.handles.get(a)?.device().event().clone();
+                let event = self.handles.awaited(a)?;
                 self.wait(b, deadline, || event.is_raised())?;
                 Ok(event.take())
             }
             Call::Acknowledge => {
-                self.handles.get(a)?.device().acknowledge();
+                self.handles.device(a)?.device().acknowledge();
                 Ok(0)
             }
+            Call::OpenBuffer => {
+                let handle = self.handles.next()?;
+                self.handles.fill(handle, Named::Buffer(self.put_by.buffer(a)?));
+                Ok(handle)
+            }
+            Call::BufferSize => Ok(self.handles.buffer(a)?.len()),
+            Call::MapBuffer => self.handles.buffer(a)?.map(&mut self.space, a, b),
+            Call::BeginAccess => {
+                let until = Deadline::after(Duration::from_nanos(c)).min(deadline);
+                self.handles.buffer(a)?.begin(&mut self.space, b, until, &|| self.control.is_stopped())
+            }
+            Call::EndAccess => self.handles.buffer(a)?.end(&mut self.space).map(|()| 0),
+            Call::OpenEvent => {
+                let handle = self.handles.next()?;
+                self.handles.fill(handle, Named::Event(self.put_by.event(a)?));
+                Ok(handle)
+            }
+            Call::Raise => {
+                self.handles.event(a)?.raise();
+                Ok(0)
+            }
+            Call::MapMemory => self.put_by.map(&mut self.space, a, b),
+            Call::MemorySize => self.put_by.memory_size(a),
         }
     }
 
@@ -234,7 +257,7 @@ impl Process {
         let range = pages(0, len)?;
         let prot = prot(rights)?;
         let memory = elf::fresh(&self.space, self.memory, range.len())?;
-        self.space.map(elf::shared(memory)?, prot, None)
+        self.space.map(elf::shared(memory)?, prot, Whose::Own)
     }
 
     fn open(&mut self, number: u64, mode: u64) -> Result<u64, Error> {
@@ -246,7 +269,7 @@ impl Process {
         let ready = if mode == Mode::Shared { self.space.reserve(device.reserved()) } else { Ok(()) };
         match ready.and_then(|()| device.start(mode)) {
             Ok(()) => {
-                self.handles.fill(handle, Held::new(device, self.quota.loans));
+                self.handles.fill(handle, Named::Device(Held::new(device, self.quota.loans)));
                 Ok(handle)
             }
             Err(error) => {
@@ -263,21 +286,30 @@ impl Process {
         if condition() { Ok(0) } else { Err(Error::TimedOut) }
     }
 
-    /// Ends the process: stops its devices, takes back what it has lent, and gives its memory back. Says whether all of that was
-    /// done; what was not is logged, and never used again.
-    pub fn end(mut self) -> bool {
-        self.stop_devices()
+    /// Gives up what `handle` names, and all that belongs to it.
+    fn close(&mut self, handle: u64) -> Result<(), Error> {
+        let result = match self.handles.take(handle)? {
+            Named::Device(held) => held.close(&mut self.space),
+            // An access ends when its mapping has gone, which belongs to the handle.
+            Named::Buffer(_) | Named::Event(_) => Ok(()),
+        };
+        result.and(self.space.remove_owned(handle))
     }
 
-    fn stop_devices(&mut self) -> bool {
+    /// Ends the process: stops its devices, takes back what it has lent, ends its accesses to what it shares, and gives its memory back.
+    /// Says whether all of that was done; what was not is logged, and never used again.
+    pub fn end(mut self) -> bool {
+        self.close_all()
+    }
+
+    fn close_all(&mut self) -> bool {
         let mut done = true;
+        // Devices come first.
         while let Some(handle) = self.handles.any() {
-            let Ok(held) = self.handles.take(handle) else { break };
-            if let Err(error) = held.close(&mut self.space) {
+            if let Err(error) = self.close(handle) {
                 log::error!("{}: {error}", self.name);
                 done = false;
             }
-            self.space.remove_owned(handle);
         }
         done
     }
@@ -285,7 +317,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.stop_devices();
+        self.close_all();
     }
 }
 

@@ -1,6 +1,6 @@
 //! System calls.
 
-use abi::{Call, ErrorCode, LINE, Mode, Rights, Signal};
+use abi::{Call, ErrorCode, LINE, Mode, Rights, Signal, WRITE};
 use core::arch::asm;
 use core::fmt;
 
@@ -202,6 +202,182 @@ impl Drop for Device {
         // SAFETY: registers that are still used afterwards fault, which ends the program.
         let _ = unsafe { call(Call::Close, [self.0]) };
     }
+}
+
+/// A shared buffer that was put by for the program. Given up when dropped.
+pub struct Buffer {
+    handle: u64,
+    len: u64,
+    at: Option<u64>,
+}
+
+impl Buffer {
+    /// Opens the buffer with this number.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::NotPutBy`], [`ErrorCode::Quota`].
+    pub fn open(number: u64) -> Result<Self, ErrorCode> {
+        // SAFETY: changes nothing that the program has.
+        let handle = unsafe { call(Call::OpenBuffer, [number]) }?;
+        let mut buffer = Self { handle, len: 0, at: None };
+        // SAFETY: as above.
+        buffer.len = unsafe { call(Call::BufferSize, [handle]) }?;
+        Ok(buffer)
+    }
+
+    /// The handle.
+    pub fn handle(&self) -> u64 {
+        self.handle
+    }
+
+    /// The size in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there is no byte: never.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Sets addresses aside for it, a multiple of `alignment`: a power of two, at least a page. Returns the first; nothing is there yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::Misaligned`] for what is no alignment; [`ErrorCode::Overlap`] the second time; [`ErrorCode::Quota`].
+    pub fn map(&mut self, alignment: u64) -> Result<u64, ErrorCode> {
+        // SAFETY: nothing was there.
+        let at = unsafe { call(Call::MapBuffer, [self.handle, alignment]) }?;
+        self.at = Some(at);
+        Ok(at)
+    }
+
+    /// Begins an access, which ends when the result is dropped. Waits `nanoseconds` at most for those who are in the way.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::NotMapped`] before [`Buffer::map`]; [`ErrorCode::TimedOut`], [`ErrorCode::BadRights`], [`ErrorCode::Unsupported`] for
+    /// memory that processors do not reach; [`ErrorCode::Failed`] where a device did not do what was to be awaited.
+    pub fn begin(&mut self, rights: Rights, nanoseconds: u64) -> Result<Access<'_>, ErrorCode> {
+        let at = self.at.ok_or(ErrorCode::NotMapped)?;
+        // SAFETY: nothing was there: what borrows the memory borrows this object, as long as the access lasts.
+        let waited = unsafe { call(Call::BeginAccess, [self.handle, rights, nanoseconds]) }?;
+        let start = core::ptr::with_exposed_provenance_mut(at as usize);
+        Ok(Access { buffer: self, start, writes: rights & WRITE != 0, waited })
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: nothing borrows its memory any more.
+        let _ = unsafe { call(Call::Close, [self.handle]) };
+    }
+}
+
+/// An access to a shared buffer. While it lasts nobody writes what the program reads, and nobody else has what it writes.
+pub struct Access<'a> {
+    buffer: &'a mut Buffer,
+    start: *mut u8,
+    writes: bool,
+    waited: u64,
+}
+
+impl Access<'_> {
+    /// Nanoseconds that its beginning took.
+    pub fn waited(&self) -> u64 {
+        self.waited
+    }
+
+    /// The memory.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: mapped for the length of the access, which this object is; nobody writes it meanwhile but through this object.
+        unsafe { core::slice::from_raw_parts(self.start, self.buffer.len as usize) }
+    }
+
+    /// The memory, to be written. Empty in an access that only reads.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        let len = if self.writes { self.buffer.len as usize } else { 0 };
+        // SAFETY: as above, and writable where it is not empty; devices may read it meanwhile, and see what they see.
+        unsafe { core::slice::from_raw_parts_mut(self.start, len) }
+    }
+
+    /// Ends it, as dropping it does, and says whether that went well.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::Failed`].
+    pub fn end(self) -> Result<(), ErrorCode> {
+        let handle = core::mem::ManuallyDrop::new(self).buffer.handle;
+        // SAFETY: what borrowed the memory borrowed the object that was given up.
+        unsafe { call(Call::EndAccess, [handle]) }.map(drop)
+    }
+}
+
+impl Drop for Access<'_> {
+    fn drop(&mut self) {
+        // SAFETY: what borrowed the memory borrowed this object.
+        let _ = unsafe { call(Call::EndAccess, [self.buffer.handle]) };
+    }
+}
+
+/// An event that was put by for the program. Given up when dropped.
+pub struct Event(u64);
+
+impl Event {
+    /// Opens the event with this number.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::NotPutBy`], [`ErrorCode::Quota`].
+    pub fn open(number: u64) -> Result<Self, ErrorCode> {
+        // SAFETY: changes nothing that the program has.
+        unsafe { call(Call::OpenEvent, [number]) }.map(Self)
+    }
+
+    /// The handle.
+    pub fn handle(&self) -> u64 {
+        self.0
+    }
+
+    /// Raises it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::BadHandle`].
+    pub fn raise(&self) -> Result<(), ErrorCode> {
+        // SAFETY: as above.
+        unsafe { call(Call::Raise, [self.0]) }.map(drop)
+    }
+
+    /// Waits until it was raised. Returns how often it was since the last time.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorCode::TimedOut`].
+    pub fn wait(&self, nanoseconds: u64) -> Result<u64, ErrorCode> {
+        // SAFETY: as above.
+        unsafe { call(Call::Wait, [self.0, nanoseconds]) }
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        let _ = unsafe { call(Call::Close, [self.0]) };
+    }
+}
+
+/// Maps memory that was put by for the program, and that others have too, all the time: it is looked at by volatile accesses.
+///
+/// # Errors
+///
+/// [`ErrorCode::NotPutBy`], [`ErrorCode::BadRights`], [`ErrorCode::Quota`].
+pub fn map_memory(number: u64, rights: Rights) -> Result<Registers, ErrorCode> {
+    // SAFETY: changes nothing.
+    let len = unsafe { call(Call::MemorySize, [number]) }?;
+    // SAFETY: nothing was there.
+    unsafe { call(Call::MapMemory, [number, rights]) }.map(|base| Registers { base, len })
 }
 
 macro_rules! access {

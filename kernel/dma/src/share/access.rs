@@ -1,6 +1,6 @@
 //! Accesses of the CPU to a shared buffer: begun, and ended by a drop.
 
-use super::{Inner, SharedBuffer, Store, count};
+use super::{Conflict, Inner, SharedBuffer, State, Store, Users, count, never};
 use crate::buffer::Spans;
 use crate::error::BusyWith;
 use crate::{Error, view};
@@ -27,7 +27,7 @@ impl SharedBuffer {
     /// As there, with who stood in the way when `deadline` passed; [`Error::JobFailed`] where a device has not done what was to be
     /// awaited.
     pub fn cpu_access_by<A: CpuIntent>(&self, deadline: Deadline) -> Result<CpuAccess<'_, A>, Error> {
-        self.0.admit_by(deadline, CpuAccess::<A>::admit)?;
+        self.0.admit_by(deadline, &never, CpuAccess::<A>::admit)?;
         self.0.cpu_access()
     }
 }
@@ -76,20 +76,8 @@ pub struct CpuAccess<'a, A: CpuIntent> {
 }
 
 impl<A: CpuIntent> CpuAccess<'_, A> {
-    fn admit(state: &mut super::State) -> Result<(), super::Conflict> {
-        let users = &mut state.users;
-        users.check_moving()?;
-        if users.device_writers != 0 {
-            return Err(BusyWith::DeviceWrites.into());
-        }
-        if users.cpu_writers != 0 {
-            return Err(BusyWith::CpuWrites.into());
-        }
-        if A::WRITES && users.cpu_readers != 0 {
-            return Err(BusyWith::CpuReads.into());
-        }
-        state.jobs.check(A::WRITES, None)?;
-        Ok(count(if A::WRITES { &mut state.users.cpu_writers } else { &mut state.users.cpu_readers })?)
+    fn admit(state: &mut State) -> Result<(), Conflict> {
+        admit(state, A::WRITES)
     }
 
     /// Whether it is an access of `buffer`.
@@ -124,16 +112,47 @@ impl CpuAccess<'_, CpuWrites> {
 
     /// Lets devices see what was written to the `len` bytes at `offset`.
     pub(crate) fn written(&self, offset: u64, len: u64) -> Result<(), Error> {
-        if self.buffer.state.lock().users.unsnooping != 0 {
-            crate::held::prepare::<crate::ToDevice, _>(self.store(), offset, len)?;
-        }
-        base::barrier::device_write();
-        Ok(())
+        self.buffer.written(offset, len)
     }
 }
 
 impl<A: CpuIntent> Drop for CpuAccess<'_, A> {
     fn drop(&mut self) {
-        self.buffer.leave(|users| *(if A::WRITES { &mut users.cpu_writers } else { &mut users.cpu_readers }) -= 1);
+        self.buffer.leave(|users| *counted(users, A::WRITES) -= 1);
+    }
+}
+
+/// Lets an access of the CPU's in, by whatever mapping.
+#[inline]
+pub(super) fn admit(state: &mut State, writes: bool) -> Result<(), Conflict> {
+    let users = &mut state.users;
+    users.check_moving()?;
+    if users.device_writers != 0 {
+        return Err(BusyWith::DeviceWrites.into());
+    }
+    if users.cpu_writers != 0 {
+        return Err(BusyWith::CpuWrites.into());
+    }
+    if writes && users.cpu_readers != 0 {
+        return Err(BusyWith::CpuReads.into());
+    }
+    state.jobs.check(writes, None)?;
+    Ok(count(counted(&mut state.users, writes))?)
+}
+
+/// Where accesses are counted.
+#[inline]
+pub(super) fn counted(users: &mut Users, writes: bool) -> &mut u32 {
+    if writes { &mut users.cpu_writers } else { &mut users.cpu_readers }
+}
+
+impl Inner {
+    /// Lets devices see what the CPU, whose access it is, has written to the `len` bytes at `offset`.
+    pub(super) fn written(&self, offset: u64, len: u64) -> Result<(), Error> {
+        if self.state.lock().users.unsnooping != 0 {
+            crate::held::prepare::<crate::ToDevice, _>(self.store_of_user(), offset, len)?;
+        }
+        base::barrier::device_write();
+        Ok(())
     }
 }

@@ -10,7 +10,7 @@
 //! Two jobs that each have a buffer and wait for the other's would wait for ever. [`Turn::take`] begins work on all of several buffers
 //! or on none, in the order of their addresses, and holds none while it waits.
 
-use super::{Conflict, Inner, State, Users};
+use super::{Conflict, Inner, State, Users, never};
 use crate::error::BusyWith;
 use crate::lent::{Lent, Segment, SharedLoan, sealed};
 use crate::{Device, Error};
@@ -66,8 +66,8 @@ impl FenceState {
     }
 
     /// Waits until it is over, and what the device has written is where everybody sees it. `None` if that did not come to be.
-    pub(super) fn wait(&self, deadline: Deadline) -> Option<bool> {
-        wait_until(deadline, || self.outcome().is_some()).ok()?;
+    pub(super) fn wait(&self, deadline: Deadline, given_up: &dyn Fn() -> bool) -> Option<bool> {
+        wait_until(deadline, || self.outcome().is_some() || given_up()).ok()?;
         let outcome = self.outcome()?;
         if outcome {
             self.settle(true, None);
@@ -178,7 +178,7 @@ impl Ticket {
                 }
                 Some(Begun::Not(conflict, users)) => {
                     let Some(SharedLoan(shared)) = loan.shared() else { return Ok(None) };
-                    shared.buffer().wait_for(conflict, users, deadline)?;
+                    shared.buffer().wait_for(conflict, users, deadline, &never)?;
                 }
             }
         }
@@ -258,7 +258,7 @@ impl Fence {
     ///
     /// [`base::TimedOut`].
     pub fn wait(&self, deadline: Deadline) -> Result<bool, base::TimedOut> {
-        self.0.wait(deadline).ok_or(base::TimedOut)
+        self.0.wait(deadline, &never).ok_or(base::TimedOut)
     }
 }
 
@@ -321,7 +321,7 @@ impl Turn {
                         }
                         // Whoever waits has nothing.
                         turn.tickets.clear();
-                        shared.buffer().wait_for(conflict, users, deadline)?;
+                        shared.buffer().wait_for(conflict, users, deadline, &never)?;
                         continue 'again;
                     }
                 }

@@ -2,7 +2,7 @@
 //!
 //! An [`Exporter`] has the memory; importers [`SharedBuffer::attach`] it: each gets it at an address of its own, with its own
 //! limits and the rights of its direction. The CPU looks at it between [`SharedBuffer::cpu_access`] and the end of that; other
-//! address spaces map its [`Extents`].
+//! address spaces map its [`Extents`], or have it for the length of a [`SpaceAccess`].
 //!
 //! # Who may do what at a time
 //!
@@ -38,6 +38,7 @@ mod attachment;
 mod import;
 mod job;
 mod remap;
+mod space;
 mod store;
 
 pub use access::{CpuAccess, CpuIntent, CpuReads, CpuWrites};
@@ -47,6 +48,7 @@ pub use import::{Extents, Import, Importer};
 pub(crate) use job::Synced;
 pub use job::{Fence, Job, Turn, Watch};
 pub use remap::{Remapped, TILE, TileView, Tiles};
+pub use space::SpaceAccess;
 pub use store::{Attributes, CarvedOut, Exporter};
 
 use crate::error::BusyWith;
@@ -252,6 +254,7 @@ impl Inner {
     fn admit_by(
         &self,
         deadline: Deadline,
+        given_up: &dyn Fn() -> bool,
         mut admit: impl FnMut(&mut State) -> Result<(), Conflict>,
     ) -> Result<(), Error> {
         loop {
@@ -262,19 +265,29 @@ impl Inner {
                     Err(conflict) => (conflict, state.users),
                 }
             };
-            self.wait_for(conflict, before, deadline)?;
+            self.wait_for(conflict, before, deadline, given_up)?;
         }
     }
 
-    /// Waits until a conflict, met when the users were those, may be over.
-    fn wait_for(&self, conflict: Conflict, before: Users, deadline: Deadline) -> Result<(), Error> {
+    /// Waits until a conflict, met when the users were those, may be over. `given_up` ends the wait as its deadline does: it is called
+    /// with interrupts masked, and whoever makes it true wakes those who wait.
+    fn wait_for(
+        &self,
+        conflict: Conflict,
+        before: Users,
+        deadline: Deadline,
+        given_up: &dyn Fn() -> bool,
+    ) -> Result<(), Error> {
         match conflict {
-            Conflict::Job(fence) => match fence.wait(deadline) {
+            Conflict::Job(fence) => match fence.wait(deadline, given_up) {
                 None => Err(self.busy(BusyWith::AtWork)),
                 Some(true) => Ok(()),
                 Some(false) => Err(Error::JobFailed(self.name.clone())),
             },
-            Conflict::Users(by) => self.wait_until(deadline, |users| *users != before).map_err(|_| self.busy(by)),
+            Conflict::Users(by) => match self.wait_until(deadline, |users| *users != before || given_up()) {
+                Ok(()) if !given_up() => Ok(()),
+                _ => Err(self.busy(by)),
+            },
             Conflict::OutOfMemory => Err(Error::OutOfMemory),
         }
     }
@@ -314,6 +327,11 @@ impl Inner {
             Conflict::OutOfMemory => Error::OutOfMemory,
         }
     }
+}
+
+/// For those who wait to the end.
+fn never() -> bool {
+    false
 }
 
 /// Counts one more user.

@@ -133,7 +133,7 @@ fn a_handle_that_was_closed_does_not_name_what_comes_after_it() {
 
 #[test]
 fn a_quota_is_kept() {
-    let mut world = World::new(Quota { pages: 4, regions: 3, handles: 1, loans: 1 });
+    let mut world = World::new(Quota { pages: 4, regions: 3, handles: 1, loans: 1, ..Quota::default() });
     assert_eq!(world.call(Call::Map, [5 * PAGE, READ]), Err(ErrorCode::Quota));
     let at = world.call(Call::Map, [3 * PAGE, READ]).unwrap();
     assert_eq!(world.call(Call::Map, [2 * PAGE, READ]), Err(ErrorCode::Quota));

@@ -5,16 +5,18 @@
 //!
 //! Caught, each seen red: `unmap` without its check of loans; a loan that is found by its start alone; a `lend` that does not check
 //! that the process may write; rights of `map` that are not checked; a region that is not charged to the quota; registers that
-//! outlive the device's handle; a device that is stopped only after its loans were revoked.
+//! outlive the device's handle; a device that is stopped only after its loans were revoked; addresses that a process may unmap
+//! although they were set aside; a buffer's handle that is closed and leaves its access.
 
 use crate::machine::World;
-use abi::{Call, ErrorCode, PAGE, READ, WRITE};
+use abi::{ALIGNMENT_MAX, Call, ErrorCode, PAGE, READ, WRITE};
 use base::Deadline;
 use dma::fakes::FakeMemory;
-use dma::{Ladder, PageSet};
-use iommu::{Iova, Prot};
-use process::{MAPS, Next, Quota};
+use dma::{Ladder, OpenPages, PageSet, SharedBuffer};
+use iommu::{Iova, PhysRange, Prot};
+use process::{Event, MAPS, Next, Quota};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Pseudo-random numbers.
 struct Random(u64);
@@ -34,11 +36,28 @@ impl Random {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Own,
+    Registers,
+    /// Memory that was put by, under this number.
+    Memory(usize),
+    /// Addresses of the buffer that this handle names. With rights within an access.
+    Buffer(u64),
+}
+
 struct Region {
     len: u64,
     rights: u64,
     lent: u32,
-    registers: bool,
+    kind: Kind,
+}
+
+impl Region {
+    /// Whether the kernel reads and writes it for the process.
+    fn is_memory(&self) -> bool {
+        self.kind != Kind::Registers && self.rights != 0
+    }
 }
 
 struct Loan {
@@ -56,13 +75,40 @@ struct Model {
     loans: BTreeMap<u64, Loan>,
     open: Option<u64>,
     opened: bool,
+    /// Handles of buffers: which buffer, and its addresses.
+    buffers: BTreeMap<u64, (usize, Option<u64>)>,
+    /// Handles of events.
+    events: BTreeSet<u64>,
+    raised: u64,
 }
 
-const QUOTA: Quota = Quota { pages: 96, regions: 24, handles: 4, loans: 12 };
+const QUOTA: Quota = Quota { pages: 96, regions: 24, handles: 5, loans: 12, shared: 40 * PAGE };
+
+/// What is put by: bytes and rights of buffers, and of memory.
+const BUFFERS: [(u64, u64); 2] = [(6 * PAGE, READ | WRITE), (3 * PAGE, READ)];
+const MEMORY: [(u64, u64); 2] = [(2 * PAGE, READ | WRITE), (PAGE, READ)];
 
 impl Model {
     fn pages(&self) -> u64 {
-        self.regions.values().filter(|region| !region.registers).map(|region| region.len / PAGE).sum()
+        self.regions.values().filter(|region| region.kind == Kind::Own).map(|region| region.len / PAGE).sum()
+    }
+
+    /// Whether addresses for `len` bytes more of what others have are within the quota.
+    fn affords(&self, len: u64) -> bool {
+        let others = |region: &&Region| matches!(region.kind, Kind::Memory(_) | Kind::Buffer(_));
+        let shared: u64 = self.regions.values().filter(others).map(|region| region.len).sum();
+        self.regions.len() < QUOTA.regions && shared + len <= QUOTA.shared
+    }
+
+    fn handles(&self) -> usize {
+        self.buffers.len() + self.events.len() + usize::from(self.open.is_some())
+    }
+
+    /// Accesses to a buffer that read, and that write.
+    fn accesses(&self, buffer: usize) -> (usize, usize) {
+        let places = self.buffers.values().filter(|(which, _)| *which == buffer).filter_map(|(_, at)| *at);
+        let rights: Vec<u64> = places.map(|at| self.regions[&at].rights).collect();
+        (rights.iter().filter(|rights| **rights == READ).count(), rights.iter().filter(|rights| **rights == 3).count())
     }
 
     /// The region in which all of the range lies.
@@ -82,7 +128,7 @@ impl Model {
             Call::Exit => false,
             Call::Time | Call::Sleep => true,
             Call::Write => {
-                let readable = |at: u64| self.region(at, 1).is_some_and(|(_, region)| !region.registers);
+                let readable = |at: u64| self.region(at, 1).is_some_and(|(_, region)| region.is_memory());
                 // Regions never touch: there is a page between them.
                 a[1] == 0 || a[1] <= abi::LINE && readable(a[0]) && self.region(a[0], a[1]).is_some()
             }
@@ -93,12 +139,14 @@ impl Model {
                     && self.regions.len() < QUOTA.regions
             }
             Call::Unmap => {
-                Self::is_range(a[0], a[1])
-                    && self.regions.get(&a[0]).is_some_and(|region| region.len == a[1] && region.lent == 0)
+                let fits = |region: &Region| region.len == a[1] && region.lent == 0;
+                let gone = |region: &Region| fits(region) && !matches!(region.kind, Kind::Buffer(_));
+                Self::is_range(a[0], a[1]) && self.regions.get(&a[0]).is_some_and(gone)
             }
-            Call::Open => !self.opened && a[0] == 0 && a[1] == 0,
-            Call::Close | Call::Acknowledge => handle(a[0]),
-            Call::Wait => false,
+            Call::Open => !self.opened && a[0] == 0 && a[1] == 0 && self.handles() < QUOTA.handles,
+            Call::Close => handle(a[0]) || self.buffers.contains_key(&a[0]) || self.events.contains(&a[0]),
+            Call::Acknowledge => handle(a[0]),
+            Call::Wait => self.events.contains(&a[0]) && self.raised != 0,
             Call::Config => handle(a[0]) && a[1] < 4096 && a[1].is_multiple_of(4),
             Call::Registers => handle(a[0]) && a[1] == 0 && self.regions.len() < QUOTA.regions,
             Call::BarSize | Call::Connect => handle(a[0]) && a[1] == 0,
@@ -114,11 +162,37 @@ impl Model {
                     && iova + len <= 1 << 48
                     && self.loans.len() < QUOTA.loans
                     && self.loans.iter().all(free)
-                    && self.region(at, len).is_some_and(|(_, region)| !region.registers && rights & !region.rights == 0)
+                    && self.region(at, len).is_some_and(|(_, region)| region.kind == Kind::Own && rights & !region.rights == 0)
             }
             Call::TakeBack => {
                 handle(a[0]) && Self::is_range(a[1], a[2]) && self.loans.get(&a[1]).is_some_and(|loan| loan.len == a[2])
             }
+            Call::OpenBuffer => a[0] < BUFFERS.len() as u64 && self.handles() < QUOTA.handles,
+            Call::BufferSize => self.buffers.contains_key(&a[0]),
+            Call::MapBuffer => {
+                a[1].is_power_of_two()
+                    && (PAGE..=ALIGNMENT_MAX).contains(&a[1])
+                    && self
+                        .buffers
+                        .get(&a[0])
+                        .is_some_and(|(which, at)| at.is_none() && self.affords(BUFFERS[*which].0))
+            }
+            Call::BeginAccess => {
+                let Some((which, Some(at))) = self.buffers.get(&a[0]) else { return false };
+                let (readers, writers) = self.accesses(*which);
+                let free = writers == 0 && (a[1] == READ || readers == 0);
+                self.regions[at].rights == 0 && matches!(a[1], 1 | 3) && a[1] & !BUFFERS[*which].1 == 0 && free
+            }
+            Call::EndAccess => {
+                self.buffers.get(&a[0]).and_then(|(_, at)| *at).is_some_and(|at| self.regions[&at].rights != 0)
+            }
+            Call::OpenEvent => a[0] == 0 && self.handles() < QUOTA.handles,
+            Call::Raise => self.events.contains(&a[0]),
+            Call::MapMemory => {
+                let memory = usize::try_from(a[0]).ok().and_then(|number| MEMORY.get(number));
+                matches!(a[1], 1 | 3) && memory.is_some_and(|(len, rights)| a[1] & !rights == 0 && self.affords(*len))
+            }
+            Call::MemorySize => a[0] < MEMORY.len() as u64,
         }
     }
 
@@ -126,20 +200,44 @@ impl Model {
     fn apply(&mut self, call: Call, a: &[u64; 6], value: u64) {
         match call {
             Call::Map => {
-                self.regions.insert(value, Region { len: a[0], rights: a[1], lent: 0, registers: false });
+                self.regions.insert(value, Region { len: a[0], rights: a[1], lent: 0, kind: Kind::Own });
             }
             Call::Registers => {
-                self.regions.insert(value, Region { len: 2 * PAGE, rights: 3, lent: 0, registers: true });
+                self.regions.insert(value, Region { len: 2 * PAGE, rights: 3, lent: 0, kind: Kind::Registers });
             }
             Call::Unmap => {
                 self.regions.remove(&a[0]);
             }
             Call::Open => (self.open, self.opened) = (Some(value), true),
-            Call::Close => {
+            Call::Close if self.open == Some(a[0]) => {
                 self.open = None;
                 self.loans.clear();
-                self.regions.retain(|_, region| !region.registers);
+                self.regions.retain(|_, region| region.kind != Kind::Registers);
                 self.regions.values_mut().for_each(|region| region.lent = 0);
+            }
+            Call::Close => {
+                self.events.remove(&a[0]);
+                self.buffers.remove(&a[0]);
+                self.regions.retain(|_, region| region.kind != Kind::Buffer(a[0]));
+            }
+            Call::OpenBuffer => drop(self.buffers.insert(value, (a[0] as usize, None))),
+            Call::MapBuffer => {
+                let (which, at) = self.buffers.get_mut(&a[0]).unwrap();
+                *at = Some(value);
+                assert_eq!(value % a[1], 0);
+                let region = Region { len: BUFFERS[*which].0, rights: 0, lent: 0, kind: Kind::Buffer(a[0]) };
+                self.regions.insert(value, region);
+            }
+            Call::BeginAccess | Call::EndAccess => {
+                let at = self.buffers[&a[0]].1.unwrap();
+                self.regions.get_mut(&at).unwrap().rights = if call == Call::BeginAccess { a[1] } else { 0 };
+            }
+            Call::OpenEvent => drop(self.events.insert(value)),
+            Call::Raise => self.raised += 1,
+            Call::Wait => assert_eq!(std::mem::take(&mut self.raised), value),
+            Call::MapMemory => {
+                let kind = Kind::Memory(a[0] as usize);
+                self.regions.insert(value, Region { len: MEMORY[a[0] as usize].0, rights: a[1], lent: 0, kind });
             }
             Call::Lend => {
                 let (region, _) = self.region(a[2], a[3]).unwrap();
@@ -159,7 +257,8 @@ impl Model {
 fn arguments(random: &mut Random, model: &Model) -> [u64; 6] {
     let regions: Vec<u64> = model.regions.keys().copied().collect();
     let loans: Vec<u64> = model.loans.keys().copied().collect();
-    std::array::from_fn(|_| match random.below(12) {
+    let handles: Vec<u64> = model.buffers.keys().chain(&model.events).copied().collect();
+    std::array::from_fn(|_| match random.below(14) {
         0 => random.next(),
         1 => random.of(&[0, 1, 2, 3, 4, 5]),
         2 => PAGE * random.below(9),
@@ -171,6 +270,8 @@ fn arguments(random: &mut Random, model: &Model) -> [u64; 6] {
         8 => crate::machine::DOORBELL - PAGE + PAGE * random.below(3),
         9 => MAPS.start + PAGE * random.below(64),
         10 => 0x5000_0000 + PAGE * random.below(64),
+        11 if !handles.is_empty() => random.of(&handles) + 0x1_0000 * (random.below(8) / 7),
+        12 => 1 << random.below(64),
         _ => random.below(600),
     })
 }
@@ -201,25 +302,89 @@ fn meant(random: &mut Random, model: &Model, call: Call) -> [u64; 6] {
             a = [handle, iova, random.of(&[len, len, len, PAGE, 2 * PAGE]), 0, 0, 0];
         }
         // Closed once, late: a device is not opened twice.
-        Call::Close => a[0] = if random.below(20_000) == 0 { handle } else { handle + 0x1_0000 },
+        Call::Close if random.below(20_000) == 0 => a[0] = handle,
+        Call::Close => {
+            let others = model.buffers.keys().chain(&model.events).copied().collect();
+            a[0] = if random.below(4) == 0 { some(random, others) } else { handle + 0x1_0000 };
+        }
+        Call::OpenBuffer | Call::OpenEvent => a[0] = random.below(3),
+        Call::BufferSize | Call::EndAccess => a[0] = some(random, model.buffers.keys().copied().collect()),
+        Call::MapBuffer => {
+            a[0] = some(random, model.buffers.keys().copied().collect());
+            a[1] = random.of(&[PAGE, 4 * PAGE, 1 << 16, 1 << 21, ALIGNMENT_MAX, 0, PAGE - 1, 3 * PAGE, 1 << 40]);
+        }
+        Call::BeginAccess => {
+            a[0] = some(random, model.buffers.keys().copied().collect());
+            (a[1], a[2]) = (random.of(&[READ, READ | WRITE, 0, WRITE, 7]), 0);
+        }
+        Call::Raise | Call::Wait => (a[0], a[1]) = (some(random, model.events.iter().copied().collect()), 0),
+        Call::MapMemory | Call::MemorySize => (a[0], a[1]) = (random.below(3), random.of(&[READ, READ | WRITE, 2])),
         _ => a[0] = handle,
     }
     a
 }
 
+/// What was put by, and what nobody must reach.
+struct Things {
+    buffers: Vec<SharedBuffer>,
+    memory: Vec<Arc<OpenPages>>,
+    others: BTreeSet<u64>,
+}
+
+fn page_list(runs: &[PhysRange]) -> Vec<u64> {
+    runs.iter().flat_map(|run| (run.start().get()..run.end().get()).step_by(PAGE as usize)).collect()
+}
+
+impl Things {
+    fn put_by(world: &mut World, others: BTreeSet<u64>) -> Self {
+        let memory = world.system.memory;
+        let mut things = Self { buffers: Vec::new(), memory: Vec::new(), others };
+        for (number, (len, rights)) in (0..).zip(BUFFERS) {
+            let pages = PageSet::zeroed(memory, len, Ladder::SINGLE_PAGES).unwrap();
+            things.buffers.push(SharedBuffer::new("shared", pages));
+            assert_eq!(world.process.share(things.buffers.last().unwrap().clone(), rights).unwrap(), number);
+        }
+        for (number, (len, rights)) in (0..).zip(MEMORY) {
+            things.memory.push(Arc::new(OpenPages::zeroed(memory, len, Ladder::SINGLE_PAGES).unwrap()));
+            assert_eq!(world.process.put_memory(things.memory.last().unwrap().clone(), rights).unwrap(), number);
+        }
+        assert_eq!(world.process.put_event(Arc::new(Event::default())).unwrap(), 0);
+        things
+    }
+
+    /// The pages that a region of this kind shows; none where they are just not those of others.
+    fn pages(&self, model: &Model, kind: Kind) -> Option<Vec<u64>> {
+        match kind {
+            Kind::Own => None,
+            Kind::Registers => Some(vec![crate::machine::BAR, crate::machine::BAR + PAGE]),
+            Kind::Memory(number) => Some(page_list(self.memory[number].runs())),
+            Kind::Buffer(handle) => Some(page_list(self.buffers[model.buffers[&handle].0].extents().unwrap().runs())),
+        }
+    }
+}
+
 /// Everything that the tables and the device's address space say, against the model.
-fn compare(world: &World, model: &Model, others: &BTreeSet<u64>, random: &mut Random) {
+fn compare(world: &World, model: &Model, things: &Things, random: &mut Random) {
+    for (number, buffer) in things.buffers.iter().enumerate() {
+        let (readers, writers) = model.accesses(number);
+        let users = buffer.users();
+        assert_eq!((users.cpu_readers as usize, users.cpu_writers as usize), (readers, writers));
+        assert_eq!(users.spaces as usize, readers + writers);
+    }
     let pages = world.tables.pages.lock().unwrap();
-    let wanted: u64 = model.regions.values().map(|region| region.len / PAGE).sum();
+    let mapped = |region: &&Region| region.rights != 0;
+    let wanted: u64 = model.regions.values().filter(mapped).map(|region| region.len / PAGE).sum();
     assert_eq!(pages.len() as u64, wanted);
-    for (start, region) in &model.regions {
+    for (start, region) in model.regions.iter().filter(|(_, region)| region.rights != 0) {
+        let known = things.pages(model, region.kind);
         for at in (*start..start + region.len).step_by(PAGE as usize) {
             let (phys, prot) = pages[&at];
             assert_eq!(prot.contains(Prot::WRITE), region.rights & WRITE != 0, "{at:#x}");
-            assert_eq!(prot.contains(Prot::MMIO), region.registers, "{at:#x}");
-            assert!(!others.contains(&phys.get()), "another's memory at {at:#x}");
-            let bar = (crate::machine::BAR..crate::machine::BAR + 2 * PAGE).contains(&phys.get());
-            assert_eq!(bar, region.registers, "{at:#x}");
+            assert_eq!(prot.contains(Prot::MMIO), region.kind == Kind::Registers, "{at:#x}");
+            match &known {
+                Some(known) => assert_eq!(known[((at - start) / PAGE) as usize], phys.get(), "{at:#x}"),
+                None => assert!(!things.others.contains(&phys.get()), "another's memory at {at:#x}"),
+            }
         }
     }
     let Some(domain) = world.story.lock().unwrap().domain.clone() else {
@@ -254,8 +419,12 @@ fn play(seed: u64, calls: u64) {
     let before = canary(world.system.memory);
     let baseline = world.system.memory.live_allocations();
     let mut model = Model::default();
-    let others: BTreeSet<u64> =
-        before.runs().iter().flat_map(|run| (run.start().get()..run.end().get()).step_by(PAGE as usize)).collect();
+    let mut things = Things::put_by(&mut world, page_list(before.runs()).into_iter().collect());
+    // What is put by is nobody's own either.
+    for buffer in &things.buffers {
+        things.others.extend(page_list(buffer.extents().unwrap().runs()));
+    }
+    things.others.extend(things.memory.iter().flat_map(|memory| page_list(memory.runs())));
     let (mut fine, mut codes) = (0_u64, BTreeMap::new());
     for number in 0..calls {
         let call = random.of(Call::ALL);
@@ -287,7 +456,7 @@ fn play(seed: u64, calls: u64) {
             assert_eq!(wrote, lent.is_some_and(|(_, loan)| loan.rights & WRITE != 0), "{at:#x}");
         }
         if number % 16 == 0 || number + 1 == calls {
-            compare(&world, &model, &others, &mut random);
+            compare(&world, &model, &things, &mut random);
         }
     }
     assert!(before.chunks().all(|chunk| chunk.iter().all(|byte| *byte == 0xc5)), "another's memory has changed");
@@ -297,6 +466,9 @@ fn play(seed: u64, calls: u64) {
     assert!(world.system.memory.violations().is_empty(), "{:?}", world.system.memory.violations());
     let World { process, system, tables, story, .. } = world;
     assert!(process.end());
+    let Things { buffers, memory, .. } = things;
+    assert!(buffers.into_iter().all(|buffer| buffer.users() == dma::Users::default() && buffer.into_pages().is_ok()));
+    drop(memory);
     assert!(tables.pages.lock().unwrap().is_empty());
     assert!(!model.opened || story.lock().unwrap().stopped);
     assert!(system.memory.live_allocations() <= baseline, "memory was lost");

@@ -16,6 +16,21 @@ pub struct FakeTables {
     pub pages: Mutex<BTreeMap<u64, (PhysAddr, Prot)>>,
     /// Every unmapping fails from now on.
     pub stuck: Mutex<bool>,
+    /// Called before each unmapping.
+    pub on_unmap: Mutex<Option<OnUnmap>>,
+}
+
+type OnUnmap = Box<dyn Fn(IovaRange) + Send>;
+
+impl FakeTables {
+    pub fn on_unmap(&self, f: impl Fn(IovaRange) + Send + 'static) {
+        *self.on_unmap.lock().unwrap() = Some(Box::new(f));
+    }
+
+    /// What is mapped at `address`.
+    pub fn at(&self, address: u64) -> Option<(PhysAddr, Prot)> {
+        self.pages.lock().unwrap().get(&address).copied()
+    }
 }
 
 // SAFETY: nobody walks them.
@@ -37,6 +52,9 @@ unsafe impl Tables for FakeTables {
     fn unmap(&self, range: IovaRange) -> Result<(), RevokeError> {
         if *self.stuck.lock().unwrap() {
             return Err(RevokeError::TimedOut);
+        }
+        if let Some(f) = &*self.on_unmap.lock().unwrap() {
+            f(range);
         }
         let mut pages = self.pages.lock().unwrap();
         for offset in (0..range.len()).step_by(PAGE_SIZE as usize) {
@@ -163,7 +181,11 @@ pub struct World {
 
 impl World {
     pub fn new(quota: Quota) -> Self {
-        let system = FakeSystem::new();
+        Self::on(FakeSystem::new(), quota)
+    }
+
+    /// On this machine.
+    pub fn on(system: FakeSystem, quota: Quota) -> Self {
         let tables = Arc::new(FakeTables::default());
         let mut process = Process::new("test", tables.clone(), system.memory, quota).unwrap();
         let (assigned, master) = put_by(&system);

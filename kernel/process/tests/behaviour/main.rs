@@ -4,3 +4,4 @@ mod calls;
 mod hostile;
 mod machine;
 mod programs;
+mod shared;

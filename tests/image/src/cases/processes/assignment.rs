@@ -512,7 +512,7 @@ mod hostile {
 
     fn run(bench: &Bench, calls: u64, seed: u64, secret: u64) -> Result<End, Outcome> {
         let (host, function) = edu_function(bench)?;
-        let quota = Quota { pages: 128, regions: 32, handles: 4, loans: 16 };
+        let quota = Quota { pages: 128, regions: 32, handles: 4, loans: 16, ..Quota::default() };
         let mut process = UserProcess::new("hostile", HOSTILE, [calls, seed, secret], quota)?;
         process.process().assign(Box::new(Assignment::new(&bench.hardware, host, &function, Limits::NONE)?))?;
         Ok(process.run(Deadline::after_millis(PATIENCE)))

@@ -40,6 +40,7 @@ pub const PROFILES: &[(&str, &str)] = &[
          10, one behind a switch and a bridge to conventional PCI, and one behind a further host bridge",
     ),
     ("far", "as default, with edus behind a further host bridge from bus 0x80 on and behind a switch"),
+    ("resets", "as default without display, and an NVMe controller in slot 4"),
     ("bare", "no IOMMU, no disk, no display; two edus with few address lines"),
 ];
 
@@ -170,6 +171,11 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
             ] {
                 machine.extra.extend(words(["-device", device]));
             }
+        }
+        "resets" => {
+            machine.gpu = false;
+            // The table of interrupts in a BAR of its own, so that the registers can be had without it.
+            machine.extra = words(["-device", "nvme,addr=4,serial=sluice,msix-exclusive-bar=on"]);
         }
         "bare" => {
             let memory = "4G".into();

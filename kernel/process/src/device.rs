@@ -83,12 +83,23 @@ pub struct RegisterWindow<'a> {
     pub others: &'a mut dyn Iterator<Item = PhysRange>,
 }
 
+/// Registers that can be given away by the page. There is no other way to have one than [`window`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window(PhysRange);
+
+impl Window {
+    /// Where it lies for the CPU.
+    pub fn range(&self) -> &PhysRange {
+        &self.0
+    }
+}
+
 /// Checks that a window of registers can be given away by the page: that it is whole pages, and none of them is anybody else's too.
 ///
 /// # Errors
 ///
 /// [`Error::Window`].
-pub fn window(window: RegisterWindow<'_>) -> Result<PhysRange, Error> {
+pub fn window(window: RegisterWindow<'_>) -> Result<Window, Error> {
     let RegisterWindow { bar, range, others } = window;
     if range.is_empty() || !range.is_aligned(PAGE) {
         return Err(Error::Window { bar, why: "it is not made of whole pages" });
@@ -97,7 +108,7 @@ pub fn window(window: RegisterWindow<'_>) -> Result<PhysRange, Error> {
     if Iterator::any(&mut others, |other| other.overlaps(range)) {
         return Err(Error::Window { bar, why: "others lie in its pages" });
     }
-    Ok(range)
+    Ok(Window(range))
 }
 
 /// Memory in a device's domain, in one of the directions.

@@ -35,7 +35,7 @@ mod process;
 mod shared;
 mod space;
 
-pub use device::{Assigned, RegisterWindow, window};
+pub use device::{Assigned, RegisterWindow, Window, window};
 pub use elf::{ElfError, Start};
 pub use error::Error;
 pub use event::Event;

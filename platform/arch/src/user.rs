@@ -151,6 +151,47 @@ pub unsafe fn enter(context: &mut Context, tables: Tables<'_>, deadline: u64, st
     }
 }
 
+/// Whether this core keeps the kernel from what EL0 can reach (PSTATE.PAN): `None` where it has no such thing. Set when a process
+/// has run on it.
+pub fn never() -> Option<bool> {
+    has_pan().then(|| {
+        let state: u64;
+        // SAFETY: reads PSTATE.PAN, by its encoding.
+        unsafe { asm!("mrs {}, s3_0_c4_c2_3", out(reg) state, options(nomem, nostack, preserves_flags)) };
+        state & SPSR_PAN != 0
+    })
+}
+
+/// Reads a word at `va` as the kernel, but with the tables of a process in place, which they never are while the kernel runs: for tests
+/// of its protection. `allowed` lifts PAN meanwhile.
+///
+/// # Errors
+///
+/// The fault.
+///
+/// # Safety
+///
+/// As [`enter`]; nobody has a reference to what is read. A process has run on this core.
+pub unsafe fn read_from_kernel(tables: Tables<'_>, va: u64, allowed: bool) -> Result<u64, crate::probe::Fault> {
+    let lift = allowed && never() == Some(true);
+    let state = irq::save();
+    TTBR0_EL1.set(tables.root | u64::from(tables.asid.0) << 48);
+    barrier::isb(barrier::SY);
+    if lift {
+        // SAFETY: MSR PAN, #0, for one load, with interrupts masked.
+        unsafe { asm!(".inst 0xd500409f", options(nostack, preserves_flags)) };
+    }
+    // SAFETY: the caller's promise; it may fault.
+    let read = unsafe { crate::probe::read64(va) };
+    if lift {
+        // SAFETY: MSR PAN, #1.
+        unsafe { asm!(".inst 0xd500419f", options(nostack, preserves_flags)) };
+    }
+    mmu::leave_user();
+    irq::restore(state);
+    read
+}
+
 /// Interrupts the core with logical index `core`, so that a process that runs there leaves.
 pub fn interrupt(core: usize) {
     <crate::hooks::Hooks as base::Hooks>::kick(1 << (core & (cpu::MAX_CPUS - 1)));

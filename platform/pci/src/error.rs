@@ -71,6 +71,9 @@ pub enum PciError {
     /// Transactions of the function were still pending some time after bus mastering was disabled.
     #[error("transactions are still pending after bus mastering was disabled")]
     TransactionsPending,
+    /// The function does not answer after a reset, or is another.
+    #[error("the function does not answer after its reset")]
+    NotReady,
     /// There is no such interrupt vector.
     #[error("vector {vector} of {count}")]
     NoVector {

@@ -15,6 +15,32 @@ use iommu::PhysAddr;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
+/// How a function-level reset goes, of a function that has one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FakeReset {
+    /// How many looks at Device Status say that transactions are pending.
+    pub pending: u32,
+    /// How many reads are not answered after the reset.
+    pub unready: u32,
+    /// What the vendor ID reads as meanwhile, if not all ones.
+    pub vendor_while_unready: u16,
+    /// Another device ID than before.
+    pub device_after: Option<u16>,
+    /// The BARs do not take addresses any more.
+    pub bars_stuck: bool,
+}
+
+/// What has come of resets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ResetStory {
+    /// How many there were.
+    pub count: u32,
+    /// The Command register when it was told to reset.
+    pub command: u16,
+    /// Whether transactions were pending then.
+    pub pending: bool,
+}
+
 /// One function; a bridge with all that is behind it.
 #[derive(Clone, Debug)]
 pub struct FakeFunction {
@@ -25,6 +51,8 @@ pub struct FakeFunction {
     children: Vec<FakeFunction>,
     last_capability: usize,
     next_capability: usize,
+    /// Where its PCI Express capability is, for one that can be reset; how that goes, and has gone.
+    reset: Option<(usize, FakeReset, ResetStory)>,
 }
 
 impl FakeFunction {
@@ -37,6 +65,7 @@ impl FakeFunction {
             children: Vec::new(),
             last_capability: 0x33,
             next_capability: 0x40,
+            reset: None,
         };
         this.set(0, &vendor.to_le_bytes());
         this.set(2, &id.to_le_bytes());
@@ -83,6 +112,21 @@ impl FakeFunction {
             body[0] = 2 | port << 4;
             body
         })
+    }
+
+    /// Adds a PCI Express capability of an endpoint with a function-level reset, and this in its Device Control register.
+    pub fn express_with_reset(self, control: u16, reset: FakeReset) -> Self {
+        let at = self.next_capability;
+        let mut this = self.express(0);
+        this.reset = Some((at, reset, ResetStory::default()));
+        this.set(at + 4, &(1_u32 << 28).to_le_bytes());
+        this.set(at + 8, &control.to_le_bytes());
+        this.with_writable(at + 8, &[0xff, 0x7f])
+    }
+
+    /// What has come of its resets.
+    pub fn reset_story(&self) -> ResetStory {
+        self.reset.map_or_else(ResetStory::default, |(_, _, story)| story)
     }
 
     /// Puts a function behind this bridge.
@@ -194,7 +238,47 @@ impl FakeFunction {
         value
     }
 
+    /// As [`FakeFunction::register`], and notes that it was read.
+    fn read(&mut self, offset: usize, width: Width) -> u32 {
+        if let Some((express, reset, story)) = &mut self.reset {
+            if story.count != 0 && reset.unready != 0 {
+                reset.unready -= u32::from(reset.unready != u32::MAX);
+                return match reset.vendor_while_unready {
+                    vendor if vendor != 0 && offset == 0 => vendor.into(),
+                    _ => width.ones(),
+                };
+            }
+            if offset == *express + 10 {
+                let pending = reset.pending != 0;
+                reset.pending -= u32::from(pending && reset.pending != u32::MAX);
+                return u32::from(pending) << 5;
+            }
+        }
+        self.register(offset, width)
+    }
+
+    /// Does what a function does that is told to reset.
+    fn forget(&mut self) {
+        let Some((express, reset, mut story)) = self.reset else { return };
+        story.count += 1;
+        story.command = u16::from_le_bytes([self.regs[4], self.regs[5]]);
+        story.pending = reset.pending != 0;
+        self.reset = Some((express, reset, story));
+        for (byte, writable) in self.regs.iter_mut().zip(&self.writable) {
+            *byte &= !writable;
+        }
+        if let Some(device) = reset.device_after {
+            self.set(2, &device.to_le_bytes());
+        }
+        if reset.bars_stuck {
+            self.writable[0x10..0x28].fill(0);
+        }
+    }
+
     fn write(&mut self, offset: usize, width: Width, value: u32) {
+        if self.reset.is_some_and(|(express, ..)| offset == express + 8 && value & 1 << 15 != 0) {
+            return self.forget();
+        }
         for byte in 0..usize::from(width.bytes()) {
             let mask = self.writable[offset + byte];
             let old = self.regs[offset + byte];
@@ -262,7 +346,7 @@ impl FakeSpace {
 
 impl ConfigSpace for FakeSpace {
     fn read(&self, bdf: Bdf, offset: u16, width: Width) -> u32 {
-        self.with(bdf, &mut |function| function.register(usize::from(offset), width)).unwrap_or(width.ones())
+        self.with(bdf, &mut |function| function.read(usize::from(offset), width)).unwrap_or(width.ones())
     }
 
     fn write(&self, bdf: Bdf, offset: u16, width: Width, value: u32) {

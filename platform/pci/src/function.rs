@@ -320,15 +320,20 @@ impl Function {
     /// Sets or clears Bus Master Enable and reads it back, which pushes the write ahead of all that follows. The caller holds
     /// `control`.
     fn write_master(&self, enable: bool) {
-        let mut command = Command::from_bits_retain(self.config.read16(reg::COMMAND));
+        let Some(mut command) = self.command() else { return };
         command.set(Command::BUS_MASTER, enable);
         self.config.write16(reg::COMMAND, command.bits());
         let _pushed = self.config.read16(reg::COMMAND);
     }
 
+    /// The Command register; none where the function does not answer, so that not all of it is set when it does again.
+    fn command(&self) -> Option<Command> {
+        Some(self.config.read16(reg::COMMAND)).filter(|command| *command != u16::MAX).map(Command::from_bits_retain)
+    }
+
     fn update_command(&self, change: impl FnOnce(&mut Command)) {
         let _control = self.control.lock();
-        let mut command = Command::from_bits_retain(self.config.read16(reg::COMMAND));
+        let Some(mut command) = self.command() else { return };
         change(&mut command);
         self.config.write16(reg::COMMAND, command.bits());
     }

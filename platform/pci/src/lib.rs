@@ -34,6 +34,7 @@ mod groups;
 mod host;
 mod intx;
 mod msi;
+mod reset;
 mod scan;
 mod window;
 
@@ -52,5 +53,6 @@ pub use function::{Function, InterruptPin};
 pub use host::{Host, HostConfig, PciEnv};
 pub use intx::{Line, LineControl, PATIENCE, Wire};
 pub use msi::{MessageGate, Msi, MsiController, MsiMessage, Msix, msix_bars};
+pub use reset::RESET_MILLIS;
 pub use scan::Ids;
 pub use window::{Window, WindowKind};

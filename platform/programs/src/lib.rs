@@ -26,6 +26,8 @@ programs! {
     EDU = "edu";
     /// A driver of virtio-blk.
     BLK = "blk";
+    /// A driver of an NVMe controller.
+    NVME = "nvme";
     /// Asks for whatever comes to its mind.
     HOSTILE = "hostile";
     /// Draws into a picture that is on the screen.

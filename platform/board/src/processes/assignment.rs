@@ -10,12 +10,17 @@
 //! the function before the process is told, and the process has it opened again: a vector's mask, MSI as a whole, or the Interrupt
 //! Disable of a wire, which others share and go on using.
 //!
+//! A message is a store to a doorbell, which a process must not reach. In tables that a process shares with its device the doorbell is
+//! there for privileged accesses only, and those of a PCIe device are not; so they are taken for privileged (STE.PRIVCFG). Where the
+//! SMMU cannot do that, the device interrupts by its wire, which does not pass the SMMU, or not at all.
+//!
 //! # Coming to rest
 //!
 //! A device that goes from one process to the next must have forgotten the first: a transfer that was begun and is still under way
 //! would reach the second's memory. So only devices that the kernel can bring to rest are given away: virtio devices by their
-//! reset, edu, which has none, by waiting for the end of its transfer behind a blocked stream. In between the function is off the
-//! bus and its group blocked. One that does not come to rest stays so.
+//! reset, edu, which has none, by waiting for the end of its transfer behind a blocked stream, and all others by the function-level
+//! reset of PCI Express if they have one, which makes them forget everything, before the first process too. In between the function
+//! is off the bus and its group blocked. One that does not come to rest stays so.
 //!
 //! # Locking
 //!
@@ -35,20 +40,20 @@ use dma::{Limits, OwnedAttachment, OwnedDomain};
 use iommu::{IovaRange, PhysRange, Prot};
 use pci::{Function, MessageGate, Msi, Msix, PciError, Wire};
 use process::contract::{Extent, Kind};
-use process::{Assigned, Event, RegisterWindow, window};
+use process::{Assigned, Event, RegisterWindow, Window, window};
 use virtio::transport::{PciTransport, reset};
 
 /// The registers of a BAR.
-struct Registers(PhysRange);
+struct Registers(Window);
 
 // SAFETY: a BAR keeps its place once it has one, `window` has found nobody else in its pages, and the function is isolated: what its
 // registers make it do ends at what it was lent, and what they do to the one who writes them is that one's business.
 unsafe impl Extent for Registers {
     fn runs(&self) -> &[PhysRange] {
-        core::slice::from_ref(&self.0)
+        core::slice::from_ref(self.0.range())
     }
     fn len(&self) -> u64 {
-        self.0.len()
+        self.0.range().len()
     }
     fn kind(&self) -> Kind {
         Kind::Registers
@@ -68,13 +73,16 @@ enum Rest {
     Virtio,
     /// By waiting for the end of edu's transfer, when it does not any more.
     Edu,
+    /// By the function-level reset, likewise.
+    Function,
 }
 
 impl Rest {
     fn of(function: &Function) -> Option<Self> {
-        match crate::hardware::kind(function)? {
-            "edu" => Some(Self::Edu),
-            _ => Some(Self::Virtio),
+        match crate::hardware::kind(function) {
+            Some("edu") => Some(Self::Edu),
+            Some(_) => Some(Self::Virtio),
+            None => function.has_reset().then_some(Self::Function),
         }
     }
 }
@@ -92,6 +100,8 @@ struct Running {
     _attachment: OwnedAttachment,
     /// What the process fills: none if it is the process's own.
     domain: Option<OwnedDomain>,
+    /// Whether its messages reach their doorbell.
+    messages: bool,
 }
 
 /// A function that is put by for a process. It is stopped until the process opens it.
@@ -177,19 +187,29 @@ impl Assignment {
     fn try_start(&mut self, mode: Mode) -> Result<Running, process::Error> {
         let master = self.master.as_ref().ok_or(process::Error::NoSuchDevice("device any more"))?;
         let device = master.device();
-        let (domain, shared) = match mode {
-            Mode::Own => (OwnedDomain::new(device.name(), device)?, false),
+        let (domain, shared, messages) = match mode {
+            Mode::Own => (OwnedDomain::new(device.name(), device)?, false, true),
             Mode::Shared => {
-                let space = self.tables.as_ref().and_then(|tables| tables.space()).cloned();
-                let space = space.ok_or(process::Error::Unsupported("the process's own table"))?;
-                // The doorbell of interrupts is in it too, for privileged accesses: the device's, where its bus says so.
+                let no = process::Error::Unsupported("the process's own table");
+                let Some(tables) = &self.tables else { return Err(no) };
+                let space = tables.space().cloned().ok_or(no)?;
+                // The doorbell of interrupts is in it too, for privileged accesses.
                 // SAFETY: only extents are mapped in it (contract of `process::contract`), which devices may access, and never where
                 // the device has something reserved: the process's space keeps that free.
-                (unsafe { OwnedDomain::around(device.name(), device, space, Prot::PRIVILEGED) }?, true)
+                (
+                    unsafe { OwnedDomain::around(device.name(), device, space, Prot::PRIVILEGED) }?,
+                    true,
+                    tables.carry_messages(),
+                )
             }
         };
         let attachment = domain.attach(device)?;
-        let running = Running { interrupts: None, _attachment: attachment, domain: (!shared).then_some(domain) };
+        if self.rest == Rest::Function {
+            // Whatever firmware or the kernel has told it is not for the process.
+            self.reset(master)?;
+        }
+        let running =
+            Running { interrupts: None, _attachment: attachment, domain: (!shared).then_some(domain), messages };
         master.release().map_err(|error| self.failed(&error))?;
         Ok(running)
     }
@@ -197,6 +217,10 @@ impl Assignment {
     fn failed(&self, error: &dyn core::fmt::Display) -> process::Error {
         log::error!("{}: {error}", self.name);
         process::Error::Device
+    }
+
+    fn reset(&self, master: &Master) -> Result<(), process::Error> {
+        master.function().reset(Deadline::after_millis(LIFECYCLE_MILLIS)).map_err(|error| self.failed(&error))
     }
 
     /// Brings the device to rest.
@@ -207,11 +231,11 @@ impl Assignment {
             Rest::Virtio => PciTransport::new(master.function().clone())
                 .and_then(|transport| reset(&transport, deadline))
                 .map_err(|error| self.failed(&error)),
-            Rest::Edu => Ok(()),
+            Rest::Edu | Rest::Function => Ok(()),
         };
         let arrested = master.arrest().map_err(|error| self.failed(&error));
         let drained = match self.rest {
-            Rest::Virtio => Ok(()),
+            Rest::Virtio | Rest::Function => Ok(()),
             Rest::Edu => testdev::edu::drain(master.function(), deadline).map_err(|error| self.failed(&error)),
         };
         reset.and(arrested).and(drained)
@@ -254,10 +278,10 @@ impl Assigned for Assignment {
         let mut itself = false;
         let mut others =
             self.others.iter().copied().filter(|other| *other != range || core::mem::replace(&mut itself, true));
-        let range = window(RegisterWindow { bar, range, others: &mut others })?;
+        let window = window(RegisterWindow { bar, range, others: &mut others })?;
         // Lets the function decode memory.
         function.bar_part(bar, 0, abi::PAGE).map_err(|error| self.failed(&error))?;
-        let registers = fallible::arc(Registers(range)).map_err(|_| process::Error::OutOfMemory)?;
+        let registers = fallible::arc(Registers(window)).map_err(|_| process::Error::OutOfMemory)?;
         Ok(registers)
     }
 
@@ -279,7 +303,15 @@ impl Assigned for Assignment {
 
     fn stop(&mut self) -> Result<(), process::Error> {
         let Some(master) = self.master.take() else { return Ok(()) };
-        let result = self.quiet(&master);
+        let mut result = self.quiet(&master);
+        // It is off the bus: none comes any more.
+        self.gates.clear();
+        if let Some(running) = &mut self.running {
+            running.interrupts = None;
+        }
+        if self.rest == Rest::Function && result.is_ok() {
+            result = self.reset(&master);
+        }
         if result.is_err()
             && let Some(group) = master.group()
         {
@@ -287,8 +319,7 @@ impl Assigned for Assignment {
             log::error!("{} did not come to rest, and is given to nobody any more", self.name);
             group.enter();
         }
-        // Interrupts, then the place in the owned domain (the group is blocked: it does not come back to its own), then the master.
-        self.gates.clear();
+        // The place in the owned domain (the group is blocked: it does not come back to its own), then the master.
         self.running = None;
         drop(master);
         result
@@ -319,10 +350,8 @@ impl Assigned for Assignment {
                 process::Error::Device
             }
         };
-        if running.interrupts.is_none()
-            && pci::msix_bars(&function)[0].is_some()
-            && controller.has(function.requester_id(), 1)
-        {
+        let by_message = running.messages && controller.has(function.requester_id(), 1);
+        if running.interrupts.is_none() && by_message && pci::msix_bars(&function)[0].is_some() {
             let msix = Msix::new(function.clone(), controller.clone()).map_err(translate)?;
             running.interrupts = Some(Interrupts::Msix(msix));
         }
@@ -339,7 +368,7 @@ impl Assigned for Assignment {
         if running.interrupts.is_some() {
             return Err(process::Error::Busy);
         }
-        if function.capability(pci::capability::MSI).is_some() && controller.has(function.requester_id(), 1) {
+        if by_message && function.capability(pci::capability::MSI).is_some() {
             let gate = Msi::gate(&function).map_err(translate)?;
             let handler = raise(&self.event, Some(gate.clone()))?;
             let msi = Msi::new(function.clone(), controller, handler).map_err(translate)?;

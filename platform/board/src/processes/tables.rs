@@ -31,8 +31,8 @@ pub struct UserTables {
 enum Walked {
     /// Walked by processors alone.
     Private(Arc<PageTable>),
-    /// Of an address space of an IOMMU's, whose root is here.
-    Shared { space: Arc<dyn AddressSpace>, root: PhysAddr },
+    /// Of an address space of an IOMMU's, whose root is here. `privileged`: its devices reach what EL0 does not.
+    Shared { space: Arc<dyn AddressSpace>, root: PhysAddr, privileged: bool },
 }
 
 /// The same attributes have the same numbers wherever the tables are walked.
@@ -67,6 +67,8 @@ impl UserTables {
         let mut request = Request::default();
         (request.granule, request.input_bits) = (Some(Granule::K4), Some(BITS));
         request.translation = Translation::Stage1;
+        // The doorbell of messages is in it too, and not for the process.
+        request.privileged = smmu.features().attr_perms_ovr;
         let space = smmu.create_with(&request).map_err(|error| match error {
             AttachError::OutOfMemory => Error::OutOfMemory,
             AttachError::NoIdentifier => Error::Quota("address spaces"),
@@ -76,7 +78,7 @@ impl UserTables {
         if geometry.granule() != Granule::K4 || geometry.input_bits() != BITS || geometry.stage() != Stage::One {
             return Err(NO);
         }
-        Self::of(Walked::Shared { space, root })
+        Self::of(Walked::Shared { space, root, privileged: request.privileged })
     }
 
     fn of(walked: Walked) -> Result<Arc<Self>, Error> {
@@ -97,6 +99,12 @@ impl UserTables {
             Walked::Private(_) => None,
             Walked::Shared { space, .. } => Some(space),
         }
+    }
+
+    /// Whether a device that has them as its address space can send messages: their doorbell is not for EL0, and accesses of PCIe
+    /// are as unprivileged as those of EL0, unless the SMMU takes them for privileged.
+    pub(super) fn carry_messages(&self) -> bool {
+        matches!(&self.walked, Walked::Shared { privileged: true, .. })
     }
 
     /// What is needed to run in them.

@@ -11,7 +11,7 @@ user::entry!(driver::main);
 
 #[cfg(target_os = "none")]
 mod driver {
-    use user::abi::{ErrorCode, Mode, PAGE, READ, WRITE};
+    use user::abi::{ErrorCode, Mode, PAGE, READ, Signal, WRITE};
     use user::say;
     use user::sys::{self, Device, Registers};
 
@@ -30,6 +30,8 @@ mod driver {
     /// Where the device's buffer lies for the device.
     const BUFFER: u64 = 0x4_0000;
     const PATIENCE: u64 = 5_000_000_000;
+    /// The exit code where all was well, with interrupts by wire.
+    const BY_WIRE: u64 = 100;
 
     /// What can be wrong, as an exit code.
     type Result<T> = core::result::Result<T, u64>;
@@ -175,14 +177,15 @@ mod driver {
         }
     }
 
-    /// The device uses the process's own pointers.
+    /// The device uses the process's own pointers. All is well with [`BY_WIRE`] too.
     fn shared(len: u64, value: u64, unmap: bool) -> Result<()> {
         let before = memory(1)?;
         let edu = Edu::open(Mode::Shared)?;
+        let signal = edu.device.connect(0).map_err(system)?;
         let after = memory(2)?;
         fill(before, 0, len, value);
-        edu.copy_polling(false, before.base(), len)?;
-        edu.copy_polling(true, after.base() + PAGE, len)?;
+        edu.copy(false, before.base(), len)?;
+        edu.copy(true, after.base() + PAGE, len)?;
         if !check(after, PAGE, len, value) {
             return Err(5);
         }
@@ -191,7 +194,7 @@ mod driver {
             unsafe { sys::unmap(after.base(), 2 * PAGE) }.map_err(system)?;
             edu.copy_polling(true, after.base() + PAGE, len)?;
         }
-        Ok(())
+        if signal == Signal::Wire { Err(BY_WIRE) } else { Ok(()) }
     }
 
     /// Everything that must be refused, each with its own code. `doorbell` is an address that is set aside.

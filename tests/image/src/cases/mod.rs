@@ -20,6 +20,7 @@ mod machine;
 mod memory;
 mod misuse;
 mod narrow;
+mod pan;
 mod pcie;
 mod processes;
 mod removal;

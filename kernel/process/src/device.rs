@@ -6,6 +6,7 @@
 use crate::Error;
 use crate::contract::Extent;
 use crate::event::Event;
+use crate::touched::Touched;
 use crate::space::{Space, pages, prot};
 use abi::{Mode, PAGE, READ, Rights, Signal, WRITE};
 use alloc::boxed::Box;
@@ -141,11 +142,12 @@ pub(crate) struct Held {
     device: Box<dyn Assigned>,
     loans: Vec<Loan>,
     loans_max: usize,
+    touched: Touched,
 }
 
 impl Held {
-    pub fn new(device: Box<dyn Assigned>, loans_max: usize) -> Self {
-        Self { device, loans: Vec::new(), loans_max }
+    pub fn new(device: Box<dyn Assigned>, loans_max: usize, tables_max: u64) -> Self {
+        Self { device, loans: Vec::new(), loans_max, touched: Touched::new(tables_max) }
     }
 
     pub fn device(&mut self) -> &mut dyn Assigned {
@@ -173,6 +175,10 @@ impl Held {
         self.loans.try_reserve(1)?;
         let domain = self.device.domain().ok_or(Error::Unsupported("lending by address"))?.clone();
         let pages = space.lend(range, need)?;
+        if let Err(error) = self.touched.charge(at) {
+            space.lent_back(address);
+            return Err(error);
+        }
         let placed = match rights {
             READ => domain.map_owned(at.start(), pages).map(Loaned::In).map_err(|rejected| rejected.error),
             WRITE => domain.map_owned(at.start(), pages).map(Loaned::Out).map_err(|rejected| rejected.error),

@@ -34,6 +34,7 @@ mod handles;
 mod process;
 mod shared;
 mod space;
+mod touched;
 
 pub use device::{Assigned, RegisterWindow, Window, window};
 pub use elf::{ElfError, Start};

@@ -27,6 +27,9 @@ pub struct Quota {
     pub handles: usize,
     /// Ranges lent to one device.
     pub loans: usize,
+    /// Pages of tables for the addresses at which it lends to one device: one for each 2 MiB in which something was ever lent, and
+    /// ten for each GiB and each 512 GiB.
+    pub tables: u64,
     /// Bytes of addresses for what others have too: shared buffers, and memory that was put by.
     pub shared: u64,
 }
@@ -34,7 +37,7 @@ pub struct Quota {
 impl Default for Quota {
     /// 16 MiB, and as many of everything as a driver needs.
     fn default() -> Self {
-        Self { pages: 4096, regions: 128, handles: 16, loans: 256, shared: 256 << 20 }
+        Self { pages: 4096, regions: 128, handles: 16, loans: 256, tables: 1024, shared: 256 << 20 }
     }
 }
 
@@ -269,7 +272,7 @@ impl Process {
         let ready = if mode == Mode::Shared { self.space.reserve(device.reserved()) } else { Ok(()) };
         match ready.and_then(|()| device.start(mode)) {
             Ok(()) => {
-                self.handles.fill(handle, Named::Device(Held::new(device, self.quota.loans)));
+                self.handles.fill(handle, Named::Device(Held::new(device, self.quota.loans, self.quota.tables)));
                 Ok(handle)
             }
             Err(error) => {

@@ -146,6 +146,22 @@ fn a_quota_is_kept() {
     assert_eq!(world.call(Call::Lend, [handle, IOVA + PAGE, at, PAGE, READ]), Err(ErrorCode::Quota));
 }
 
+/// Tables stay as long as the address space. Red when what a loan may need is not charged, or given back with the loan.
+#[test]
+fn a_process_that_lends_everywhere_is_stopped_by_its_quota() {
+    let mut world = World::new(Quota { tables: 100, ..Quota::default() });
+    let handle = world.open();
+    let at = world.call(Call::Map, [PAGE, READ]).unwrap();
+    let mut lend = |iova| {
+        world.call(Call::Lend, [handle, iova, at, PAGE, READ])?;
+        world.call(Call::TakeBack, [handle, iova, PAGE]).map(drop)
+    };
+    let lent = (0..1000).take_while(|place| lend(IOVA + (place << 30)).is_ok()).count();
+    assert_eq!(lent, 8);
+    assert_eq!(lend(IOVA + (10 << 30)), Err(ErrorCode::Quota));
+    assert_eq!(lend(IOVA), Ok(()));
+}
+
 #[test]
 fn an_event_is_waited_for_with_a_deadline() {
     let mut world = World::new(Quota::default());

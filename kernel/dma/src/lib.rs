@@ -152,8 +152,8 @@ pub use quarantine::Quarantined;
 pub use reserve::{Assembled, Carved, Linkable, Linked, NotLinked, Part, Placement, Reservation, Staged, Stages};
 pub use scoped::Scoped;
 pub use share::{
-    Attachment, Attributes, CarvedOut, CpuAccess, CpuIntent, CpuReads, CpuWrites, Exporter, Extents, Fence, Import,
-    Importer, Job, Remapped, SharedBuffer, SpaceAccess, TILE, TileView, Tiles, Turn, Users, Watch,
+    Attachment, Attributes, CarvedOut, CoherentPages, CpuAccess, CpuIntent, CpuReads, CpuWrites, Exporter, Extents,
+    Fence, Import, Importer, Job, Remapped, SharedBuffer, SpaceAccess, TILE, TileView, Tiles, Turn, Users, Watch,
 };
 pub use stats::{DeviceStats, live};
 pub use stray::Stray;

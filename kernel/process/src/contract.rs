@@ -3,7 +3,7 @@
 #![allow(unsafe_code)] // Declarations only: what is promised here is what safe code relies on.
 
 use crate::Error;
-use dma::{Attributes, Cacheability, OpenPages, SpaceAccess};
+use dma::{Attributes, Cacheability, CoherentPages, Lent, OpenPages, SpaceAccess};
 use iommu::pgtable::Leaves;
 use iommu::{IovaRange, MapError, PhysRange, Prot, RevokeError};
 
@@ -16,6 +16,17 @@ pub enum Kind {
     Uncached,
     /// Registers of a device.
     Registers,
+}
+
+impl From<Attributes> for Kind {
+    /// For what the CPU reaches at all.
+    fn from(attributes: Attributes) -> Self {
+        match attributes {
+            Attributes::Memory(Cacheability::WriteBack) => Self::Memory,
+            Attributes::Memory(_) => Self::Uncached,
+            Attributes::Registers => Self::Registers,
+        }
+    }
 }
 
 /// Physical memory or registers that processes may have mapped: this is the seam for whatever is to be seen at EL0. It is held by
@@ -131,14 +142,31 @@ unsafe impl Extent for SpaceAccess {
         SpaceAccess::len(self)
     }
     fn kind(&self) -> Kind {
-        match self.attributes() {
-            Attributes::Memory(Cacheability::WriteBack) => Kind::Memory,
-            Attributes::Memory(_) => Kind::Uncached,
-            Attributes::Registers => Kind::Registers,
-        }
+        self.attributes().into()
     }
     fn writable(&self) -> bool {
         self.writes()
+    }
+    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), Error> {
+        self.read_at(offset, to).map_err(|_| Error::BadAddress { address: offset, len: to.len() as u64 })
+    }
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), Error> {
+        self.write_at(offset, from).map_err(|_| Error::BadAddress { address: offset, len: from.len() as u64 })
+    }
+}
+
+// SAFETY:
+// - nobody makes references into the memory (its invariant), which the CPU reaches, and which the object owns;
+// - the device has it for as long as the object lives, as the contract allows.
+unsafe impl Extent for CoherentPages {
+    fn runs(&self) -> &[PhysRange] {
+        CoherentPages::runs(self)
+    }
+    fn len(&self) -> u64 {
+        Lent::len(self)
+    }
+    fn kind(&self) -> Kind {
+        self.attributes().into()
     }
     fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), Error> {
         self.read_at(offset, to).map_err(|_| Error::BadAddress { address: offset, len: to.len() as u64 })

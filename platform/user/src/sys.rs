@@ -427,6 +427,16 @@ impl Registers {
         self.base
     }
 
+    /// How many bytes they are.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there is none: never.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// A part of them.
     pub fn part(&self, offset: u64, len: u64) -> Option<Self> {
         let end = offset.checked_add(len)?;

@@ -35,6 +35,7 @@
 
 mod access;
 mod attachment;
+mod coherent;
 mod import;
 mod job;
 mod remap;
@@ -44,6 +45,7 @@ mod store;
 pub use access::{CpuAccess, CpuIntent, CpuReads, CpuWrites};
 pub use attachment::Attachment;
 pub(crate) use attachment::{DeviceUser, synced};
+pub use coherent::CoherentPages;
 pub use import::{Extents, Import, Importer};
 pub(crate) use job::Synced;
 pub use job::{Fence, Job, Turn, Watch};

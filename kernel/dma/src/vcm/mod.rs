@@ -12,7 +12,8 @@
 //! |---|---|
 //! | [`Device`]: the device's DMA domain | [`InDevice`], a loan |
 //! | [`OwnedDomain`]: a space that its owner fills and swaps under devices | [`InDomain`] |
-//! | [`Cpu`]: the kernel's own addresses, or those of a process | [`InCpu`], memory in one piece |
+//! | [`Cpu`]: the kernel's own addresses | [`InCpu`], memory in one piece |
+//! | those of a process | what its calls make of it: addresses for long, memory within a [`SpaceAccess`](crate::SpaceAccess) |
 //!
 //! A device's whole address space is exchanged for another one by [`OwnedAttachment::swap`](crate::OwnedAttachment::swap): areas at the same
 //! addresses of two domains are then two contents of the same range.

@@ -9,8 +9,8 @@ use abi::{ALIGNMENT_MAX, Call, ErrorCode, PAGE, READ, WRITE};
 use base::Deadline;
 use dma::fakes::FakeSystem;
 use dma::{
-    BusyWith, Cacheability, CarvedOut, CpuReads, CpuWrites, Error as DmaError, FromDevice, Job, Ladder, OpenPages,
-    PageSet, SharedBuffer, ToDevice,
+    BusyWith, Cacheability, CarvedOut, CoherentPages, CpuReads, CpuWrites, Error as DmaError, FromDevice, Job, Ladder,
+    OpenPages, PageSet, SharedBuffer, ToDevice,
 };
 use iommu::Prot;
 use process::{Event, Next, Quota};
@@ -370,4 +370,49 @@ fn memory_that_was_put_by_is_there_until_it_is_unmapped() {
     world.call(Call::Unmap, [first, LEN]).unwrap();
     world.call(Call::MapMemory, [1, READ]).unwrap();
     assert_eq!(world.process.space().mapped_pages(), 0);
+}
+
+/// Device, kernel and process have it at the same time; the device until nobody holds it. Red when the mapping holds nothing.
+#[test]
+fn coherent_memory_is_its_devices_as_long_as_a_process_has_it_mapped() {
+    for (system, attributes) in [(FakeSystem::new(), Prot::empty()), (FakeSystem::non_coherent(), Prot::NON_COHERENT)] {
+        let mut world = World::on(system, Quota::default());
+        let fake = world.system.device("device").unwrap();
+        let pages = Arc::new(CoherentPages::new(&fake.device, 2 * PAGE).unwrap());
+        let (iova, phys) = (pages.iova(), pages.runs()[0].start());
+        world.process.put_memory(pages.clone(), BOTH).unwrap();
+        let at = world.call(Call::MapMemory, [0, BOTH]).unwrap();
+        assert_eq!(world.tables.at(at), Some((phys, Prot::READ | Prot::WRITE | attributes)));
+        fake.master.write(iova, b"device").unwrap();
+        world.process.space().copy_out(at + 6, b" process").unwrap();
+        pages.write_at(14, b" kernel").unwrap();
+        let mut seen = [[0; 21]; 3];
+        fake.master.read(iova, &mut seen[0]).unwrap();
+        world.process.space().copy_in(at, &mut seen[1]).unwrap();
+        pages.read_at(0, &mut seen[2]).unwrap();
+        assert_eq!(seen, [*b"device process kernel"; 3]);
+        // The kernel's driver has gone.
+        drop(pages);
+        fake.master.write(iova, b"D").unwrap();
+        let live = world.system.memory.live_bytes();
+        world.call(Call::Unmap, [at, 2 * PAGE]).unwrap();
+        fake.master.write(iova, b"D").unwrap();
+        assert!(world.process.end());
+        assert!(fake.master.write(iova, b"D").is_err());
+        assert_eq!(world.system.memory.live_bytes() + 2 * PAGE, live);
+        assert!(world.system.memory.violations().is_empty());
+    }
+}
+
+/// Memory that a device does not snoop has no cached alias.
+#[test]
+fn coherent_memory_that_is_not_cached_is_not_cached_in_a_process() {
+    let mut world = World::new(Quota::default());
+    let fake = world.system.device("device").unwrap();
+    let pages = Arc::new(CoherentPages::not_cached(&fake.device, 1).unwrap());
+    assert_eq!(world.system.memory.cacheability_at(pages.runs()[0].start()), Some(Cacheability::NonCacheable));
+    world.process.put_memory(pages, READ).unwrap();
+    assert_eq!(world.call(Call::MapMemory, [0, BOTH]), Err(ErrorCode::BadRights));
+    let at = world.call(Call::MapMemory, [0, READ]).unwrap();
+    assert_eq!(world.tables.at(at).unwrap().1, Prot::READ | Prot::NON_COHERENT);
 }

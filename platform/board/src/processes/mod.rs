@@ -139,12 +139,19 @@ impl UserProcess {
 
     /// Runs the process to its end, and gives back all that it had.
     pub fn run(mut self, deadline: Deadline) -> End {
+        let end = self.run_and_keep(deadline);
+        self.process.end();
+        end
+    }
+
+    /// Runs the process to its end, and leaves what it has as it was then, to be looked at: devices go on, and whoever waits for one of
+    /// its accesses waits. Dropping it gives back all that it had.
+    pub fn run_and_keep(&mut self, deadline: Deadline) -> End {
         let end = self.run_until(deadline, || false).unwrap_or(End::TimedOut);
         match &end {
             End::Exited(_) => log::debug!("process {} {end}", self.process.name()),
             _ => log::warn!("process {} {end}", self.process.name()),
         }
-        self.process.end();
         end
     }
 

@@ -9,8 +9,8 @@ use alloc::sync::Arc;
 use arch::user::{Asid, Tables as Active};
 use base::fallible;
 use iommu::contract::AddressSpace;
-use iommu::pgtable::{Geometry, Granule, MAIR, PageTable, Stage};
-use iommu::{AttachError, IovaRange, MapError, PhysAddr, PhysRange, Prot, RevokeError};
+use iommu::pgtable::{Geometry, Granule, Leaves, MAIR, PageTable, Stage};
+use iommu::{AttachError, Iova, IovaRange, MapError, PhysAddr, PhysRange, Prot, RevokeError};
 use kernel::machine::IommuRef;
 use pci::Function;
 use process::Error;
@@ -91,6 +91,14 @@ impl UserTables {
         }
     }
 
+    /// What is mapped at `address`, and how.
+    pub fn translate(&self, address: u64) -> Option<(PhysAddr, Prot)> {
+        match &self.walked {
+            Walked::Private(table) => table.translate(Iova::new(address)),
+            Walked::Shared { space, .. } => space.translate(Iova::new(address)),
+        }
+    }
+
     /// The address space that a device can be attached to, if there is one.
     pub(super) fn space(&self) -> Option<&Arc<dyn AddressSpace>> {
         match &self.walked {
@@ -130,6 +138,13 @@ unsafe impl Tables for UserTables {
         match result? {
             None => Ok(()),
             Some(missing) => Err(RevokeError::NotMapped(missing)),
+        }
+    }
+
+    fn leaves(&self, range: IovaRange) -> Option<Leaves> {
+        match &self.walked {
+            Walked::Private(table) => Some(table.leaves(range)),
+            Walked::Shared { space, .. } => space.leaves(range),
         }
     }
 

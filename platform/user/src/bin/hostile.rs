@@ -33,11 +33,13 @@ mod program {
         }
     }
 
-    /// What it remembers of what it was given: addresses with lengths, and addresses of its device's.
+    /// What it remembers of what it was given: addresses with lengths, addresses of its device's, and handles of buffers and events, with
+    /// addresses and lengths of the former.
     #[derive(Default)]
     struct Memory {
         maps: [(u64, u64); 16],
         loans: [(u64, u64); 16],
+        handles: [Option<(u64, u64, u64)>; 8],
     }
 
     pub fn main([calls, seed, secret]: [u64; 3]) -> u64 {
@@ -63,7 +65,8 @@ mod program {
     fn think(random: &mut Random, memory: &Memory, handle: u64, secret: u64) -> (u64, [u64; 6]) {
         let map = memory.maps.get(random.below(16) as usize).copied().unwrap_or_default();
         let loan = memory.loans.get(random.below(16) as usize).copied().unwrap_or_default();
-        let mut arguments = core::array::from_fn(|_| match random.below(10) {
+        let shared = memory.handles.get(random.below(8) as usize).copied().flatten().unwrap_or_default();
+        let mut arguments = core::array::from_fn(|_| match random.below(13) {
             0 => random.next(),
             1 => random.below(8),
             2 => PAGE * random.below(10),
@@ -73,6 +76,9 @@ mod program {
             6 => random.of(&[u64::MAX, u64::MAX - PAGE + 1, 1 << 48, 0xffff_0000_0000_0000, 1 << 63]),
             7 => secret & !(PAGE - 1),
             8 => handle,
+            9 => shared.0,
+            10 => shared.1,
+            11 => 1 << random.below(64),
             _ => random.below(1 << 13),
         });
         let none = random.next() | 64;
@@ -92,6 +98,17 @@ mod program {
             Call::Time as u64,
             Call::Wait as u64,
             Call::Close as u64,
+            Call::OpenBuffer as u64,
+            Call::BufferSize as u64,
+            Call::MapBuffer as u64,
+            Call::MapBuffer as u64,
+            Call::BeginAccess as u64,
+            Call::BeginAccess as u64,
+            Call::EndAccess as u64,
+            Call::OpenEvent as u64,
+            Call::Raise as u64,
+            Call::MapMemory as u64,
+            Call::MemorySize as u64,
             none,
         ]);
         let meant = random.below(2) == 0;
@@ -101,7 +118,21 @@ mod program {
         } else if call == Call::Wait as u64 {
             arguments[1] = 0;
         } else if call == Call::Close as u64 {
-            arguments[0] |= 1 << 20;
+            // Its device it keeps.
+            arguments[0] = if meant && shared.0 != handle { shared.0 } else { arguments[0] | 1 << 20 };
+        } else if call == Call::BeginAccess as u64 {
+            arguments[2] = random.below(1000);
+            if meant {
+                (arguments[0], arguments[1]) = (shared.0, random.of(&[READ, READ | WRITE]));
+            }
+        } else if (call == Call::OpenBuffer as u64 || call == Call::OpenEvent as u64) && meant {
+            arguments[0] = random.below(3);
+        } else if call == Call::MapBuffer as u64 && meant {
+            (arguments[0], arguments[1]) = (shared.0, PAGE << random.below(20));
+        } else if (call == Call::EndAccess as u64 || call == Call::Raise as u64) && meant {
+            arguments[0] = shared.0;
+        } else if call == Call::MapMemory as u64 && meant {
+            (arguments[0], arguments[1]) = (random.below(3), random.of(&[READ, READ | WRITE]));
         } else if call == Call::Map as u64 && meant {
             (arguments[0], arguments[1]) = (PAGE * (1 + random.below(8)), random.of(&[READ, READ | WRITE]));
         } else if call == Call::Unmap as u64 {
@@ -134,6 +165,36 @@ mod program {
             }
         } else if call == Call::TakeBack as u64 {
             memory.loans.iter_mut().filter(|(at, _)| *at == arguments[1]).for_each(|place| *place = (0, 0));
+        } else if call == Call::MapMemory as u64 {
+            let place = memory.maps.iter().position(|(at, _)| *at == 0).unwrap_or(random.below(16) as usize);
+            // SAFETY: changes nothing.
+            let (_, len) = unsafe { sys::raw(Call::MemorySize as u64, [arguments[0], 0, 0, 0, 0, 0]) };
+            if let Some(place) = memory.maps.get_mut(place) {
+                *place = (value, len);
+            }
+        } else if call == Call::OpenBuffer as u64 || call == Call::OpenEvent as u64 {
+            let place = memory.handles.iter().position(Option::is_none).unwrap_or(random.below(8) as usize);
+            if let Some(place) = memory.handles.get_mut(place) {
+                *place = Some((value, 0, 0));
+            }
+        } else if call == Call::Close as u64 {
+            let closed = |place: &&mut Option<_>| matches!(place, Some((handle, _, _)) if *handle == arguments[0]);
+            memory.handles.iter_mut().filter(closed).for_each(|place| *place = None);
+        } else if call == Call::MapBuffer as u64 {
+            // SAFETY: changes nothing.
+            let (_, len) = unsafe { sys::raw(Call::BufferSize as u64, [arguments[0], 0, 0, 0, 0, 0]) };
+            for (handle, at, bytes) in memory.handles.iter_mut().flatten() {
+                if *handle == arguments[0] {
+                    (*at, *bytes) = (value, len);
+                }
+            }
+        } else if call == Call::BeginAccess as u64 && arguments[1] & WRITE != 0 {
+            let begun = memory.handles.iter().flatten().find(|(handle, _, _)| *handle == arguments[0]);
+            if let Some((_, at, len)) = begun.filter(|(_, _, len)| *len != 0) {
+                // SAFETY: the memory is there until the access ends, and nothing refers to it.
+                let buffer = unsafe { Registers::of_memory(*at, *len) };
+                buffer.write64(random.below(*len) & !7, random.next());
+            }
         }
     }
 

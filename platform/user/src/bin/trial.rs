@@ -11,7 +11,7 @@ user::entry!(program::main);
 mod program {
     use core::arch::asm;
     use core::sync::atomic::{AtomicU64, Ordering};
-    use user::abi::{ErrorCode, READ, WRITE};
+    use user::abi::{ErrorCode, PAGE, READ, WRITE};
     use user::{say, sys};
 
     static DATA: AtomicU64 = AtomicU64::new(0x1234);
@@ -38,6 +38,11 @@ mod program {
             11 => trapped(value),
             12 => data_as_code(),
             13 => leftovers(),
+            14 => shared::there_and_back(value),
+            15 => shared::out_of_turn(value, other),
+            16 => shared::held(value),
+            17 => shared::aligned(value, other),
+            18 => shared::watched(value, other),
             _ => u64::MAX,
         }
     }
@@ -128,6 +133,144 @@ mod program {
     fn data_as_code() -> u64 {
         let code: [u32; 2] = core::hint::black_box([0xd65f_03c0, 0xd65f_03c0]);
         jump(code.as_ptr().addr() as u64)
+    }
+
+    /// Buffers that others have too, each the first that was put by.
+    mod shared {
+        use super::{PAGE, READ, WRITE, load, store};
+        use user::sys::{self, Access, Buffer, Event};
+
+        /// As long as it takes.
+        const EVER: u64 = u64::MAX;
+
+        /// The word at `offset`.
+        fn word(seed: u64, offset: u64) -> u64 {
+            (seed + offset).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        }
+
+        fn fill(access: &mut Access<'_>, seed: u64) {
+            for (place, offset) in access.bytes_mut().chunks_exact_mut(8).zip((0..).step_by(8)) {
+                place.copy_from_slice(&word(seed, offset).to_le_bytes());
+            }
+        }
+
+        fn holds(access: &Access<'_>, seed: u64) -> bool {
+            access
+                .bytes()
+                .chunks_exact(8)
+                .zip((0..).step_by(8))
+                .all(|(place, offset)| place == word(seed, offset).to_le_bytes())
+        }
+
+        /// Draws, says so, and waits until the next picture is to be seen; so many times. Events 0 and 1 are asked for and given.
+        pub fn there_and_back(times: u64) -> u64 {
+            let (Ok(mut buffer), Ok(go), Ok(done)) = (Buffer::open(0), Event::open(0), Event::open(1)) else {
+                return 1;
+            };
+            if buffer.map(PAGE).is_err() {
+                return 2;
+            }
+            for turn in 0..times {
+                let Ok(mut access) = buffer.begin(READ | WRITE, EVER) else { return 3 };
+                fill(&mut access, turn);
+                drop(access);
+                if done.raise().is_err() || go.wait(EVER) != Ok(1) {
+                    return 4;
+                }
+                let Ok(access) = buffer.begin(READ, EVER) else { return 5 };
+                if !holds(&access, turn + 1000) {
+                    return 6;
+                }
+                if access.end().is_err() {
+                    return 7;
+                }
+            }
+            0
+        }
+
+        /// Touches the buffer when it must not, at `offset`: 0 before an access, 1 after one, 2 writing in one that reads, 3 the first byte
+        /// after it.
+        pub fn out_of_turn(when: u64, offset: u64) -> u64 {
+            let Ok(mut buffer) = Buffer::open(0) else { return 1 };
+            let Ok(at) = buffer.map(PAGE) else { return 2 };
+            if when == 0 {
+                return load(at + offset);
+            }
+            let len = buffer.len();
+            let Ok(mut access) = buffer.begin(if when == 2 { READ } else { READ | WRITE }, 0) else { return 3 };
+            fill(&mut access, 5);
+            match when {
+                1 => {
+                    drop(access);
+                    load(at + offset)
+                }
+                2 => store(at + offset),
+                _ => load(at + len),
+            }
+        }
+
+        /// Begins an access and keeps it: 0 for as long as it runs, 1 until event 0, after which it ends the access; 2 does not even begin.
+        /// Event 1 says when.
+        pub fn held(how: u64) -> u64 {
+            let (Ok(mut buffer), Ok(go), Ok(done)) = (Buffer::open(0), Event::open(0), Event::open(1)) else {
+                return 1;
+            };
+            if buffer.map(PAGE).is_err() {
+                return 2;
+            }
+            if how == 2 && done.raise().is_err() {
+                return 3;
+            }
+            let Ok(mut access) = buffer.begin(READ | WRITE, EVER) else { return 4 };
+            if how == 2 {
+                return 5;
+            }
+            fill(&mut access, 6);
+            if done.raise().is_err() || go.wait(EVER).is_err() {
+                return 6;
+            }
+            u64::from(access.end().is_err())
+        }
+
+        /// Ends within an access to the buffer at a multiple of `alignment`, behind so many places for it at the next free page. What was
+        /// there is looked at and replaced: each word by its complement.
+        pub fn aligned(alignment: u64, before: u64) -> u64 {
+            let mut others: [Option<Buffer>; 4] = [const { None }; 4];
+            for place in others.iter_mut().take(before as usize) {
+                let Ok(mut buffer) = Buffer::open(0) else { return 1 };
+                if buffer.map(PAGE).is_err() {
+                    return 2;
+                }
+                *place = Some(buffer);
+            }
+            let Ok(mut buffer) = Buffer::open(0) else { return 3 };
+            let Ok(at) = buffer.map(alignment) else { return 4 };
+            let Ok(mut access) = buffer.begin(READ | WRITE, EVER) else { return 5 };
+            for place in access.bytes_mut().chunks_exact_mut(8) {
+                place.iter_mut().for_each(|byte| *byte = !*byte);
+            }
+            sys::exit(at)
+        }
+
+        /// Looks at memory that a device and the kernel have too, for the byte `value` at the beginning and at the end, and writes the next
+        /// one to the places in between. Event 0 says that it is there, event 1 that it was seen.
+        pub fn watched(value: u64, rights: u64) -> u64 {
+            let (Ok(go), Ok(done)) = (Event::open(0), Event::open(1)) else { return 1 };
+            let Ok(memory) = sys::map_memory(0, rights) else { return 2 };
+            if sys::map_memory(0, rights | 4).is_ok() || done.raise().is_err() || go.wait(EVER).is_err() {
+                return 3;
+            }
+            sys::barrier();
+            let len = memory.len();
+            if memory.read8(0) != value as u8 || memory.read8(len - 1) != value as u8 {
+                return 4;
+            }
+            for offset in (PAGE..len - PAGE).step_by(8) {
+                memory.write64(offset, u64::from_le_bytes([value as u8 + 1; 8]));
+            }
+            sys::barrier();
+            u64::from(done.raise().is_err())
+        }
     }
 
     /// Fills SIMD and thread registers with `value`, asks the kernel for the time, and looks again; for so many `nanoseconds`.

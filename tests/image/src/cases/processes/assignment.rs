@@ -327,9 +327,10 @@ mod shared {
 mod hostile {
     use super::{Bench, edu_function, is_quiet};
     use alloc::boxed::Box;
+    use alloc::sync::Arc;
     use base::Deadline;
     use board::{Assignment, End, UserProcess};
-    use dma::{Limits, PageSet};
+    use dma::{Ladder, Limits, OpenPages, PageSet, Users, vcm};
     use iommu::PAGE_SIZE;
     use ktest::{Outcome, expect, expect_eq, ktest};
     use process::Quota;
@@ -344,10 +345,26 @@ mod hostile {
 
     fn run(bench: &Bench, calls: u64, seed: u64, secret: u64) -> Result<End, Outcome> {
         let (host, function) = edu_function(bench)?;
-        let quota = Quota { pages: 128, regions: 32, handles: 4, loans: 16, ..Quota::default() };
+        let quota = Quota { pages: 128, regions: 32, handles: 8, loans: 16, shared: 64 * PAGE_SIZE };
         let mut process = UserProcess::new("hostile", HOSTILE, [calls, seed, secret], quota)?;
         process.process().assign(Box::new(Assignment::new(&bench.hardware, host, &function, Limits::NONE)?))?;
-        Ok(process.run(Deadline::after_millis(PATIENCE)))
+        // What it has together with others: to write, and to read only.
+        let memory = || OpenPages::zeroed(&board::COHERENT, 2 * PAGE_SIZE, Ladder::DEFAULT);
+        let buffer = || Ok::<_, dma::Error>(vcm::fill("shared", &board::COHERENT, 6 * PAGE_SIZE, Ladder::DEFAULT)?.0);
+        let (written, read) = (buffer()?, buffer()?);
+        process.process().share(written.clone(), abi::READ | abi::WRITE)?;
+        process.process().share(read.clone(), abi::READ)?;
+        process.process().put_memory(Arc::new(memory()?), abi::READ | abi::WRITE)?;
+        process.process().put_memory(Arc::new(memory()?), abi::READ)?;
+        process.process().put_event(Arc::default())?;
+        let end = process.run(Deadline::after_millis(PATIENCE));
+        expect_eq!((written.users(), read.users()), (Users::default(), Users::default()));
+        let read = read.into_pages().map_err(|_| Outcome::failed(format_args!("somebody has the buffer")))?;
+        expect!(read.chunks().all(|chunk| chunk.iter().all(|byte| *byte == 0)), "what it may only read has changed");
+        let written = written.into_pages().map_err(|_| Outcome::failed(format_args!("somebody has the buffer")))?;
+        // It was a test: it has had its accesses.
+        expect!(calls < CALLS || !written.chunks().all(|chunk| chunk.iter().all(|byte| *byte == 0)), "it wrote nothing");
+        Ok(end)
     }
 
     ktest! {

@@ -1,6 +1,7 @@
 //! Processes: what they can do, what ends them, and that nothing else notices.
 
 mod assignment;
+mod shared;
 
 use crate::bench::soon;
 use alloc::format;
@@ -29,6 +30,11 @@ mod trial {
     pub const TRAPPED: u64 = 11;
     pub const DATA_AS_CODE: u64 = 12;
     pub const LEFTOVERS: u64 = 13;
+    pub const THERE_AND_BACK: u64 = 14;
+    pub const OUT_OF_TURN: u64 = 15;
+    pub const HELD: u64 = 16;
+    pub const ALIGNED: u64 = 17;
+    pub const WATCHED: u64 = 18;
 }
 
 fn start(what: u64, value: u64, other: u64) -> Result<UserProcess, Outcome> {

@@ -200,18 +200,19 @@ impl FakePainter {
         let thread = std::thread::spawn(move || {
             for number in orders.iter() {
                 let mut access = own.cpu_access_by::<CpuWrites>(Deadline::after_millis(5_000)).unwrap();
-                begun.send(()).unwrap();
                 let rows: Vec<_> = layout.row_spans().collect();
                 let bytes: u64 = rows.iter().map(|row| row.len).sum();
                 let start = rows.iter().map(|row| row.offset).min().unwrap();
                 let half = vec![number as u8; (bytes / 2) as usize];
-                access.write_at(start, &half).unwrap();
+                // First what the screen reads last: if it is reading, it sees this.
+                access.write_at(start + bytes / 2, &half).unwrap();
+                begun.send(()).unwrap();
                 std::thread::sleep(HALF);
                 if way == Way::Stops(number) {
                     // Until it is ended.
                     while orders.recv().is_ok() {}
                 }
-                access.write_at(start + bytes / 2, &half).unwrap();
+                access.write_at(start, &half).unwrap();
             }
         });
         Ok(Self { go: Some(go), at_it, thread: Some(thread), frames, drawn: 0, way, buffer: buffer.clone() })

@@ -14,6 +14,7 @@ use qemu::machine::{Disk, Iommu, Machine};
 use qemu::picture::{self, Rows};
 use qemu::progress::Progress;
 use qemu::session::{Event, Session};
+use qemu::show;
 use qemu::trace::Trace;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -195,6 +196,82 @@ fn the_fence_is_proven_and_nothing_is_left_behind() {
     every_device_was_stopped(&ran);
     assert!(report(&ran, "mappings").contains(" 0 live"), "{ran:#?}");
     assert!(report(&ran, "faults").contains(" 0 in the job"), "{ran:#?}");
+}
+
+/// The number before these words in a line of the report.
+fn number(line: &str, words: &str) -> u64 {
+    let (before, _) = line.split_once(words).unwrap_or_else(|| panic!("no {words:?} in {line:?}"));
+    let digits: Vec<&str> = before.split(' ').rev().take_while(|part| part.parse::<u64>().is_ok()).collect();
+    digits
+        .into_iter()
+        .rev()
+        .collect::<String>()
+        .parse()
+        .unwrap_or_else(|_| panic!("no number before {words:?} in {line:?}"))
+}
+
+/// Disk -> shared buffer -> screen, and a process that draws 300 frames into the same pages. Red when the screen does not read again,
+/// when what was covered is not put back, and when the process draws another number of frames.
+#[test]
+fn a_process_draws_into_the_picture_on_the_screen_and_the_last_frame_is_what_it_must_be() {
+    let last = show::frame(&original(), show::FRAMES).unwrap();
+    let drawn = last.pixels().zip(original().pixels()).filter(|(one, other)| one != other).count();
+    assert!(drawn > 4000, "{drawn} pixels differ from the picture without the drawing");
+    let ran = shows(&["--show", "sharing"], &last);
+    assert!(ran.stderr.contains("last frame: all 307200 pixels are those of the picture with frame 300"), "{ran:#?}");
+    let painter = report(&ran, "painter");
+    assert!(painter.contains("a process on another core") && number(painter, " frames") == 300, "{ran:#?}");
+    assert!(number(painter, " bytes drawn") > 300 * 4 * drawn as u64 / 2, "{ran:#?}");
+    assert!(report(&ran, "frames").starts_with("frames    300 in "), "{ran:#?}");
+    assert!(report(&ran, "fences").contains(" of 300 frames"), "{ran:#?}");
+    assert!(report(&ran, "by CPU").contains(" 0 bytes"), "{ran:#?}");
+    // The picture as it was, and each frame.
+    assert_eq!(number(report(&ran, "by DMA"), " bytes disk"), 1_229_312, "{ran:#?}");
+    let read = report(&ran, "by DMA").split_once(", ").unwrap().1;
+    assert_eq!(number(read, " bytes memory"), 640 * 480 * 4 * 301, "{ran:#?}");
+    every_device_was_stopped(&ran);
+    assert!(report(&ran, "mappings").contains(" 0 live"), "{ran:#?}");
+    assert!(report(&ran, "faults").contains(" 0 in the job"), "{ran:#?}");
+}
+
+#[test]
+fn the_show_goes_on_with_one_core_on_another_iommu_over_copies_and_with_every_coding_of_the_picture() {
+    let last = show::frame(&original(), 24).unwrap();
+    let frames = ["--show", "sharing", "--append", "show.frames=24"];
+    let plays = |arguments: &[&str]| shows(&[&frames[..], arguments].concat(), &last);
+    let ran = plays(&["--smp", "1"]);
+    assert!(report(&ran, "painter").contains("in turns on the same core"), "{ran:#?}");
+    plays(&["--iommu", "virtio", "--picture", disk::PICTURE_BOTTOM_UP]);
+    let ran = plays(&["--append", "iommu.bounce=force"]);
+    assert!(report(&ran, "copies    virtio-gpu").contains("buffer"), "{ran:#?}");
+    for path in [disk::PICTURE_24, disk::PICTURE_PNG] {
+        let ran = plays(&["--picture", path]);
+        assert_eq!(number(report(&ran, "by CPU"), " bytes"), 1_228_800, "{ran:#?}");
+    }
+    // No faster than it is to be, and a picture of the user's.
+    let drawn = picture::draw(333, 251);
+    let file = picture::bmp32(&drawn, Rows::BottomUp).unwrap();
+    let (_keep, disk) = saved(&volume_of(&[Entry::new("/p.bmp", file)]));
+    let own = ["--show", "sharing", "--append", "show.frames=11 show.rate=50", "--picture", "/p.bmp", "--disk"];
+    let ran = shows(&[&own[..], &[disk.to_str().unwrap()]].concat(), &show::frame(&drawn, 11).unwrap());
+    assert!(ran.stderr.contains("last frame: not compared"), "{ran:#?}");
+    let seconds =
+        report(&ran, "frames").split(' ').find_map(|word| word.parse::<f64>().ok().filter(|it| it.fract() != 0.0));
+    assert!(seconds.is_some_and(|seconds| seconds >= 0.2), "{ran:#?}");
+}
+
+#[test]
+fn a_show_that_cannot_be_played_is_a_failure_with_a_sentence() {
+    fails_with_one_sentence(&run(&["--append", "show=sharing screen.tiles=quarter"]), "screen.tiles");
+    fails_with_one_sentence(&run(&["--append", "show=fireworks"]), "show");
+    fails_with_one_sentence(&run(&["--append", "show=sharing show.frames=9999999"]), "show.frames");
+    let machine = Machine {
+        gpu: false,
+        disk: Some(default_disk()),
+        command_line: vec!["show=sharing".into()],
+        ..Machine::default()
+    };
+    fails_with_one_sentence(&run_on(&machine), "no screen");
 }
 
 #[test]

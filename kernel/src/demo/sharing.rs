@@ -103,7 +103,7 @@ pub fn sharing<D: Disk, S: Screen, P: Painter>(
     let (picture, layout) = load(disk, screen, source, &mut played)?;
     let loan = Arc::new(picture.attach::<ToDevice>(screen.device()).map_err(Failure::dma)?);
     played.segments = loan.segments().len();
-    let shown = put_on(screen, &layout, &loan, Deadline::after_millis(act.patience))?;
+    let shown = put_on(screen, &layout, &loan, Deadline::after_millis(STEP_MILLIS))?;
     played.to_screen += layout_bytes(&layout);
     let result = hire(&picture, &layout, act.frames).map_err(Failure::painter).and_then(|mut painter| {
         play(screen, &mut painter, &shown, &loan, act, &layout, &mut played)?;
@@ -183,7 +183,6 @@ fn play<S: Screen, P: Painter>(
             // Most likely whoever draws did not come to an end.
             Err(error) => return Err(painter.trouble().map_or_else(|| Failure::screen(error), Failure::painter)),
         };
-        played.to_screen += layout_bytes(layout);
         played.waits += u64::from(waited.is_some());
         played.waited += waited.unwrap_or_default();
         under_way = Some(work);
@@ -191,6 +190,8 @@ fn play<S: Screen, P: Painter>(
     if let Some(work) = under_way {
         finish(work)?;
     }
+    // What was awaited to its end has been read.
+    played.to_screen += layout_bytes(layout) * times.len() as u64;
     played.frames = frames(&mut times, begun);
     Ok(())
 }

@@ -280,8 +280,8 @@ fn sharing(
     by_dma(played.from_disk, played.transfers, played.to_screen, source);
     let place = if elsewhere { "on another core" } else { "in turns on the same core" };
     println!(
-        "painter   a process {place}, the picture mapped: {} frames of {} x {}, {} bytes drawn and put back",
-        painted.frames,
+        "painter   a process {place}, the picture mapped; it says: {} of {} x {}, {} bytes drawn and put back",
+        Count(painted.frames as usize, "frame", "frames"),
         played.size.0,
         played.size.1,
         Bytes(painted.bytes)

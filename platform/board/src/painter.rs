@@ -86,8 +86,16 @@ static GUEST: IrqMutex<Guest> = IrqMutex::new(Guest::Nobody);
 
 /// Runs the guest on this core.
 fn host(_core: usize) {
-    let guest = mem::replace(&mut *GUEST.lock(), Guest::There);
-    let Guest::Coming(process) = guest else { return };
+    let process = {
+        let mut guest = GUEST.lock();
+        match mem::replace(&mut *guest, Guest::There) {
+            Guest::Coming(process) => process,
+            other => {
+                *guest = other;
+                return;
+            }
+        }
+    };
     let end = process.run(Deadline::after_millis(LIFE_MILLIS));
     *GUEST.lock() = Guest::Back(end);
     base::notify();

@@ -305,8 +305,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
             bounce::take_over::<D, M>(copied, &memory, coherent);
         } else {
             if !coherent {
-                // The whole of the memory is always in range.
-                let _ = fetch::<D, M>(&memory, 0, memory.spans_len());
+                fetch_last::<D, M>(&memory);
             }
             if D::DEVICE_WRITES {
                 base::barrier::device_read();
@@ -389,6 +388,18 @@ pub(crate) fn prepare<D: Direction, M: Spans>(memory: &M, offset: u64, len: u64)
             maintained_by.clean(span.ptr, span.bytes);
         }
     })
+}
+
+/// After the last write of a device that does not snoop. What others who have the memory wrote after it may be in the caches and
+/// nowhere else.
+#[cold]
+fn fetch_last<D: Direction, M: Spans>(memory: &M) {
+    let len = memory.spans_len();
+    // The whole of the memory is always in range.
+    let _ = match memory.has_others() && D::DEVICE_WRITES {
+        true => prepare::<D, M>(memory, 0, len),
+        false => fetch::<D, M>(memory, 0, len),
+    };
 }
 
 /// After a device that does not snoop has written: lines that were fetched speculatively meanwhile are discarded.

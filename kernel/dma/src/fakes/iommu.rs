@@ -27,11 +27,12 @@ struct Knobs {
     maps: AtomicU64,
     syncs: AtomicU64,
     revocations: AtomicU64,
-    on_revoke: IrqMutex<Option<OnRevoke>>,
+    on_revoke: IrqMutex<Option<OnRange>>,
+    on_map: IrqMutex<Option<OnRange>>,
 }
 
-/// What a test does while a revocation has begun and is not complete.
-type OnRevoke = Arc<dyn Fn(IovaRange) + Send + Sync>;
+/// What a test does while a mapping or a revocation has begun and is not complete.
+type OnRange = Arc<dyn Fn(IovaRange) + Send + Sync>;
 
 /// An IOMMU for tests.
 pub struct FakeIommu {
@@ -61,6 +62,7 @@ impl FakeIommu {
                 syncs: AtomicU64::new(0),
                 revocations: AtomicU64::new(0),
                 on_revoke: IrqMutex::new(None),
+                on_map: IrqMutex::new(None),
             }),
             streams: IrqMutex::default(),
             faults: IrqMutex::default(),
@@ -96,6 +98,11 @@ impl FakeIommu {
     /// Calls `f` with each range that is being revoked, before its revocation has any effect.
     pub fn on_revoke(&self, f: impl Fn(IovaRange) + Send + Sync + 'static) {
         *self.knobs.on_revoke.lock() = Some(Arc::new(f));
+    }
+
+    /// Calls `f` with each range that is being mapped, before that has any effect.
+    pub fn on_map(&self, f: impl Fn(IovaRange) + Send + Sync + 'static) {
+        *self.knobs.on_map.lock() = Some(Arc::new(f));
     }
 
     /// Mappings made.
@@ -284,6 +291,10 @@ unsafe impl AddressSpace for FakeSpace {
     }
 
     unsafe fn map_unsynced(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
+        let on_map = self.knobs.on_map.lock().clone();
+        if let Some(f) = on_map {
+            f(iova);
+        }
         let count = |left| match left {
             u64::MAX => None,
             0 => Some(u64::MAX),
@@ -397,9 +408,15 @@ pub struct FakeBusMaster {
     memory: &'static FakeMemory,
     stream: StreamId,
     privileged: bool,
+    snoops: bool,
 }
 
 impl FakeBusMaster {
+    /// The same master, snooping the caches where others do not.
+    pub fn snooping(&self) -> Self {
+        Self { snoops: true, ..self.clone() }
+    }
+
     /// The same master, issuing privileged transactions.
     pub fn privileged(&self) -> Self {
         Self { privileged: true, ..self.clone() }
@@ -407,7 +424,7 @@ impl FakeBusMaster {
 
     /// Makes the master with this StreamID.
     pub fn new(iommu: Arc<FakeIommu>, memory: &'static FakeMemory, stream: StreamId) -> Self {
-        Self { iommu, memory, stream, privileged: false }
+        Self { iommu, memory, stream, privileged: false, snoops: memory.is_snooped() }
     }
 
     /// Reads from `iova` on, page by page.
@@ -421,7 +438,10 @@ impl FakeBusMaster {
         while !to.is_empty() {
             let (now, rest) = to.split_at_mut(rest_of_page(at).min(to.len()));
             self.iommu.access(self.stream, at, (Access::Read, self.privileged), |phys| {
-                self.memory.bus_read(phys, now);
+                match self.snoops {
+                    true => self.memory.snooping_read(phys, now),
+                    false => self.memory.bus_read(phys, now),
+                };
             })?;
             at = at.checked_add(now.len() as u64).unwrap_or_default();
             to = rest;
@@ -440,7 +460,10 @@ impl FakeBusMaster {
         while !from.is_empty() {
             let (now, rest) = from.split_at(rest_of_page(at).min(from.len()));
             self.iommu.access(self.stream, at, (Access::Write, self.privileged), |phys| {
-                self.memory.bus_write(phys, now);
+                match self.snoops {
+                    true => self.memory.snooping_write(phys, now),
+                    false => self.memory.bus_write(phys, now),
+                };
             })?;
             at = at.checked_add(now.len() as u64).unwrap_or_default();
             from = rest;

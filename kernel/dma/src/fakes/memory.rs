@@ -89,6 +89,11 @@ fn poke(base: NonNull<u8>, at: usize, from: &[u8]) {
 }
 
 impl Block {
+    /// What a bus master sees that snoops.
+    fn snooped(&self) -> NonNull<u8> {
+        if self.cacheability == Cacheability::Unmapped { self.memory } else { self.cpu }
+    }
+
     /// Writes the line at `at` back if it is dirty.
     fn write_back(&mut self, at: usize) {
         let mut line = [0; LINE];
@@ -167,6 +172,17 @@ impl FakeMemory {
     /// What was done to the memory that must not be: wrong frees, access of the bus to memory that is not allocated.
     pub fn violations(&self) -> Vec<String> {
         self.state.lock().violations.clone()
+    }
+
+    /// Reads `to.len()` bytes at `phys` as a bus master does that snoops the caches, whether others do or not.
+    pub fn snooping_read(&self, phys: PhysAddr, to: &mut [u8]) -> bool {
+        let len = to.len() as u64;
+        self.bus(phys, len, |block, at| peek(block.snooped(), at, to))
+    }
+
+    /// Writes `from` at `phys` as a bus master does that snoops the caches: into lines that are not in memory yet.
+    pub fn snooping_write(&self, phys: PhysAddr, from: &[u8]) -> bool {
+        self.bus(phys, from.len() as u64, |block, at| poke(block.snooped(), at, from))
     }
 
     /// Reads `to.len()` bytes at `phys` as a bus master does. `false` where there is no allocated memory: a violation.

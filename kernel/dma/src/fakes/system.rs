@@ -79,6 +79,20 @@ impl FakeSystem {
     ///
     /// As [`Device::with_policy`].
     pub fn device_with_policy(&self, name: &str, limits: Limits, policy: Policy) -> Result<FakeDevice, Error> {
+        self.make(name, limits, policy, self.memory.is_snooped())
+    }
+
+    /// Adds a device without limits, in a domain of its own, that snoops the caches whether others do or not.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::new`].
+    pub fn snooping_device(&self, name: &str) -> Result<FakeDevice, Error> {
+        let made = self.make(name, Limits::NONE, Policy::default(), true)?;
+        Ok(FakeDevice { master: made.master.snooping(), ..made })
+    }
+
+    fn make(&self, name: &str, limits: Limits, policy: Policy, coherent: bool) -> Result<FakeDevice, Error> {
         let stream = StreamId::new(self.next_stream.fetch_add(1, Ordering::Relaxed));
         let iommu: Arc<dyn Iommu> = self.iommu.clone();
         let space = iommu.create()?;
@@ -86,15 +100,9 @@ impl FakeSystem {
         let domain = Arc::new(Domain::new(DomainKind::Dma, space, window)?);
         let group = Arc::new(Group::new(iommu, alloc::vec![stream]));
         group.attach_default(domain.clone())?;
-        let config = DeviceConfig {
-            name,
-            group: group.clone(),
-            limits,
-            coherent: self.memory.is_snooped(),
-            memory: self.memory,
-        };
+        let config = DeviceConfig { name, group: group.clone(), limits, coherent, memory: self.memory };
         // SAFETY: the one bus master is the stream of the group, which the fake translates, and it snoops if the memory's bus
-        // does; it does what a test lets it do.
+        // does, or it is made to; it does what a test lets it do.
         let device = unsafe { Device::with_policy(config, policy) }?;
         let master = FakeBusMaster::new(self.iommu.clone(), self.memory, stream);
         Ok(FakeDevice { device, master, group, domain })

@@ -272,8 +272,15 @@ impl<D: Direction> super::job::Synced for Attachment<D> {
         synced(&self.held, D::DEVICE_WRITES, Held::sync_for_cpu)
     }
     fn supply(&self) -> Result<(), Error> {
-        synced(&self.held, D::DEVICE_READS, Held::sync_for_device)
+        supplied(&self.held)
     }
+}
+
+/// Syncs all of a loan before its device is let loose. One that does not snoop is to find no line in the caches that is newer than
+/// memory: neither where it reads, nor where it writes, as what another device left there would be written back over its bytes. A
+/// copy has no such lines.
+pub(crate) fn supplied<D: Direction, M: Spans>(held: &Held<D, M>) -> Result<(), Error> {
+    synced(held, D::DEVICE_READS || !held.is_copy(), Held::sync_for_device)
 }
 
 /// Syncs all of a loan where that moves data.

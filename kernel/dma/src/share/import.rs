@@ -220,15 +220,35 @@ impl<D: Direction> Member<D> {
         }
         let made = self.buffer.attach_at::<D>(&self.device, self.site)?;
         let made = fallible::arc(made).map_err(|_| Error::OutOfMemory)?;
-        let mut mapping = self.mapping.lock();
-        if let Some(other) = mapping.as_ref() {
-            // Somebody else was faster; what was made goes when the lock has gone.
-            let other = other.clone();
+        loop {
+            let mut mapping = self.mapping.lock();
+            if let Some(other) = mapping.as_ref() {
+                // Somebody else was faster; what was made goes when the lock has gone.
+                let other = other.clone();
+                drop(mapping);
+                return Ok(other);
+            }
+            *mapping = Some(made.clone());
             drop(mapping);
-            return Ok(other);
+            if !self.is_moving() || !self.let_go_again() {
+                return Ok(made);
+            }
         }
-        *mapping = Some(made.clone());
-        Ok(made)
+    }
+
+    fn is_moving(&self) -> bool {
+        self.buffer.0.state.lock().users.moving
+    }
+
+    /// Gives up what was stored while the buffer was told to move: nobody may have seen it, and the move would wait for it. Who mapped it
+    /// has it as work under way. Returns whether the move is over without it, so that it is to be stored anew.
+    #[cold]
+    fn let_go_again(&self) -> bool {
+        let Some(mapping) = self.unmap() else { return false };
+        self.wanted.store(true, Ordering::Relaxed);
+        drop(mapping);
+        // A move that is not over will see that it is wanted; of one that is, somebody has to take it back.
+        !self.is_moving() && self.wanted.swap(false, Ordering::Relaxed)
     }
 
     fn unmap(&self) -> Option<Arc<Attachment<D>>> {
@@ -245,8 +265,10 @@ impl<D: Direction> Importer for Member<D> {
         if let Some(driver) = self.driver() {
             driver.let_go();
         }
-        let mapping = self.unmap();
-        self.wanted.store(mapping.is_some(), Ordering::Relaxed);
+        // (Never back to false: somebody who came late may have let go already.)
+        if self.unmap().is_some() {
+            self.wanted.store(true, Ordering::Relaxed);
+        }
     }
 
     fn moved(&self) {

@@ -5,6 +5,13 @@
 //! at the latest when the queue lets go of it. What begins later and conflicts waits; what one device does is its driver's to order,
 //! and does not wait for itself.
 //!
+//! # How it ends
+//!
+//! A watched job has gone well when its watch says so, at the latest when it is asked for the last time, before the loan goes. In every
+//! other case it has failed, and who waits for it is told. A failed job whose loan the queue still has stays in everybody's way: the
+//! device may still be at it, as one that broke the rules may be until it is reset. And a failed writer of which nobody was told,
+//! neither who asked for it nor who waited, is remembered after its end, for the first who comes.
+//!
 //! # Several buffers
 //!
 //! Two jobs that each have a buffer and wait for the other's would wait for ever. [`Turn::take`] begins work on all of several buffers
@@ -17,14 +24,15 @@ use crate::{Device, Error};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use base::{Deadline, fallible, wait_until};
-use core::fmt;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use core::{fmt, ptr};
 use spin::Once;
 
 /// Looks whether a device has done something.
 pub trait Watch: Send + Sync {
-    /// Whether it went well; `None` while the device is at it. Called with interrupts masked: looks, and neither waits nor allocates
-    /// nor frees.
+    /// Whether it went well; `None` while the device is at it, and when it can no longer be seen. Up to the moment at which the queue
+    /// begins to let go of the loan it can be seen, in that moment too. Called with interrupts masked: looks, and neither waits nor
+    /// allocates nor frees.
     fn outcome(&self) -> Option<bool>;
 }
 
@@ -47,6 +55,9 @@ pub(crate) struct FenceState {
     state: AtomicU8,
     watch: Once<Arc<dyn Watch>>,
     loan: Weak<dyn Lent>,
+    buffer: Weak<Inner>,
+    /// Somebody has been told that it failed.
+    told: AtomicBool,
 }
 
 impl FenceState {
@@ -60,20 +71,53 @@ impl FenceState {
         }
     }
 
-    /// Whether nobody has to wait for it any more, nor to take anything over.
+    fn is(&self, state: u8) -> bool {
+        self.state.load(Ordering::Acquire) == state
+    }
+
+    /// Whether nobody has to take anything over any more.
     fn is_settled(&self) -> bool {
         self.state.load(Ordering::Acquire) >= DONE
     }
 
-    /// Waits until it is over, and what the device has written is where everybody sees it. `None` if that did not come to be.
+    /// Whether it has failed, for who passes that on.
+    pub(super) fn tell(&self) -> bool {
+        let failed = self.outcome() == Some(false);
+        if failed {
+            self.told.store(true, Ordering::Relaxed);
+            self.put_away();
+        }
+        failed
+    }
+
+    /// Takes out of the buffer's books what is of no concern any more.
+    fn put_away(&self) {
+        if let Some(buffer) = self.buffer.upgrade() {
+            let removed = buffer.state.lock().jobs.put_away(self);
+            drop(removed);
+        }
+    }
+
+    /// Waits until it is over, and what the device has written is where everybody sees it, or `given_up`. `None` if that did not come
+    /// to be.
     pub(super) fn wait(&self, deadline: Deadline, given_up: &dyn Fn() -> bool) -> Option<bool> {
-        wait_until(deadline, || self.outcome().is_some() || given_up()).ok()?;
-        let outcome = self.outcome()?;
-        if outcome {
+        // What was seen counts: a moment later somebody else may be taking over what was written, and then there is nothing to be seen.
+        let mut seen = None;
+        let look = || {
+            seen = self.outcome();
+            seen.is_some() || given_up()
+        };
+        wait_until(deadline, look).ok()?;
+        let mut well = seen?;
+        if well {
             self.settle(true, None);
             wait_until(deadline, || self.is_settled()).ok()?;
+            well = self.is(DONE);
         }
-        Some(outcome)
+        self.told.fetch_or(!well, Ordering::Relaxed);
+        // The loan may have gone meanwhile.
+        self.put_away();
+        Some(well)
     }
 
     /// Takes over what the device has written, once.
@@ -100,7 +144,25 @@ struct Entry {
     /// Whose it is: compared, not looked at.
     device: usize,
     writes: bool,
-    fence: Arc<FenceState>,
+    work: Work,
+}
+
+enum Work {
+    /// The device may be at it.
+    Begun(Arc<FenceState>),
+    /// The loan has gone, while somebody takes over what the device wrote.
+    Ended(Arc<FenceState>),
+    /// It has failed, which nobody knows.
+    Failed(Weak<FenceState>),
+}
+
+impl Entry {
+    fn is_of(&self, fence: &FenceState) -> bool {
+        match &self.work {
+            Work::Begun(own) | Work::Ended(own) => ptr::eq(&**own, fence),
+            Work::Failed(own) => ptr::eq(own.as_ptr(), fence),
+        }
+    }
 }
 
 impl Jobs {
@@ -109,17 +171,56 @@ impl Jobs {
         if self.0.is_empty() {
             return Ok(());
         }
-        self.0.retain(|entry| !entry.fence.is_settled());
-        let conflicts = |entry: &&Entry| (writes || entry.writes) && Some(entry.device) != device;
-        match self.0.iter().find(conflicts) {
-            Some(entry) => Err(Conflict::Job(entry.fence.clone())),
-            None => Ok(()),
+        // What has failed stays, as long as a device may be at it. (Who holds the loan, or takes over, has the fence too: it is not
+        // freed here.)
+        self.0.retain(|entry| match &entry.work {
+            Work::Begun(fence) | Work::Ended(fence) => !fence.is(DONE),
+            Work::Failed(_) => true,
+        });
+        let conflicts = |entry: &Entry| (writes || entry.writes) && Some(entry.device) != device;
+        let Some(place) = self.0.iter().position(conflicts) else { return Ok(()) };
+        match self.0.get(place).map(|entry| &entry.work) {
+            Some(Work::Begun(fence) | Work::Ended(fence)) => Err(Conflict::Job(fence.clone())),
+            // Who comes is told, and so the others need not be.
+            _ => {
+                self.0.swap_remove(place);
+                Err(Conflict::Failed)
+            }
         }
     }
 
-    fn remove(&mut self, fence: &Arc<FenceState>) -> Option<Entry> {
-        let place = self.0.iter().position(|entry| Arc::ptr_eq(&entry.fence, fence))?;
-        Some(self.0.swap_remove(place))
+    /// Takes note that the loan of a job goes. Returns its fence, to be dropped without the lock.
+    fn end(&mut self, fence: &FenceState) -> Option<Arc<FenceState>> {
+        let entry = self.0.iter_mut().find(|entry| entry.is_of(fence))?;
+        if let Work::Begun(own) = &entry.work {
+            entry.work = Work::Ended(own.clone());
+        }
+        self.put_away(fence)
+    }
+
+    /// Takes out what is of no concern any more, or remembers only that it has failed. Returns its fence, to be dropped without the
+    /// lock.
+    fn put_away(&mut self, fence: &FenceState) -> Option<Arc<FenceState>> {
+        let place = self.0.iter().position(|entry| entry.is_of(fence))?;
+        let Entry { device, writes, work } = self.0.get_mut(place)?;
+        let told = fence.told.load(Ordering::Relaxed);
+        match work {
+            Work::Begun(_) => None,
+            Work::Ended(_) if !fence.is_settled() => None,
+            Work::Ended(own) if *writes && fence.is(FAILED) && !told => {
+                let (own, device) = (own.clone(), *device);
+                *work = Work::Failed(Arc::downgrade(&own));
+                // One is enough of each device: where nobody comes they would become more and more.
+                let old = |entry: &Entry| matches!(entry.work, Work::Failed(_)) && entry.device == device;
+                self.0.retain(|entry| entry.is_of(fence) || !old(entry));
+                Some(own)
+            }
+            Work::Failed(_) if !told => None,
+            _ => match self.0.swap_remove(place).work {
+                Work::Begun(own) | Work::Ended(own) => Some(own),
+                Work::Failed(_) => None,
+            },
+        }
     }
 }
 
@@ -139,7 +240,9 @@ impl Ticket {
     /// Begins work on what was lent, if nothing conflicts. `None` where it is not of a shared buffer.
     fn begin(loan: &Arc<dyn Lent>) -> Result<Option<Begun>, Error> {
         let Some(SharedLoan(shared)) = loan.shared() else { return Ok(None) };
-        let fence = FenceState { state: AtomicU8::new(PENDING), watch: Once::new(), loan: Arc::downgrade(loan) };
+        let (state, told) = (AtomicU8::new(PENDING), AtomicBool::new(false));
+        let buffer = Arc::downgrade(shared.buffer());
+        let fence = FenceState { state, watch: Once::new(), loan: Arc::downgrade(loan), buffer, told };
         let fence = fallible::arc(fence).map_err(|_| Error::OutOfMemory)?;
         let device = Arc::as_ptr(loan.device().shared_name()).addr();
         let writes = loan.device_writes();
@@ -153,7 +256,7 @@ impl Ticket {
             }
             state.jobs.check(writes, Some(device))?;
             state.jobs.0.try_reserve(1).map_err(|_| Conflict::OutOfMemory)?;
-            state.jobs.0.push(Entry { device, writes, fence: fence.clone() });
+            state.jobs.0.push(Entry { device, writes, work: Work::Begun(fence.clone()) });
             Ok(())
         };
         let admitted = {
@@ -192,9 +295,13 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.fence.settle(true, Some(&*self.loan));
+        if !self.fence.is_settled() {
+            // The last look: while the loan is here, what watches it sees it.
+            let well = self.fence.watch.get().is_none_or(|watch| watch.outcome() == Some(true));
+            self.fence.settle(well, Some(&*self.loan));
+        }
         if let Some(SharedLoan(shared)) = self.loan.shared() {
-            let removed = shared.buffer().state.lock().jobs.remove(&self.fence);
+            let removed = shared.buffer().state.lock().jobs.end(&self.fence);
             drop(removed);
         }
         base::notify();
@@ -226,9 +333,11 @@ impl<L: Lent> Job<L> {
         fallible::arc(job).map(Some).map_err(|_| Error::OutOfMemory)
     }
 
-    /// Where to look whether it is over, besides at who has it. To be called once.
+    /// Where to look whether it is over and how it went, besides at who has it. To be called once.
     pub fn watch(&self, watch: Arc<dyn Watch>) {
         self.ticket.fence.watch.call_once(|| watch);
+        // It may be over already, and who waits has had nothing to look at.
+        base::notify();
     }
 
     /// Something to wait for.
@@ -247,9 +356,16 @@ impl Fence {
         self.0.outcome()
     }
 
-    /// Takes note that it went wrong, for those who wait: by who knows, before the queue has let go of the job.
+    /// Takes note that it went wrong, or that nobody will see how it goes, for those who wait or come. It is in the way of others until
+    /// the queue has let go of the job, as the device may be at work until then.
     pub fn fail(&self) {
         self.0.settle(false, None);
+    }
+
+    /// Takes note that whoever asked for the work knows that it went wrong: nobody else needs to be told once the device has gone.
+    pub fn known_to_have_failed(&self) {
+        self.fail();
+        self.0.tell();
     }
 
     /// Sleeps until it is over. Says whether all went well.

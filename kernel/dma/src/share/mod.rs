@@ -44,7 +44,7 @@ mod store;
 
 pub use access::{CpuAccess, CpuIntent, CpuReads, CpuWrites};
 pub use attachment::Attachment;
-pub(crate) use attachment::{DeviceUser, synced};
+pub(crate) use attachment::{DeviceUser, supplied, synced};
 pub use coherent::CoherentPages;
 pub use import::{Extents, Import, Importer};
 pub(crate) use job::Synced;
@@ -127,6 +127,8 @@ impl Users {
 pub(crate) enum Conflict {
     Users(BusyWith),
     Job(Arc<FenceState>),
+    /// Work has failed, of which nobody knew.
+    Failed,
     OutOfMemory,
 }
 
@@ -290,6 +292,7 @@ impl Inner {
                 Ok(()) if !given_up() => Ok(()),
                 _ => Err(self.busy(by)),
             },
+            Conflict::Failed => Err(Error::JobFailed(self.name.clone())),
             Conflict::OutOfMemory => Err(Error::OutOfMemory),
         }
     }
@@ -324,7 +327,8 @@ impl Inner {
     fn refused(&self, conflict: Conflict) -> Error {
         match conflict {
             Conflict::Users(by) => self.busy(by),
-            Conflict::Job(fence) if fence.outcome() == Some(false) => Error::JobFailed(self.name.clone()),
+            Conflict::Job(fence) if fence.tell() => Error::JobFailed(self.name.clone()),
+            Conflict::Failed => Error::JobFailed(self.name.clone()),
             Conflict::Job(_) => self.busy(BusyWith::AtWork),
             Conflict::OutOfMemory => Error::OutOfMemory,
         }

@@ -10,7 +10,7 @@
 
 #![expect(unsafe_code, reason = "promises that the pages in another order are the buffer's")]
 
-use super::attachment::{alone, lend_other, synced};
+use super::attachment::{alone, lend_other, supplied, synced};
 use super::store::Store;
 use super::{DeviceUser, Inner, SharedBuffer};
 use crate::buffer::{Span, Spans, to_usize};
@@ -267,7 +267,7 @@ impl<D: Direction> super::Synced for Remapped<D> {
         synced(&self.held, D::DEVICE_WRITES, Held::sync_for_cpu)
     }
     fn supply(&self) -> Result<(), Error> {
-        synced(&self.held, D::DEVICE_READS, Held::sync_for_device)
+        supplied(&self.held)
     }
 }
 

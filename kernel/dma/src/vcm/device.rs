@@ -9,7 +9,7 @@ use crate::held::Held;
 use crate::lent::{Lent, Segment, SharedLoan, sealed as lent};
 use crate::memory::DmaMemory;
 use crate::quarantine::Quarantined;
-use crate::share::{DeviceUser, Inner, Synced, synced};
+use crate::share::{DeviceUser, Inner, Synced, supplied, synced};
 use crate::site::Site;
 use crate::{Attributes, Device, Direction, Error, SharedBuffer};
 use alloc::sync::Arc;
@@ -155,7 +155,7 @@ impl<D: Direction> Synced for InDevice<D> {
         synced(&self.held, D::DEVICE_WRITES, Held::sync_for_cpu)
     }
     fn supply(&self) -> Result<(), Error> {
-        synced(&self.held, D::DEVICE_READS, Held::sync_for_device)
+        supplied(&self.held)
     }
 }
 

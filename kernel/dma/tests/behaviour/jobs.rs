@@ -2,17 +2,22 @@
 //!
 //! Seen red: `Jobs::check` that finds nothing; that looks for writers only; that does not leave a device's own work out; the CPU let
 //! in without it; a fence that is over although its queue has not said so; a settled fence whose contents were not fetched; a
-//! job whose device was not shown what others wrote; a turn that keeps what it has while it waits.
+//! job whose device was not shown what others wrote; a turn that keeps what it has while it waits; a wait that looks a second time
+//! instead of keeping what it saw; a job out of the books while somebody takes over what it wrote; a failed job out of the books while the
+//! device has it; a watched job that went well although its watch has not said so; a failure that is forgotten, told twice, or
+//! told although it is known, or its like from each of many jobs.
 
 use base::{Deadline, TimedOut};
-use dma::fakes::{FakeDevice, FakeSystem};
+use core::ptr::NonNull;
+use dma::fakes::{FakeDevice, FakeMemory, FakeSystem};
 use dma::{
-    Attachment, Bounce, BusyWith, CpuReads, CpuWrites, Error, FromDevice, Job, Ladder, Lent, Limits, PageSet, Policy,
-    Pool, PoolSource, SharedBuffer, ToDevice, Turn, Watch,
+    Attachment, Bounce, BusyWith, CpuReads, CpuWrites, DmaMemory, Error, FromDevice, Job, Ladder, Lent, Limits,
+    PageRequest, PageSet, Policy, Pool, PoolSource, RawPages, SharedBuffer, ToDevice, Turn, Watch,
 };
+use iommu::OutOfMemory;
 use proptest::prelude::*;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// A queue's word: 0 for a device at work, 1 for done, 2 for failed.
 #[derive(Default)]
@@ -272,8 +277,8 @@ fn while_a_turn_waits_for_one_buffer_the_others_are_free() {
                 std::thread::yield_now();
             }
             let free = Job::begin(free, now());
-            drop(work);
             queue.1.says(1);
+            drop(work);
             assert!(free.is_ok());
             drop(free);
             turn.join().unwrap().unwrap();
@@ -302,6 +307,198 @@ fn a_turn_that_waits_has_nothing_and_one_that_is_in_its_own_way_is_refused() {
     let both: [Arc<dyn Lent>; 2] = [first.clone(), others[0].clone()];
     assert_eq!(busy(Turn::take(&both, soon()).err().unwrap()), BusyWith::AtWork);
     assert!(Job::begin(&first, now()).is_ok());
+}
+
+/// Memory in which somebody who takes over what a device wrote can be held up.
+struct Gated {
+    memory: &'static FakeMemory,
+    closed: AtomicBool,
+    /// Somebody stands before it.
+    reached: AtomicBool,
+}
+
+impl Gated {
+    /// A buffer of two pages in such memory, and the gate, open.
+    fn buffer(system: &FakeSystem) -> (SharedBuffer, &'static Self) {
+        let (closed, reached) = (AtomicBool::new(false), AtomicBool::new(false));
+        let gate: &'static Self = Box::leak(Box::new(Self { memory: system.memory, closed, reached }));
+        (SharedBuffer::new("picture", PageSet::zeroed(gate, 8192, Ladder::SINGLE_PAGES).unwrap()), gate)
+    }
+
+    fn wait_until_reached(&self) {
+        while !self.reached.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+    }
+}
+
+// SAFETY: all is the fake memory's, which keeps the contract; it takes its time.
+unsafe impl DmaMemory for Gated {
+    fn allocate(&self, request: PageRequest) -> Result<RawPages, OutOfMemory> {
+        self.memory.allocate(request)
+    }
+    unsafe fn free(&self, pages: RawPages) {
+        // SAFETY: the caller's promise; `allocate` took it from there.
+        unsafe { self.memory.free(pages) };
+    }
+    fn clean(&self, ptr: NonNull<u8>, bytes: usize) {
+        self.memory.clean(ptr, bytes);
+    }
+    fn invalidate(&self, ptr: NonNull<u8>, bytes: usize) {
+        while self.closed.load(Ordering::SeqCst) {
+            self.reached.store(true, Ordering::SeqCst);
+            std::thread::yield_now();
+        }
+        self.memory.invalidate(ptr, bytes);
+    }
+    fn clean_invalidate(&self, ptr: NonNull<u8>, bytes: usize) {
+        self.memory.clean_invalidate(ptr, bytes);
+    }
+}
+
+/// A queue that has something happen when it is asked, once, and then says that the work is done.
+struct Script(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Watch for Script {
+    fn outcome(&self) -> Option<bool> {
+        let act = self.0.lock().unwrap().take();
+        if let Some(act) = act {
+            act();
+        }
+        Some(true)
+    }
+}
+
+#[test]
+fn who_saw_that_a_job_is_done_waits_for_whoever_takes_over_from_that_moment_on() {
+    let system = FakeSystem::non_coherent();
+    let blk = system.device("blk").unwrap();
+    let (picture, gate) = Gated::buffer(&system);
+    let written = Arc::new(picture.attach::<FromDevice>(&blk.device).unwrap());
+    let writing = Job::begin(&written, now()).unwrap().unwrap();
+    gate.closed.store(true, Ordering::SeqCst);
+    let (fence, seen) = (writing.fence(), Arc::new(AtomicBool::new(false)));
+    let script = {
+        let seen = seen.clone();
+        move || {
+            // Between the look of one and what it does next, another begins to take over.
+            std::thread::spawn(move || fence.wait(soon()));
+            gate.wait_until_reached();
+            seen.store(true, Ordering::SeqCst);
+        }
+    };
+    writing.watch(Arc::new(Script(Mutex::new(Some(Box::new(script))))));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !seen.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            // Long enough for a second look.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            gate.closed.store(false, Ordering::SeqCst);
+        });
+        assert_eq!(writing.fence().wait(soon()), Ok(true));
+    });
+}
+
+#[test]
+fn what_is_being_taken_over_is_in_the_way_of_others_though_the_queue_has_let_go() {
+    let system = FakeSystem::non_coherent();
+    let (blk, gpu) = (system.device("blk").unwrap(), system.device("gpu").unwrap());
+    let (picture, gate) = Gated::buffer(&system);
+    let written = Arc::new(picture.attach::<FromDevice>(&blk.device).unwrap());
+    let shown = Arc::new(picture.attach::<ToDevice>(&gpu.device).unwrap());
+    let writing = Job::begin(&written, now()).unwrap().unwrap();
+    let queue = Arc::new(Queue::default());
+    writing.watch(queue.clone());
+    queue.says(1);
+    gate.closed.store(true, Ordering::SeqCst);
+    let fence = writing.fence();
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| fence.wait(soon()));
+        gate.wait_until_reached();
+        drop(writing);
+        let early = Job::begin(&shown, now()).map(drop);
+        gate.closed.store(false, Ordering::SeqCst);
+        assert_eq!(busy(early.unwrap_err()), BusyWith::AtWork);
+        assert_eq!(waiter.join().unwrap(), Ok(true));
+    });
+    drop(Job::begin(&shown, now()).unwrap());
+}
+
+fn failed(result: Result<Option<Arc<Job<Attachment<ToDevice>>>>, Error>) {
+    match result.err().unwrap() {
+        Error::JobFailed(buffer) => assert_eq!(&*buffer, "picture"),
+        other => panic!("{other}"),
+    }
+}
+
+/// The queue is dead, the disk is not: it has not been reset.
+#[test]
+fn a_failed_job_is_in_the_way_for_as_long_as_the_device_may_be_at_it() {
+    let world = World::new(FakeSystem::new());
+    for known in [false, true] {
+        let writing = Job::begin(&world.written, now()).unwrap().unwrap();
+        let queue = Arc::new(Queue::default());
+        writing.watch(queue.clone());
+        queue.says(2);
+        let fence = writing.fence();
+        if known {
+            fence.known_to_have_failed()
+        } else {
+            fence.fail()
+        }
+        for _ in 0..3 {
+            failed(Job::begin(&world.shown, now()));
+        }
+        assert!(Turn::take(&[world.shown.clone() as Arc<dyn Lent>], now()).is_err());
+        world.blk.master.write(world.written.iova(), b"late").unwrap();
+        drop(writing);
+        drop(Job::begin(&world.shown, now()).unwrap());
+    }
+}
+
+#[test]
+fn a_watched_job_that_nobody_saw_go_well_has_failed_and_the_first_who_comes_is_told() {
+    let world = World::new(FakeSystem::new());
+    let ends = |word| {
+        let writing = Job::begin(&world.written, now()).unwrap().unwrap();
+        let queue = Arc::new(Queue::default());
+        writing.watch(queue.clone());
+        queue.says(word);
+        let fence = writing.fence();
+        drop(writing);
+        fence
+    };
+    assert_eq!(ends(1).outcome(), Some(true));
+    drop(Job::begin(&world.shown, now()).unwrap());
+    // It failed, or nobody can say.
+    for word in [2, 0] {
+        // The device's own work is its driver's business, and each failure like another.
+        for _ in 0..3 {
+            assert_eq!(ends(word).outcome(), Some(false));
+        }
+        failed(Job::begin(&world.shown, now()));
+        drop(Job::begin(&world.shown, now()).unwrap());
+        // Who asked for it has been told already.
+        ends(word).known_to_have_failed();
+        drop(Job::begin(&world.shown, now()).unwrap());
+        assert_eq!(ends(word).wait(now()), Ok(false));
+        drop(Job::begin(&world.shown, now()).unwrap());
+    }
+}
+
+#[test]
+fn a_reader_that_failed_leaves_nothing_behind_and_the_cpu_is_told_of_a_writer_as_devices_are() {
+    let World { picture, written, shown, system: _system, .. } = World::new(FakeSystem::new());
+    let reading = Job::begin(&shown, now()).unwrap().unwrap();
+    reading.watch(Arc::new(Queue::default()));
+    drop(reading);
+    let writing = Job::begin(&written, now()).unwrap().unwrap();
+    writing.watch(Arc::new(Queue::default()));
+    drop((writing, written));
+    assert_eq!(picture.cpu_access::<CpuReads>().err().unwrap(), Error::JobFailed("picture".into()));
+    drop(picture.cpu_access::<CpuReads>().unwrap());
 }
 
 /// A device's loan, in one of the two directions.

@@ -2,7 +2,7 @@
 //!
 //! Seen red: `relocate` that does not tell importers; that does not wait until nobody has the buffer; that does not copy;
 //! `enter` that lets somebody in meanwhile; an importer that is not mapped again; another space that is not counted; registers lent
-//! as memory.
+//! as memory; an importer that keeps what it stored after it was told to let go, or that is not mapped again then.
 
 use base::Deadline;
 use dma::fakes::FakeSystem;
@@ -11,7 +11,7 @@ use dma::{
     Lent, PageSet, PeerRange, SharedBuffer, ToDevice, Users,
 };
 use iommu::{FaultReason, PhysAddr, PhysRange};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 fn now() -> Deadline {
@@ -173,6 +173,48 @@ fn another_address_space_is_told_maps_the_new_extents_and_nobody_comes_in_betwee
     assert_eq!(system.memory.live_allocations(), 3);
     drop(kept);
     assert_eq!((system.memory.live_allocations(), system.memory.violations().len()), (0, 0));
+}
+
+/// Notes that everybody before it has been told to let go.
+#[derive(Default)]
+struct Last(AtomicBool);
+
+impl Importer for Last {
+    fn let_go(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// One core maps an import, and is in the middle of it when another one tells all importers to let go.
+#[test]
+fn a_move_that_begins_while_an_import_is_being_mapped_waits_for_that_work_and_no_longer() {
+    let system = FakeSystem::new();
+    let gpu = system.device("gpu").unwrap();
+    let picture = SharedBuffer::new("picture", pages(&system));
+    let import = picture.import::<ToDevice>(&gpu.device, None).unwrap();
+    let last = Arc::new(Last::default());
+    let weak: Weak<Last> = Arc::downgrade(&last);
+    picture.tell(weak).unwrap();
+    let moving = Arc::new(Mutex::new(None));
+    let (begin, new, started) = (picture.clone(), Mutex::new(Some(pages(&system))), moving.clone());
+    system.iommu.on_map(move |_| {
+        let Some(new) = new.lock().unwrap().take() else { return };
+        let picture = begin.clone();
+        let moves = move || picture.relocate(new, Deadline::after_millis(5_000)).map(drop).map_err(|no| no.error);
+        *started.lock().unwrap() = Some(std::thread::spawn(moves));
+        while !last.0.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+    });
+    let mapped = import.map().unwrap();
+    gpu.master.read(mapped.iova(), &mut [0]).unwrap();
+    assert!(!import.is_mapped(), "the buffer is on its way");
+    drop(mapped);
+    let moving = moving.lock().unwrap().take().unwrap();
+    assert_eq!(moving.join().unwrap(), Ok(()));
+    assert!(import.is_mapped(), "it was wanted, and so it comes back");
+    import.unmap();
+    assert_eq!(picture.users(), Users::default());
 }
 
 #[test]

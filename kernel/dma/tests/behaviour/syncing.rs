@@ -2,7 +2,9 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 use dma::fakes::FakeSystem;
-use dma::{Bidirectional, CpuReads, CpuWrites, FromDevice, Ladder, PageSet, Placement, SharedBuffer, ToDevice};
+use dma::{
+    Bidirectional, CpuReads, CpuWrites, FromDevice, Job, Ladder, Lent, PageSet, Placement, SharedBuffer, ToDevice,
+};
 use iommu::{Iova, Prot};
 
 /// Caught: `Held::lend` without `prepare` (the device then reads what memory contained before).
@@ -133,5 +135,55 @@ fn the_address_space_is_told_which_devices_do_not_snoop() {
         for iova in [mapped.iova(), fixed.iova(), ring.iova(), link.iova()] {
             assert_eq!(marked(iova), !system.memory.is_snooped());
         }
+    }
+}
+
+/// What is newer than memory when a device that does not snoop begins to write would be written back over its bytes, or be lost with
+/// its neighbours.
+///
+/// Caught: `supply` that does nothing for loans that the device only writes, of each of the kinds; a detachment that discards what
+/// others wrote after the device's work.
+#[test]
+fn of_two_writers_one_of_which_does_not_snoop_neither_loses_a_byte() {
+    let now = base::Deadline::after_millis(0);
+    for kind in 0..3 {
+        let system = FakeSystem::non_coherent();
+        let (nic, blk) = (system.snooping_device("nic").unwrap(), system.device("blk").unwrap());
+        let shared = SharedBuffer::new("shared", PageSet::zeroed(system.memory, 8192, Ladder::SINGLE_PAGES).unwrap());
+        let a = std::sync::Arc::new(shared.attach::<FromDevice>(&nic.device).unwrap());
+        let a_writes = |byte: u8, at: u64, len: usize| {
+            let job = Job::begin(&a, now).unwrap().unwrap();
+            nic.master.write(a.iova().checked_add(at).unwrap(), &vec![byte; len]).unwrap();
+            drop(job);
+        };
+        let b: std::sync::Arc<dyn Lent> = match kind {
+            0 => std::sync::Arc::new(shared.attach::<FromDevice>(&blk.device).unwrap()),
+            1 => {
+                std::sync::Arc::new(shared.attach_pieces::<FromDevice>(&blk.device, core::iter::once(0..8192)).unwrap())
+            }
+            _ => {
+                let area = dma::vcm::reserve(&blk.device, 8192, 4096).unwrap();
+                std::sync::Arc::new(area.back::<FromDevice>(&shared).map_err(|_| "not mapped").unwrap())
+            }
+        };
+        a_writes(1, 0, 8192);
+        let turn = dma::Turn::take(core::slice::from_ref(&b), now).unwrap();
+        let at = b.segments()[0].iova;
+        blk.master.write(at.checked_add(4000).unwrap(), &[2; 200]).unwrap();
+        drop(turn);
+        a_writes(3, 4100, 10);
+        drop(b);
+        drop(a);
+        let mut seen = [0; 8192];
+        shared.cpu_access::<CpuReads>().unwrap().read_at(0, &mut seen).unwrap();
+        let expected = |at: usize| match at {
+            4100..4110 => 3,
+            4000..4200 => 2,
+            _ => 1,
+        };
+        for (at, byte) in seen.iter().enumerate() {
+            assert_eq!(*byte, expected(at), "byte {at}, kind {kind}");
+        }
+        assert_eq!(system.memory.violations(), Vec::<String>::new());
     }
 }

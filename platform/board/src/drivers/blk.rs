@@ -123,11 +123,12 @@ impl Disk for BlockDisk {
             return Ok(Ordered { transfer: self.block.read(sector, loan, range)?, fence: None });
         };
         let transfer = self.block.read(sector, &job, range)?;
-        let watch = transfer.watch().and_then(|watch| base::fallible::arc(watch).ok());
-        if let Some(watch) = watch {
-            job.watch(watch);
+        match transfer.watch().map(base::fallible::arc) {
+            Some(Ok(watch)) => job.watch(watch),
+            // Without memory to look by nobody will know how it goes, but for who has the result.
+            Some(Err(_)) => job.fence().fail(),
+            None => {}
         }
-        // (Without memory to look by, others wait until the queue has let go of the job.)
         Ok(Ordered { transfer, fence: Some(job.fence()) })
     }
 
@@ -148,11 +149,11 @@ impl Future for Ordered {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { transfer, fence } = &mut *self;
-        // Before the queue lets go of the job: who comes later has to know that it failed.
-        if let Some(fence) = fence.as_ref().filter(|fence| fence.outcome() == Some(false)) {
-            fence.fail();
+        let result = Pin::new(transfer).poll(context);
+        if let (Poll::Ready(Err(_)), Some(fence)) = (&result, fence) {
+            fence.known_to_have_failed();
         }
-        Pin::new(transfer).poll(context)
+        result
     }
 }
 

@@ -41,9 +41,10 @@ impl Transfer {
         judge(answer[0], len, self.written)
     }
 
-    /// What tells others than whoever has the transfer that it is over. `None` where there was nothing to do.
+    /// What tells others than whoever has the transfer that it is over, and how it went. `None` where there was nothing to do, or the
+    /// result has been taken.
     pub fn watch(&self) -> Option<Watch> {
-        self.request.as_ref().map(|request| Watch { watch: request.watch(), written: self.written })
+        Some(Watch { watch: self.request.as_ref()?.watch()?, written: self.written })
     }
 
     /// Whether the disk has returned the request, or never will: [`Transfer::wait`] would not sleep.

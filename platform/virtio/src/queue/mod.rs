@@ -37,7 +37,7 @@ use core::task::Waker;
 use dma::Device;
 use iommu::Iova;
 use ring::{Descriptor, Ring, SlotMemory};
-use slots::{Completed, Phase, Returned, Slots};
+use slots::{Completed, Ended, Phase, Returned, Slots};
 
 /// How many wakers are carried out of the lock at a time.
 const WAKE_BATCH: usize = 16;
@@ -427,6 +427,8 @@ impl Queue {
     fn misbehaved(&self, what: Misbehaviour) {
         log::error!("{}: queue {} is out of use: the device misbehaved: {what}", self.device.name(), self.index);
         self.wake_all();
+        // Who watches a request has no waker in it.
+        base::notify();
     }
 
     /// Puts the queue out of use and tells everybody who waits. Loans stay where they are.
@@ -447,8 +449,8 @@ impl Queue {
         self.fail(Failure::ShutDown);
         loop {
             let retired = self.state.lock().slots.retire();
-            let Some((waker, loans)) = retired else { break };
-            drop(loans);
+            let Some((waker, ended)) = retired else { break };
+            self.let_go(ended);
             if let Some(waker) = waker {
                 waker.wake();
             }
@@ -463,10 +465,21 @@ impl Queue {
     fn reap(&self) {
         loop {
             let over = self.state.lock().slots.reap();
-            match over {
-                Some(over) => drop(over),
-                None => return,
-            }
+            let Some((ended, store)) = over else { return };
+            self.let_go(ended);
+            drop(store);
+        }
+    }
+
+    /// Drops the loans of a request that is over. Who watches it sees how it went until that is done; only then its place is free.
+    #[inline]
+    fn let_go(&self, ended: Ended) {
+        let Ended { loans, kept } = ended;
+        drop(loans);
+        if let Some(head) = kept {
+            self.state.lock().slots.free_watched(head);
+            // For those who wait for room.
+            base::notify();
         }
     }
 

@@ -68,9 +68,13 @@ impl Request {
         self.taken || state.failure.is_some() || state.slots.phase(self.head) != Phase::InFlight
     }
 
-    /// What tells others than whoever has the request that it is over.
-    pub fn watch(&self) -> Watch {
-        Watch { queue: self.queue.clone(), head: self.head }
+    /// What tells others than whoever has the request that it is over, and how it went. `None` if its result has been taken.
+    pub fn watch(&self) -> Option<Watch> {
+        if self.taken {
+            return None;
+        }
+        let generation = self.queue.state.lock().slots.watch(self.head);
+        Some(Watch { queue: self.queue.clone(), head: self.head, generation })
     }
 
     /// The result if it is there, as [`Request::poll`] without a waker. Allocates nothing; for handlers too where the request has
@@ -80,7 +84,7 @@ impl Request {
             return Some(Err(Error::AlreadyTaken));
         }
         self.queue.drain();
-        let (result, waker, loans) = {
+        let (result, (waker, ended)) = {
             let mut guard = self.queue.state.lock();
             let state = &mut *guard;
             match (state.slots.phase(self.head), state.failure) {
@@ -93,20 +97,16 @@ impl Request {
                         }
                         None => Err(Error::ShutDown),
                     };
-                    let (waker, loans) = state.slots.abandon(self.head);
-                    (result, waker, loans)
+                    (result, state.slots.abandon(self.head))
                 }
                 // The device still has it, and the queue keeps the loans.
-                (_, Some(failure)) => {
-                    let (waker, loans) = state.slots.abandon(self.head);
-                    (Err(failure.into()), waker, loans)
-                }
+                (_, Some(failure)) => (Err(failure.into()), state.slots.abandon(self.head)),
                 _ => return None,
             }
         };
         self.taken = true;
         drop(waker);
-        drop(loans);
+        self.queue.let_go(ended);
         Some(result)
     }
 }
@@ -116,22 +116,24 @@ impl Drop for Request {
         if self.taken {
             return;
         }
-        let (waker, loans) = self.queue.state.lock().slots.abandon(self.head);
+        let (waker, ended) = self.queue.state.lock().slots.abandon(self.head);
         drop(waker);
-        drop(loans);
+        self.queue.let_go(ended);
     }
 }
 
-/// Looks at a request that somebody else has. It is meant for as long as the queue has the request's loans; afterwards it speaks of
-/// whatever request came to the same place.
+/// Looks at a request that somebody else has. There is something to be seen until the queue has dropped the request's loans, and while
+/// it does.
 pub struct Watch {
     queue: Arc<Queue>,
     head: u16,
+    generation: u32,
 }
 
 impl Watch {
     /// As [`Request::is_over`] says, without taking the result: how many bytes the device wrote, and the beginning of its answer in
-    /// `response`. Allocates nothing and drops no loan.
+    /// `response`. `None` while the device has the request, and after the queue has dropped its loans. Allocates nothing and drops no
+    /// loan.
     ///
     /// # Errors
     ///
@@ -139,6 +141,10 @@ impl Watch {
     pub fn look(&self, response: &mut [u8]) -> Option<Result<u32, Error>> {
         self.queue.drain();
         let state = self.queue.state.lock();
+        if state.slots.generation(self.head) != self.generation {
+            // Whatever is there is another request. This one's loans have gone, or are going after a reset, and say so themselves.
+            return None;
+        }
         match (state.slots.phase(self.head), state.failure, &state.ring) {
             (Phase::Done(len), _, Some(ring)) => {
                 ring.response(self.head, response);

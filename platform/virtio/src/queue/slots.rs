@@ -6,6 +6,8 @@
 //! - `loans` of a slot are present from before its descriptors are published until after the device has returned them
 //!   ([`Phase::Done`]) or has been reset ([`Phase::Retired`]). The loans of a lane's slots are with the lane; if that is given up
 //!   before, its store comes here, and stays until none of its requests is in flight.
+//! - A slot that is watched is free only after its loans have been dropped: who watches sees how the request went for as long as
+//!   there is a loan that wants to know. (After a reset there is nothing to be seen.) A free slot is not watched.
 //! - A slot of a lane is in the lane's list of returned requests exactly while it is `Done` or `Retired`, in the order of return.
 
 use super::parts::Loans;
@@ -35,8 +37,10 @@ struct Slot {
     writable: u32,
     loans: Loans,
     waker: Option<Waker>,
-    /// Nobody will take the result.
+    /// Nobody will take the result, and nobody has begun to end the request.
     abandoned: bool,
+    /// Others than whoever has the request look at it.
+    watched: bool,
     /// The lane that it belongs to, or [`NONE`]. In a lane there is neither loan nor waker.
     lane: u16,
     /// The request of the same lane that was returned after this one, or [`NONE`].
@@ -103,8 +107,17 @@ pub(super) enum Completed {
     Elsewhere(Option<Waker>),
 }
 
+/// What is left of a request that is over, to be given to [`Queue::let_go`](super::Queue).
+pub(super) struct Ended {
+    pub loans: Loans,
+    /// The slot, which is to be freed after the loans.
+    pub kept: Option<u16>,
+}
+
 pub(super) struct Slots {
     slots: Box<[Slot]>,
+    /// How many watched requests each slot has had.
+    generations: Box<[u32]>,
     /// The shadow of the descriptors' `next`: chains, and the free list.
     next: Box<[u16]>,
     free_head: u16,
@@ -124,15 +137,20 @@ impl Slots {
         slots.try_reserve_exact(usize::from(size)).map_err(|_| Error::OutOfMemory)?;
         let mut next = Vec::new();
         next.try_reserve_exact(usize::from(size)).map_err(|_| Error::OutOfMemory)?;
+        let mut generations = Vec::new();
+        generations.try_reserve_exact(usize::from(size)).map_err(|_| Error::OutOfMemory)?;
+        generations.resize(usize::from(size), 0);
         for index in 0..size {
             let phase = Phase::Free;
-            let (loans, waker, abandoned) = (Loans::none(), None, false);
+            let (loans, waker, abandoned, watched) = (Loans::none(), None, false, false);
             let (lane, later, shape) = (NONE, NONE, Shape::NONE);
-            slots.push(Slot { phase, chain: 0, writable: 0, loans, waker, abandoned, lane, later, shape });
+            slots.push(Slot { phase, chain: 0, writable: 0, loans, waker, abandoned, watched, lane, later, shape });
             next.push(index.wrapping_add(1));
         }
         let (slots, next) = (slots.into_boxed_slice(), next.into_boxed_slice());
-        Ok(Self { slots, next, free_head: 0, free: size, in_flight: 0, reapable: 0, lanes: Vec::new(), laned: 0 })
+        let generations = generations.into_boxed_slice();
+        let (in_flight, reapable, lanes, laned) = (0, 0, Vec::new(), 0);
+        Ok(Self { slots, generations, next, free_head: 0, free: size, in_flight, reapable, lanes, laned })
     }
 
     pub fn free(&self) -> u16 {
@@ -165,9 +183,9 @@ impl Slots {
         }
         let head = self.take_chain(chain);
         let slot = &mut self.slots[usize::from(head)];
-        let (phase, waker, abandoned) = (Phase::InFlight, None, false);
+        let (phase, waker, abandoned, watched) = (Phase::InFlight, None, false, false);
         let (lane, later, shape) = (NONE, NONE, Shape::NONE);
-        *slot = Slot { phase, chain, writable, loans, waker, abandoned, lane, later, shape };
+        *slot = Slot { phase, chain, writable, loans, waker, abandoned, watched, lane, later, shape };
         Ok(head)
     }
 
@@ -211,7 +229,7 @@ impl Slots {
         }
         let head = self.take_chain(chain);
         let slot = &mut self.slots[usize::from(head)];
-        // INVARIANT: free slots have neither loans nor waker.
+        // INVARIANT: free slots have neither loans nor waker, and are not watched.
         (slot.phase, slot.chain, slot.writable) = (Phase::InFlight, chain, writable);
         (slot.abandoned, slot.lane, slot.later) = (false, lane, NONE);
         let shaped = slot.shape == shape;
@@ -361,11 +379,47 @@ impl Slots {
         self.slots.iter_mut().find_map(|slot| slot.waker.take())
     }
 
-    /// Frees the descriptors of a request that the device does not have any more. The loans are to be dropped without the lock.
-    pub fn end(&mut self, head: u16) -> Loans {
-        let loans = core::mem::take(&mut self.slots[usize::from(head)].loans);
+    /// Has others look at the request. They see it while this does not change.
+    pub fn watch(&mut self, head: u16) -> u32 {
+        self.slots[usize::from(head)].watched = true;
+        self.generation(head)
+    }
+
+    /// Which of the watched requests of a slot is the one that it has, or will have next.
+    pub fn generation(&self, head: u16) -> u32 {
+        self.generations[usize::from(head)]
+    }
+
+    /// Frees the descriptors of a request that the device does not have any more, at once if nobody watches it. The loans are to be
+    /// dropped without the lock.
+    fn end(&mut self, head: u16) -> Ended {
+        let slot = &mut self.slots[usize::from(head)];
+        let loans = core::mem::take(&mut slot.loans);
+        if slot.watched {
+            return self.end_watched(head, loans);
+        }
         self.free_chain(head);
-        loans
+        Ended { loans, kept: None }
+    }
+
+    #[cold]
+    fn end_watched(&mut self, head: u16, loans: Loans) -> Ended {
+        let slot = &mut self.slots[usize::from(head)];
+        // Nobody else ends it.
+        slot.abandoned = false;
+        if loans.is_empty() {
+            self.free_watched(head);
+            return Ended { loans, kept: None };
+        }
+        Ended { loans, kept: Some(head) }
+    }
+
+    /// Frees the descriptors of a request that was watched, after its loans have been dropped.
+    pub fn free_watched(&mut self, head: u16) {
+        self.slots[usize::from(head)].watched = false;
+        let generation = &mut self.generations[usize::from(head)];
+        *generation = generation.wrapping_add(1);
+        self.free_chain(head);
     }
 
     /// Gives the descriptors of a request that the device does not have any more back to the free list.
@@ -390,18 +444,18 @@ impl Slots {
     }
 
     /// Notes that nobody will take the result of the request. Gives back its listener, and the loans if it is over.
-    pub fn abandon(&mut self, head: u16) -> (Option<Waker>, Loans) {
+    pub fn abandon(&mut self, head: u16) -> (Option<Waker>, Ended) {
         let slot = &mut self.slots[usize::from(head)];
         slot.abandoned = true;
         let waker = slot.waker.take();
         match slot.phase {
             Phase::Done(_) | Phase::Retired => (waker, self.end(head)),
-            _ => (waker, Loans::none()),
+            _ => (waker, Ended { loans: Loans::none(), kept: None }),
         }
     }
 
     /// Ends one abandoned request, or lane, that the device has returned, if there is one.
-    pub fn reap(&mut self) -> Option<(Loans, Option<Store>)> {
+    pub fn reap(&mut self) -> Option<(Ended, Option<Store>)> {
         if self.reapable == 0 {
             return None;
         }
@@ -410,7 +464,7 @@ impl Slots {
             && let LaneState::Abandoned(store) = core::mem::replace(&mut lane.state, LaneState::Closed)
         {
             self.reapable -= 1;
-            return Some((Loans::none(), Some(store)));
+            return Some((Ended { loans: Loans::none(), kept: None }, Some(store)));
         }
         let done = |slot: &Slot| slot.abandoned && matches!(slot.phase, Phase::Done(_));
         let head = self.slots.iter().position(done)?;
@@ -421,19 +475,19 @@ impl Slots {
 
     /// Ends the device's part in one request that it had, if it has any: it has been reset. The slot stays reserved for whoever
     /// holds the request, unless that is nobody.
-    pub fn retire(&mut self) -> Option<(Option<Waker>, Loans)> {
+    pub fn retire(&mut self) -> Option<(Option<Waker>, Ended)> {
         let head = self.slots.iter().position(|slot| slot.phase == Phase::InFlight)?;
         self.in_flight -= 1;
         let slot = &mut self.slots[head];
         slot.phase = Phase::Retired;
         if slot.lane != NONE {
             self.return_to_lane(head as u16);
-            return Some((None, Loans::none()));
+            return Some((None, Ended { loans: Loans::none(), kept: None }));
         }
         let waker = slot.waker.take();
         if slot.abandoned {
             return Some((waker, self.end(head as u16)));
         }
-        Some((waker, core::mem::take(&mut slot.loans)))
+        Some((waker, Ended { loans: core::mem::take(&mut slot.loans), kept: None }))
     }
 }

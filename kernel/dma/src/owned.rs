@@ -37,7 +37,7 @@ use core::marker::PhantomData;
 use core::mem::{self, ManuallyDrop};
 use core::panic::Location;
 use iommu::contract::{AddressSpace, Iommu};
-use iommu::domain::{Domain, DomainKind, ReservedKind};
+use iommu::domain::{Domain, DomainKind, ReservedKind, Revoking};
 use iommu::group::{AttachmentState, Group};
 use iommu::{
     AttachError, IdentityCapability, Iova, IovaError, IovaRange, MapError, PAGE_SIZE, PhysAddr, PhysRange, Prot,
@@ -153,6 +153,7 @@ impl OwnedDomain {
     /// [`Rejected`] gives the buffer back, with the reason: part of the range is mapped or reserved or cannot be translated
     /// ([`Error::Iova`]), or there is no memory for tables.
     #[track_caller]
+    #[inline]
     pub fn map_owned<D: Direction, B: Buffer>(&self, iova: Iova, buffer: B) -> Result<Placed<D, B>, Rejected<B>> {
         let site = Location::caller();
         match self.place::<D, B>(iova, &buffer) {
@@ -164,6 +165,7 @@ impl OwnedDomain {
         }
     }
 
+    #[inline(always)]
     fn place<D: Direction, B: Buffer>(&self, iova: Iova, buffer: &B) -> Result<IovaRange, Error> {
         let len = buffer.spans_len();
         let Some(range) = IovaRange::new(iova, len) else { return Err(Error::BadSize(len)) };
@@ -255,6 +257,7 @@ impl OwnedDomain {
     /// # Safety
     ///
     /// As [`iommu::contract::AddressSpace::map`].
+    #[inline(always)] // Else what is at hand is put by for the call.
     pub(crate) unsafe fn map(&self, range: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), Error> {
         let prot = if self.0.coherent { prot } else { prot | Prot::NON_COHERENT };
         let domain = &self.0.domain;
@@ -265,8 +268,7 @@ impl OwnedDomain {
                 Ok(()) => Ok(()),
                 Err(error) => self.give_up(range, error),
             },
-            Err(MapError::AlreadyMapped(_)) => Err(Error::Iova(IovaError::InUse(range))),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(refused(range, error)),
         }
     }
 
@@ -278,6 +280,7 @@ impl OwnedDomain {
     }
 
     /// Ends what is mapped at `range`. Where that fails the range is never used again, and the address space stays.
+    #[inline(always)] // As above.
     pub(crate) fn revoke(&self, range: IovaRange) -> Result<(), RevokeError> {
         let revoking = self.0.domain.begin_revoking(range);
         match self.0.domain.space().revoke(&[range]) {
@@ -286,12 +289,18 @@ impl OwnedDomain {
                 Ok(())
             }
             Err(cause) => {
-                // The range is lost, and the address space stays: what it translates may still be walked.
-                drop(revoking);
-                mem::forget(self.clone());
+                self.lose(revoking);
                 Err(cause)
             }
         }
+    }
+
+    /// The range is lost, and the address space stays: what it translates may still be walked.
+    #[cold]
+    #[inline(never)]
+    fn lose(&self, revoking: Revoking<'_>) {
+        drop(revoking);
+        mem::forget(self.clone());
     }
 }
 
@@ -328,6 +337,15 @@ fn fixed(domain: &Domain) -> Result<Vec<Fixed>, Error> {
         }
     }
     Ok(found)
+}
+
+#[cold]
+#[inline(never)]
+fn refused(range: IovaRange, error: MapError) -> Error {
+    match error {
+        MapError::AlreadyMapped(_) => Error::Iova(IovaError::InUse(range)),
+        error => error.into(),
+    }
 }
 
 fn taken(error: AttachError, device: &Device) -> Error {
@@ -389,6 +407,7 @@ impl<D: Direction, B: Buffer> Placed<D, B> {
     /// # Errors
     ///
     /// [`Quarantined`] if the revocation failed: the buffer is lost.
+    #[inline]
     pub fn unmap(self) -> Result<B, Quarantined> {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `this` is not used afterwards, and not dropped.
@@ -401,6 +420,7 @@ impl<D: Direction, B: Buffer> Placed<D, B> {
     /// # Safety
     ///
     /// Called once; the buffer is not used afterwards.
+    #[inline(always)]
     unsafe fn end(&mut self) -> Result<B, Quarantined> {
         match self.domain.revoke(self.range) {
             Ok(()) => {
@@ -415,14 +435,18 @@ impl<D: Direction, B: Buffer> Placed<D, B> {
                 }
                 Ok(buffer)
             }
-            Err(cause) => {
-                // The buffer is never dropped.
-                let device = self.domain.0.name.clone();
-                let lost = Quarantined { device, range: self.range, cause, mapped_at: self.site };
-                quarantine::add(&lost);
-                Err(lost)
-            }
+            Err(cause) => Err(self.quarantined(cause)),
         }
+    }
+
+    /// The buffer is never dropped.
+    #[cold]
+    #[inline(never)]
+    fn quarantined(&self, cause: RevokeError) -> Quarantined {
+        let device = self.domain.0.name.clone();
+        let lost = Quarantined { device, range: self.range, cause, mapped_at: self.site };
+        quarantine::add(&lost);
+        lost
     }
 }
 

@@ -34,7 +34,7 @@ use alloc::vec::Vec;
 use base::IrqMutex;
 use core::sync::atomic::{AtomicBool, Ordering, fence};
 use iommu::contract::{AddressSpace, TableBlock};
-use iommu::pgtable::{MAIR, PageTable, Unmapped};
+use iommu::pgtable::{Geometry, MAIR, PageTable, Unmapped};
 use iommu::{AttachError, Iova, IovaRange, OutOfMemory, Prot};
 
 /// What the TLB entries of a space are tagged with.
@@ -95,9 +95,16 @@ pub(crate) struct Client {
 
 const WORDS_OF_COMMAND: usize = crate::spec::command::WORDS;
 
-/// The first page.
-fn one_page(table: &PageTable) -> IovaRange {
-    IovaRange::new(Iova::new(0), table.geometry().granule().size()).unwrap_or_default()
+/// Levels of lookup.
+const LEVELS: usize = 4;
+
+/// The invalidation of the leaf of `level` at address 0.
+fn leaf_words(tag: Tag, geometry: &Geometry, level: u8) -> Words {
+    let leaf = IovaRange::new(Iova::new(0), geometry.leaf_size(level)).unwrap_or_default();
+    match (tag, Split::whole(leaf, geometry.granule().shift(), level)) {
+        (Tag::Asid { vmid, asid }, Some((_, range))) => tlbi_nh_va(vmid, asid, 0, range, true),
+        _ => [0; WORDS_OF_COMMAND],
+    }
 }
 
 /// Commands of a revocation that is issued at once.
@@ -111,8 +118,8 @@ pub(crate) struct Member<R: Registers> {
     plain: bool,
     /// Accesses of its streams are taken for privileged.
     privileged: bool,
-    /// What all invalidations of one page have in common, in a plain space.
-    page_words: Words,
+    /// What all invalidations of one leaf have in common, in a plain space, by its level.
+    leaf_words: [Words; LEVELS],
     /// log2 of the bytes in a page.
     page_shift: u32,
     walked: Arc<Walked>,
@@ -178,17 +185,13 @@ impl<R: Registers> Member<R> {
             return Err(AttachError::OutOfMemory);
         };
         let plain = features.range_invalidation && !features.ats && matches!(tag, Tag::Asid { .. });
-        let page_words =
-            match (tag, Split::whole(one_page(&walked.table), walked.table.geometry().granule().shift(), 3)) {
-                (Tag::Asid { vmid, asid }, Some((_, range))) => tlbi_nh_va(vmid, asid, 0, range, true),
-                _ => [0; WORDS_OF_COMMAND],
-            };
+        let leaf_words = core::array::from_fn(|level| leaf_words(tag, walked.table.geometry(), level as u8));
         Ok(Self {
             shared,
             tag,
             plain,
             privileged,
-            page_words,
+            leaf_words,
             page_shift: walked.table.geometry().granule().shift(),
             walked,
             nests: AtomicBool::new(false),
@@ -317,10 +320,10 @@ impl<R: Registers> Member<R> {
         self.plain
     }
 
-    /// The command that invalidates the page at `start` of a plain space.
+    /// The command that invalidates the leaf of `level` at `start` of a plain space.
     #[inline]
-    pub fn page_command(&self, start: Iova) -> Words {
-        let [word0, word1] = self.page_words;
+    pub fn leaf_command(&self, start: Iova, level: u8) -> Words {
+        let [word0, word1] = self.leaf_words[usize::from(level) % LEVELS];
         [word0, word1 | start.get()]
     }
 
@@ -332,7 +335,7 @@ impl<R: Registers> Member<R> {
         }
         let range = bugs::covered(range, 1 << (self.page_shift & 63));
         let (addr, range) = Split::whole(range, self.page_shift, level)?;
-        let [word0, _] = self.page_words;
+        let [word0, _] = self.leaf_words[LEVELS - 1];
         let word0 = if seeded(Bug::WrongAsid) { word0 ^ crate::spec::command::ASID.put(1) } else { word0 };
         Some(with_range(word0, addr, bugs::hinted(range)))
     }

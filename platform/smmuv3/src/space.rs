@@ -60,6 +60,9 @@ pub(crate) struct Space<R: Registers> {
     failures: AtomicU64,
 }
 
+/// The level of pages.
+const PAGES: u8 = 3;
+
 /// Bits of the lower half of [`Space::failures`].
 const HALF: u32 = 32;
 
@@ -198,17 +201,25 @@ impl<R: Registers> Space<R> {
         // The bugs are in the general way.
         let tested =
             seeded(Bug::NoTlbi) || seeded(Bug::WrongAsid) || seeded(Bug::WrongTtl) || seeded(Bug::RangeOnePageShort);
-        if tested || !self.table.unmap_page::<BARRIER>(range) {
+        let level = if tested {
+            None
+        } else if self.table.unmap_page::<BARRIER>(range) {
+            Some(PAGES)
+        } else {
+            self.table.unmap_block::<BARRIER>(range)
+        };
+        let Some(level) = level else {
+            cold_path();
             return self.revoke_run::<BARRIER>(range);
-        }
-        let command = member.page_command(range.start());
+        };
+        let command = member.leaf_command(range.start(), level);
         match member.execute::<BARRIER>(command) {
             Ok(()) => Ok(()),
             Err(later) => self.finish(command, later),
         }
     }
 
-    /// [`Self::revoke_one`] of a range that is not one page.
+    /// [`Self::revoke_one`] of a range that is not one page or block.
     #[inline(never)]
     fn revoke_run<const BARRIER: bool>(&self, range: IovaRange) -> Result<(), RevokeError> {
         let Some(level) = self.table.unmap_run::<BARRIER>(range) else { return self.revoke_any(range) };
@@ -289,7 +300,7 @@ impl<R: Registers> Space<R> {
         self.revoke_one::<false>(range)
     }
 
-    /// [`AddressSpace::map`] of whatever is not one page.
+    /// [`AddressSpace::map`] of whatever is not one page or block.
     #[inline(never)]
     fn map_any(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
         if self.by_barrier {
@@ -411,10 +422,13 @@ unsafe impl<R: Registers> AddressSpace for Space<R> {
     #[inline]
     unsafe fn map(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
         // The caller has the range for itself.
-        if self.by_barrier
-            && let Some(result) = self.table.map_page::<true>(iova, runs, prot)
-        {
-            return result;
+        if self.by_barrier {
+            if let Some(result) = self.table.map_page::<true>(iova, runs, prot) {
+                return result;
+            }
+            if self.table.map_block::<true>(iova, runs, prot).is_some() {
+                return Ok(());
+            }
         }
         cold_path();
         self.map_any(iova, runs, prot)

@@ -88,6 +88,12 @@ impl Template {
         })
     }
 
+    /// The block that maps to `phys`.
+    #[inline]
+    pub const fn block(self, phys: u64) -> u64 {
+        self.0 & !TABLE_OR_PAGE | phys
+    }
+
     /// The leaf of `level` that maps to `phys`.
     #[inline]
     pub const fn leaf(self, level: usize, phys: u64, contiguous: bool) -> u64 {
@@ -194,6 +200,12 @@ pub(super) const fn all_leaves(conjunction: u64) -> bool {
 #[inline]
 pub(super) const fn is_contiguous(entry: u64) -> bool {
     entry & CONTIGUOUS != 0
+}
+
+/// Whether an entry above the last level is a block without the Contiguous bit.
+#[inline]
+pub(super) const fn is_single_block(entry: u64) -> bool {
+    entry & (KIND | CONTIGUOUS) == VALID
 }
 
 /// Whether an entry of the last level is a page without the Contiguous bit.

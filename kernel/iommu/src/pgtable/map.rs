@@ -57,10 +57,13 @@ impl PageTable {
         runs: &[PhysRange],
         prot: Prot,
     ) -> Result<(), MapError> {
-        match self.map_page::<BARRIER>(iova, runs, prot) {
-            Some(result) => result,
-            None => self.map_buffer::<BARRIER>(iova, runs, prot),
+        if let Some(result) = self.map_page::<BARRIER>(iova, runs, prot) {
+            return result;
         }
+        if self.map_block::<BARRIER>(iova, runs, prot).is_some() {
+            return Ok(());
+        }
+        self.map_buffer::<BARRIER>(iova, runs, prot)
     }
 
     /// [`Self::map_exclusively`] of one page that is found without a walk. `None` for all else: nothing has been done then.
@@ -90,7 +93,7 @@ impl PageTable {
         Some(Ok(()))
     }
 
-    /// [`Self::map_exclusively`] of whatever [`Self::map_page`] does not take.
+    /// [`Self::map_exclusively`] of whatever [`Self::map_page`] and [`Self::map_block`] do not take.
     ///
     /// # Errors
     ///

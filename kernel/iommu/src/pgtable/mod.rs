@@ -74,6 +74,9 @@ pub struct PageTable {
 /// Places in [`PageTable::low`] (for 1 GiB of pages of 4 KiB) and in [`PageTable::middle`] (for 512 GiB).
 const PLACES: usize = 512;
 
+/// The size of no block that could be asked for.
+const NO_BLOCK: u64 = u64::MAX;
+
 /// What the ways of a page and of a buffer ask of the [`Geometry`], side by side.
 struct Shape {
     /// Bytes in a page.
@@ -86,6 +89,8 @@ struct Shape {
     page_shift: u32,
     /// log2 of the bytes that a last-level table maps.
     table_shift: u32,
+    /// Bytes of the blocks of the levels above the last, the lower one first. [`NO_BLOCK`] where there are none.
+    blocks: [u64; 2],
     /// log2 of the bytes that a table above the last level maps.
     above_shift: u32,
     /// Entries of a last-level table, less one.
@@ -99,7 +104,12 @@ struct Shape {
 impl Shape {
     fn new(geometry: &Geometry) -> Self {
         let level = |number| geometry.level(number);
+        let block = |number| match level(number).leaf && geometry.start() <= number {
+            true => level(number).size(),
+            false => NO_BLOCK,
+        };
         Self {
+            blocks: [block(LAST - 1), block(LAST - 2)],
             page: level(LAST).size(),
             within: level(LAST).size() - 1,
             table: level(LAST - 1).size(),

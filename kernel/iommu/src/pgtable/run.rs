@@ -4,11 +4,11 @@
 //! sixteen at a time. Whatever does not fit (no table yet, blocks and pages) is told so and goes the general way.
 
 use super::PageTable;
-use super::descriptor::{EMPTY, Template, all_leaves, is_contiguous, is_group, is_leaf};
+use super::descriptor::{EMPTY, Template, all_leaves, is_contiguous, is_group, is_single_block};
 use super::geometry::LAST;
 use super::map::parts;
 use super::node::Node;
-use crate::{Iova, IovaRange, MapError, PhysRange};
+use crate::{Iova, IovaRange, MapError, PhysRange, Prot};
 use base::words;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
@@ -30,31 +30,63 @@ impl PageTable {
     #[inline(always)]
     fn block(&self, iova: IovaRange) -> Option<(usize, &Node, usize)> {
         let (start, len) = (iova.start().get(), iova.len());
-        let level = if len == self.shape.table { LAST - 1 } else { LAST - 2 };
-        let shape = self.geometry.level(level);
-        if !shape.leaf
-            || len != shape.size()
-            || start & len.wrapping_sub(1) != 0
-            || iova.end().get() > self.shape.input_end
-        {
+        let [table, above] = self.shape.blocks;
+        let level = if len == table {
+            LAST - 1
+        } else if len == above {
+            LAST - 2
+        } else {
+            return None;
+        };
+        if start & len.wrapping_sub(1) != 0 || start >= self.shape.input_end {
             return None;
         }
         Some((level, self.near_table(level, start)?, self.geometry.index(level, start)))
     }
 
-    /// Maps `iova` by one block. `None` where no single block can be put, where tables are in its way or missing above it, and where
-    /// something is mapped: nothing has been done then.
+    /// Maps `iova`, in which nobody else maps at this time, by one block. `None` where no single block can be put, where tables are in
+    /// its way or missing above it, and where something is mapped: nothing has been done then. `BARRIER`: as
+    /// [`PageTable::map_exclusively`].
     #[inline(always)]
-    fn map_block<const BARRIER: bool>(&self, iova: IovaRange, phys: u64, template: Template) -> Option<()> {
-        let (level, node, index) = self.block(iova)?;
-        if phys & iova.len().wrapping_sub(1) != 0 || phys >= self.shape.output_end {
+    pub fn map_block<const BARRIER: bool>(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Option<()> {
+        let [run] = runs else { return None };
+        let (phys, len) = (run.start().get(), iova.len());
+        if run.len() != len
+            || phys & len.wrapping_sub(1) != 0
+            || phys >= self.shape.output_end
+            || prot.contains(Prot::PAGEWISE)
+        {
             return None;
         }
+        let (_, node, index) = self.block(iova)?;
+        let template = self.templates.get(prot).ok()?;
         // An exchange, as in `unmap.rs`: a store could wipe out a link to a table, were the rule of disjoint ranges broken.
-        let leaf = template.leaf(level, phys, false);
+        let leaf = template.block(phys);
         node.entry(index).compare_exchange(EMPTY, leaf, Relaxed, Relaxed).ok()?;
-        node.table().publish_as::<BARRIER>(index, index.wrapping_add(1));
+        self.publish_node::<BARRIER>(node, index);
         Some(())
+    }
+
+    #[inline(always)]
+    fn publish_node<const BARRIER: bool>(&self, node: &Node, index: usize) {
+        node.table().publish_as::<BARRIER>(index, index.wrapping_add(1));
+    }
+
+    /// Clears the leaf of `range` and makes that visible to the walker, if it is one block. Returns its level: **then the range must be
+    /// invalidated.** `None` where that takes more than a look: nothing has been done then. `BARRIER`: as
+    /// [`PageTable::map_exclusively`].
+    #[inline(always)]
+    #[must_use = "the range must be invalidated"]
+    pub fn unmap_block<const BARRIER: bool>(&self, range: IovaRange) -> Option<u8> {
+        let (level, node, index) = self.block(range)?;
+        let entry = node.entry(index);
+        let leaf = entry.load(Relaxed);
+        if !is_single_block(leaf) {
+            return None;
+        }
+        entry.compare_exchange(leaf, EMPTY, Relaxed, Relaxed).ok()?;
+        self.publish_node::<BARRIER>(node, index);
+        Some(level as u8)
     }
 
     /// Maps `iova`, in which nobody else maps at this time, to one run. `None` where that takes more than a look: nothing has been
@@ -72,14 +104,9 @@ impl PageTable {
         if run.len() != len {
             return None;
         }
-        if large && len >= shape.table {
-            if self.map_block::<BARRIER>(iova, phys, template).is_some() {
-                return Some(());
-            }
-            // Blocks may be a part of it.
-            if (start ^ phys) & shape.table.wrapping_sub(1) == 0 {
-                return None;
-            }
+        // Blocks may be a part of it.
+        if large && len >= shape.table && (start ^ phys) & shape.table.wrapping_sub(1) == 0 {
+            return None;
         }
         let bits = start | phys | len;
         if bits & shape.within != 0 || iova.end().get() > shape.input_end || run.end().get() > shape.output_end {
@@ -182,7 +209,7 @@ impl PageTable {
         Some(())
     }
 
-    /// Clears the leaves of `range` and makes that visible to the walker, if they are a block, or pages in one table. Returns their
+    /// Clears the leaves of `range` and makes that visible to the walker, if they are pages in tables that are near. Returns their
     /// level: **then the range must be invalidated.** `None` where that takes more than a look: nothing has been done then.
     /// `BARRIER`: as [`PageTable::map_exclusively`].
     #[inline(always)]
@@ -190,20 +217,6 @@ impl PageTable {
     pub fn unmap_run<const BARRIER: bool>(&self, range: IovaRange) -> Option<u8> {
         let shape = &self.shape;
         let (start, len) = (range.start().get(), range.len());
-        if len >= shape.table
-            && let Some((level, node, index)) = self.block(range)
-        {
-            let entry = node.entry(index);
-            let leaf = entry.load(Relaxed);
-            if is_leaf(leaf, level) {
-                if is_contiguous(leaf) {
-                    return None;
-                }
-                entry.compare_exchange(leaf, EMPTY, Relaxed, Relaxed).ok()?;
-                node.table().publish_as::<BARRIER>(index, index.wrapping_add(1));
-                return Some(level as u8);
-            }
-        }
         if (start | len) & shape.within != 0 || range.end().get() > shape.input_end {
             return None;
         }

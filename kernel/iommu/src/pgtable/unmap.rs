@@ -48,7 +48,7 @@ impl PageTable {
             let (level, leaf_size) = (Some(LAST as u8), Some(range.len()));
             return Ok(Unmapped { range, level, leaf_size, leaves: 1, missing: None });
         }
-        if let Some(level) = self.unmap_run::<false>(range) {
+        if let Some(level) = self.unmap_block::<false>(range).or_else(|| self.unmap_run::<false>(range)) {
             let shape = self.geometry.level(usize::from(level));
             let (leaf_size, leaves) = (Some(shape.size()), range.len() >> (shape.shift & 63));
             return Ok(Unmapped { range, level: Some(level), leaf_size, leaves, missing: None });

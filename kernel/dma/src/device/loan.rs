@@ -150,35 +150,29 @@ impl Loan {
         self.translated().map(Translated::space)
     }
 
+    /// The way that it went; `None` where nothing translates.
     #[inline(always)]
-    fn translated(&self) -> Option<&Translated> {
+    pub(crate) fn translated(&self) -> Option<&Translated> {
         match self.kind {
             Kind::Direct => None,
             _ => self.device.translated_way(),
         }
     }
 
-    /// Revokes this loan alone, of which `range` is the address range, and if that succeeds does what [`Loan::finish`] does.
-    ///
-    /// # Errors
-    ///
-    /// That of the revocation.
+    /// Takes note of the loan's end, and gives its address range back, after a successful revocation of it. Called once; the loan is
+    /// dropped then. (After one that failed it is counted by [`Loan::count_lost`], and forgotten.)
     #[inline(always)]
-    pub(crate) fn end(&self, range: IovaRange, site: Site) -> Result<(), RevokeError> {
-        // Looked up once: after the call nothing is known of what lies behind a reference.
-        let translated = self.translated();
-        if let Some(translated) = translated {
-            translated.space().revoke(&[range])?;
-        }
-        self.device.finish(translated, range, self.whole.len, self.slot, self.kind, self.site, site);
-        Ok(())
+    pub(crate) fn finish(&self, site: Site) {
+        self.finish_by(self.translated(), site);
     }
 
-    /// Takes note of the loan's end, and gives `range`, its address range, back, after a successful revocation of it. Called once; the loan
-    /// is dropped then. (After one that failed it is counted by [`Loan::count_lost`], and forgotten.)
+    /// [`Loan::finish`] for who has looked up [`Loan::translated`], which costs a few instructions each time.
     #[inline(always)]
-    pub(crate) fn finish(&self, range: IovaRange, site: Site) {
-        self.device.finish(self.translated(), range, self.whole.len, self.slot, self.kind, self.site, site);
+    pub(crate) fn finish_by(&self, translated: Option<&Translated>, site: Site) {
+        match translated {
+            Some(way) => self.device.finish(way, self.range(), self.slot, self.kind, self.site, site),
+            None => self.device.finish_direct(self.whole, self.slot, self.site, site),
+        }
     }
 
     pub(crate) fn count_lost(&self) {
@@ -239,8 +233,10 @@ impl Lapsed {
     pub(crate) fn settle(&self, device: &Device, outcome: Result<(), RevokeError>) -> Result<(), RevokeError> {
         match outcome {
             Ok(()) => {
-                let (translated, len) = (device.translated_way(), self.whole.len);
-                device.finish(translated, self.range(), len, self.slot, self.kind, self.site, self.site);
+                // What lapses is translated.
+                if let Some(translated) = device.translated_way() {
+                    device.finish(translated, self.range(), self.slot, self.kind, self.site, self.site);
+                }
             }
             Err(_) => device.lose(self.whole),
         }

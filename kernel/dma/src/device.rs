@@ -32,17 +32,16 @@ use crate::memory::{DmaMemory, PageRequest};
 use crate::pages::round_up;
 use crate::policy::{self, Source};
 use crate::pool::PoolRef;
-use crate::record::Records;
+use crate::record::{Counted, Records};
 use crate::scoped::{self, Scoped};
 use crate::stats::{self, DeviceStats};
-use crate::tracker::Report;
+use crate::tracker::{self, Report};
 use crate::translated::{self, Translated};
 use crate::{
     Bidirectional, Bounce, Buffer, Bytes, Direction, Error, Ladder, Limits, Mapped, MappedBytes, MappedPeer, PageSet,
     Pages, PeerRange, Policy, Pool, Rejected,
 };
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use base::{cpu, fallible};
 use core::fmt;
 use core::ops::Deref;
@@ -95,7 +94,10 @@ pub(crate) const SHARDS: usize = 16;
 #[repr(align(64))]
 struct Shard {
     inner: Arc<Inner>,
-    others: Vec<Arc<Shard>>,
+    /// Where the records count for it what is only counted.
+    counted: Arc<Counted>,
+    /// By core. The first one has none, and where this is one of the others, nobody has.
+    others: [Option<Arc<Shard>>; SHARDS],
 }
 
 impl Deref for Shard {
@@ -121,14 +123,15 @@ struct Inner {
 }
 
 /// The way of a device's memory to its addresses. What is special about a device is another variant, so that the others do not
-/// ask for it. (With a tag of its own: one that is folded into a field takes more instructions to read.)
+/// ask for it: that caches are maintained for it, that a tracker records what nothing translates, that buffers are copied first. (With
+/// a tag of its own: one that is folded into a field takes more instructions to read.)
 #[repr(u8)]
 enum Backend {
     Translated(Translated),
-    /// Buffers are copied first, and the copies go the way of the one above; likewise below.
-    CopiedTranslated(Translated, Copying),
+    /// Buffers are copied first, if that is said; the rest, and the copies, go the way of the one above. Likewise below.
+    SpecialTranslated(Translated, Option<Copying>),
     Direct(Direct),
-    CopiedDirect(Direct, Copying),
+    SpecialDirect(Direct, Option<Copying>),
 }
 
 /// Which buffers are copied.
@@ -179,8 +182,8 @@ impl Device {
         let name = fallible::text(config.name).ok_or(Error::OutOfMemory)?;
         let translated = Translated::new(config.group, &name)?;
         let backend = match Copying::of(&policy) {
-            None => Backend::Translated(translated),
-            Some(copying) => Backend::CopiedTranslated(translated, copying),
+            None if config.coherent => Backend::Translated(translated),
+            copying => Backend::SpecialTranslated(translated, copying),
         };
         Self::register(name, config.limits, config.coherent, config.memory, backend, &policy)
     }
@@ -221,8 +224,8 @@ impl Device {
         let name = fallible::text(config.name).ok_or(Error::OutOfMemory)?;
         let direct = Direct::new(config.windows, &config.limits, group, &name)?;
         let backend = match Copying::of(&policy) {
-            None => Backend::Direct(direct),
-            Some(copying) => Backend::CopiedDirect(direct, copying),
+            None if config.coherent && !tracker::is_on() => Backend::Direct(direct),
+            copying => Backend::SpecialDirect(direct, copying),
         };
         Self::register(name, config.limits, config.coherent, config.memory, backend, &policy)
     }
@@ -235,7 +238,7 @@ impl Device {
         backend: Backend,
         policy: &Policy,
     ) -> Result<Self, Error> {
-        let translated = matches!(backend, Backend::Translated(_));
+        let translated = matches!(backend, Backend::Translated(_) | Backend::SpecialTranslated(..));
         let records = fallible::arc(Records::new(name.clone(), translated)?).map_err(|_| Error::OutOfMemory)?;
         stats::register(&records)?;
         let memory = match policy.bounce {
@@ -246,20 +249,21 @@ impl Device {
         let inner =
             Inner { name, limits, coherent, memory, backend, records, trusted, pool, copies, lazy: Lazy::new() };
         let inner = fallible::arc(inner).map_err(|_| Error::OutOfMemory)?;
-        let shard = |others| fallible::arc(Shard { inner: inner.clone(), others }).map_err(|_| Error::OutOfMemory);
-        let mut others = Vec::new();
-        others.try_reserve_exact(SHARDS - 1)?;
-        for _ in 1..SHARDS {
-            others.push(shard(Vec::new())?);
+        let shard = |core: usize, others| {
+            let (inner, counted) = (inner.clone(), inner.records.counted(core).clone());
+            fallible::arc(Shard { inner, counted, others }).map_err(|_| Error::OutOfMemory)
+        };
+        let mut others = [const { None }; SHARDS];
+        for (core, other) in others.iter_mut().enumerate().skip(1) {
+            *other = Some(shard(core, [const { None }; SHARDS])?);
         }
-        shard(others).map(Self)
+        shard(0, others).map(Self)
     }
 
     /// A handle for a loan that is made on this core.
     #[inline(always)]
     fn for_loan(&self) -> Self {
-        // The first core has none of its own.
-        match self.0.others.get((cpu::index() % SHARDS).wrapping_sub(1)) {
+        match &self.0.others[cpu::index() % SHARDS] {
             Some(own) => Self(own.clone()),
             None => self.clone(),
         }
@@ -303,12 +307,12 @@ impl Device {
             Way::Direct(direct) => direct.windows.reach(limits.address_mask).get(),
         };
         let copied = match &self.0.backend {
-            Backend::Translated(_) => false,
-            Backend::Direct(direct) => {
+            Backend::SpecialTranslated(_, Some(_)) | Backend::SpecialDirect(_, Some(_)) => true,
+            Backend::Translated(_) | Backend::SpecialTranslated(_, None) => false,
+            Backend::Direct(direct) | Backend::SpecialDirect(direct, None) => {
                 let unlimited = limits.address_mask == u64::MAX && limits.min_align <= PAGE_SIZE;
                 !(unlimited && direct.windows.is_all()) && self.0.pool.size() != 0
             }
-            Backend::CopiedTranslated(..) | Backend::CopiedDirect(..) => true,
         };
         if copied { addresses.min(self.0.pool.size()) } else { addresses }
     }
@@ -326,8 +330,8 @@ impl Device {
     #[inline]
     fn way(&self) -> Way<'_> {
         match &self.0.backend {
-            Backend::Translated(translated) | Backend::CopiedTranslated(translated, _) => Way::Translated(translated),
-            Backend::Direct(direct) | Backend::CopiedDirect(direct, _) => Way::Direct(direct),
+            Backend::Translated(translated) | Backend::SpecialTranslated(translated, _) => Way::Translated(translated),
+            Backend::Direct(direct) | Backend::SpecialDirect(direct, _) => Way::Direct(direct),
         }
     }
 

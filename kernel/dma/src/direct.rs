@@ -43,8 +43,6 @@ struct Near {
     start: u64,
     len: u64,
     bus: u64,
-    /// Ones where a DMA address must have zeroes.
-    align: u64,
 }
 
 impl Direct {
@@ -58,24 +56,22 @@ impl Direct {
         let windows = Windows::new(windows)?;
         let near = |window: &BusWindow| Near {
             start: window.memory.start().get(),
-            len: window.reached(limits.address_mask),
+            // Where an address must be more than a page's, nothing is near.
+            len: if limits.min_align <= PAGE_SIZE { window.reached(limits.address_mask) } else { 0 },
             bus: window.bus.get(),
-            align: limits.min_align - 1,
         };
         let first = windows.0.first().map(near).unwrap_or_default();
         let group = group.map(|group| Membership::new(group, device)).transpose()?;
         Ok(Self { first, windows, group })
     }
 
-    /// The device's address of `run`, if it lies in the first window and meets the limits.
+    /// The device's address of `run`, which begins where a page does, if it lies in the first window and meets the limits.
     #[inline]
     pub(crate) fn near(&self, run: PhysRange) -> Option<Iova> {
-        let Near { start, len, bus, align } = self.first;
+        let Near { start, len, bus } = self.first;
         let offset = run.start().get().wrapping_sub(start);
-        let fits = offset < len && run.len() <= len - offset;
-        // No overflow: a window's end has an address.
-        let iova = bus.wrapping_add(offset);
-        if fits && iova & align == 0 { Some(Iova::new(iova)) } else { None }
+        // No overflow: a window's end has an address. It begins where a page does.
+        if offset < len && run.len() <= len - offset { Some(Iova::new(bus.wrapping_add(offset))) } else { None }
     }
 
     /// Takes the device out of use: its group is blocked, if it has one and no other is in use.

@@ -84,7 +84,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
         site: Site,
     ) -> Result<Self, (M, Error)> {
         // SAFETY: as in `lend_slowly`.
-        let lend = |(runs, len, segments)| unsafe { device.lend_scattered(runs, len, D::PROT, segments, site) };
+        let lend = |(runs, len, segments)| unsafe { device.lend_scattered(runs, len, segments, site) };
         match of(&mut memory).and_then(lend) {
             Some(loan) => Ok(Self::of(loan, memory)),
             None => Self::lend(device, memory, site),
@@ -263,11 +263,15 @@ impl<D: Direction, M: Spans> Held<D, M> {
         // SAFETY: `conclude` drops it only if it has been revoked.
         let (loan, memory) = unsafe { self.into_parts() };
         let (loan, memory) = (ManuallyDrop::new(loan), ManuallyDrop::new(memory));
-        if outcome.is_ok() {
-            loan.finish(loan.range(), site);
+        if let Err(cause) = outcome {
+            // Objects of their own, which are not there on the quick way (see `lend_as`).
+            let (loan, mut memory) = (loan, memory);
+            // SAFETY: they are gone.
+            return Err(unsafe { Self::lose(&loan, &mut memory, cause) });
         }
-        // SAFETY: the two belong together; the outcome is as the caller promises, and the loan has finished if it is `Ok`.
-        unsafe { Self::conclude(loan, memory, outcome) }
+        loan.finish(site);
+        // SAFETY: the two belong together; it has been revoked, as the caller promises, and the loan has finished.
+        Ok(unsafe { Self::conclude(loan, memory) })
     }
 
     /// # Safety
@@ -277,28 +281,29 @@ impl<D: Direction, M: Spans> Held<D, M> {
     unsafe fn end(loan: Loan, memory: M, site: Site) -> Result<M, Quarantined> {
         // Neither is dropped before the outcome is known, whatever happens.
         let (loan, memory) = (ManuallyDrop::new(loan), ManuallyDrop::new(memory));
-        let outcome = loan.end(loan.range(), site);
-        // SAFETY: the caller's promise; the outcome is that of revoking this loan.
-        unsafe { Self::conclude(loan, memory, outcome) }
+        // Looked up once: after the call nothing is known of what lies behind a reference. Its error goes nowhere but to where it is
+        // dealt with: an outcome that is handed on is written to memory again.
+        let translated = loan.translated();
+        if let Some(way) = translated
+            && let Err(cause) = way.space().revoke(&[loan.range()])
+        {
+            // Objects of their own, which are not there on the quick way (see `lend_as`).
+            let (loan, mut memory) = (loan, memory);
+            // SAFETY: they are gone.
+            return Err(unsafe { Self::lose(&loan, &mut memory, cause) });
+        }
+        loan.finish_by(translated, site);
+        // SAFETY: the caller's promise; it has been revoked, and has finished.
+        Ok(unsafe { Self::conclude(loan, memory) })
     }
 
     /// Everything by value: what the rare ways refer to would have to be in memory on all of them.
     ///
     /// # Safety
     ///
-    /// As for [`Held::settle`]; the two belong together, and after `Ok` the loan has finished.
+    /// The two belong together, the loan has been revoked and has finished.
     #[inline(always)]
-    unsafe fn conclude(
-        loan: ManuallyDrop<Loan>,
-        memory: ManuallyDrop<M>,
-        outcome: Result<(), RevokeError>,
-    ) -> Result<M, Quarantined> {
-        if let Err(cause) = outcome {
-            // Objects of their own, which are not there on the quick way (see `lend_as`).
-            let (loan, mut memory) = (loan, memory);
-            // SAFETY: they are gone.
-            return Err(unsafe { Self::lose(&loan, &mut memory, cause) });
-        }
+    unsafe fn conclude(loan: ManuallyDrop<Loan>, memory: ManuallyDrop<M>) -> M {
         let coherent = loan.device.is_coherent();
         // Before the memory moves, so that what it is made of need not be kept meanwhile.
         if let Some(copied) = ManuallyDrop::into_inner(loan).into_copy() {
@@ -311,7 +316,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
                 base::barrier::device_read();
             }
         }
-        Ok(ManuallyDrop::into_inner(memory))
+        ManuallyDrop::into_inner(memory)
     }
 
     /// What remains of a loan whose revocation has failed: the device may reach the memory for ever, so nothing of it is dropped. The

@@ -13,7 +13,7 @@
 //! # Locking
 //!
 //! None for the table: writers own the place that they claimed; readers check that it did not change under them. A place is a cache
-//! line, and what is only counted is counted by each core for itself. The reports are for people: nothing that must be safe is decided
+//! line, and what is only counted is counted by each core for itself, beside the handles of its loans. The reports are for people: nothing that must be safe is decided
 //! here. [`Exact`] is under an [`IrqMutex`] of its device; its table grows under it, so the heap's lock comes after it.
 
 use crate::Error;
@@ -25,7 +25,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::time::Stamp;
-use base::{Instant, IrqMutex, cpu};
+use base::{Instant, IrqMutex, cpu, fallible};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use iommu::{Iova, IovaRange, PAGE_SIZE, Prot};
 
@@ -36,9 +36,9 @@ const PROBES: usize = 8;
 
 /// Bits of a place's tag. It is 0 as long as the place was never used.
 const LIVE: u64 = 1;
-const ENDED: u64 = 1 << 1;
-/// Somebody is writing the place.
-const BUSY: u64 = 1 << 2;
+/// Somebody is writing the place. (Beside the one above: the two are looked for together.)
+const BUSY: u64 = 1 << 1;
+const ENDED: u64 = 1 << 2;
 /// The permissions stand above those bits, the page's address above the permissions.
 const PROT_SHIFT: u32 = 3;
 
@@ -99,6 +99,12 @@ impl Place {
         }
     }
 
+    /// Whether a mapping may be recorded here, at this moment.
+    #[inline(always)]
+    fn is_free(&self) -> bool {
+        self.tag.load(Ordering::Relaxed) & (LIVE | BUSY) == 0
+    }
+
     /// Records a mapping here, unless there is a live one. Whatever ended here before is forgotten.
     #[inline(always)]
     fn claim(&self, range: IovaRange, prot: Prot, site: Site, forgotten: &AtomicBool) -> bool {
@@ -151,27 +157,43 @@ impl Place {
 
 /// The count of this core. Sums over all of them are what is of interest: a mapping may end on another core than it has begun on.
 #[inline(always)]
-fn of_this_core(counted: &[Counted; SHARDS]) -> &Counted {
+fn of_this_core(counted: &[Arc<Counted>; SHARDS]) -> &Counted {
     &counted[cpu::index() % SHARDS]
 }
 
 /// Mappings without a place of their own: those that found none, those of a device that nothing translates for (begun and ended
 /// as one word each, the number in the low half and the pages in the high half: differences are exact).
 #[repr(align(64))]
-struct Counted {
+pub(crate) struct Counted {
     begun: AtomicU64,
     ended: AtomicU64,
-    unrecorded: AtomicU64,
 }
 
 impl Counted {
     const fn new() -> Self {
-        Self { begun: AtomicU64::new(0), ended: AtomicU64::new(0), unrecorded: AtomicU64::new(0) }
+        Self { begun: AtomicU64::new(0), ended: AtomicU64::new(0) }
     }
 
     #[inline(always)]
     fn word(len: u64) -> u64 {
-        1_u64.wrapping_add((len / PAGE_SIZE) << 32)
+        1 | (len / PAGE_SIZE) << 32
+    }
+
+    /// Takes note of a mapping that nothing translates.
+    #[inline(always)]
+    pub(crate) fn begin(&self, len: u64) -> Slot {
+        self.begun.fetch_add(Self::word(len), Ordering::Relaxed);
+        Slot::COUNTED
+    }
+
+    /// Takes note of the end of a mapping that [`Counted::begin`] has counted. `false` if it was recorded.
+    #[inline(always)]
+    pub(crate) fn end(&self, slot: Slot, len: u64) -> bool {
+        if slot != Slot::COUNTED {
+            return false;
+        }
+        self.ended.fetch_add(Self::word(len), Ordering::Release);
+        true
     }
 }
 
@@ -188,7 +210,7 @@ pub(crate) struct Sums {
 pub(crate) struct Records {
     name: Arc<str>,
     table: Option<Box<[Place; PLACES]>>,
-    counted: [Counted; SHARDS],
+    counted: [Arc<Counted>; SHARDS],
     /// Every mapping, where the tracker is on.
     exact: Option<IrqMutex<Exact>>,
     /// What the table would remember if there were one.
@@ -207,7 +229,14 @@ impl Records {
             (true, Some(_)) => (None, Some(table()?)),
         };
 
-        let (counted, forgotten) = ([const { Counted::new() }; SHARDS], AtomicBool::new(false));
+        let mut all = Vec::new();
+        all.try_reserve_exact(SHARDS)?;
+        for _ in 0..SHARDS {
+            all.push(fallible::arc(Counted::new()).map_err(|_| Error::OutOfMemory)?);
+        }
+        // As many as that.
+        let counted = all.try_into().map_err(|_| Error::OutOfMemory)?;
+        let forgotten = AtomicBool::new(false);
         Ok(Self { name, table, counted, exact, history, forgotten, quarantined: AtomicU64::new(0) })
     }
 
@@ -227,16 +256,17 @@ impl Records {
         self.begin_elsewhere(range, prot, site)
     }
 
-    /// Takes note of a mapping that nothing translates.
-    #[inline]
-    pub(crate) fn begin_direct(&self, segment: Segment, prot: Prot, site: Site) -> Slot {
-        if self.exact.is_some() {
-            // It is where the memory is: its end is an address too.
-            let range = IovaRange::new(segment.iova, segment.len).unwrap_or_default();
-            return self.begin_elsewhere(range, prot, site);
-        }
-        of_this_core(&self.counted).begun.fetch_add(Counted::word(segment.len), Ordering::Relaxed);
-        Slot::COUNTED
+    /// Takes note of a mapping that nothing translates, if there is a tracker.
+    pub(crate) fn begin_tracked(&self, segment: Segment, prot: Prot, site: Site) -> Option<Slot> {
+        self.exact.as_ref()?;
+        // It is where the memory is: its end is an address too.
+        let range = IovaRange::new(segment.iova, segment.len).unwrap_or_default();
+        Some(self.begin_elsewhere(range, prot, site))
+    }
+
+    /// Where the mappings of a core are counted that nothing translates.
+    pub(crate) fn counted(&self, core: usize) -> &Arc<Counted> {
+        &self.counted[core % SHARDS]
     }
 
     #[cold]
@@ -247,15 +277,14 @@ impl Records {
             return Slot(Slot::EXACT | index);
         }
         if let Some(table) = &self.table {
-            for probe in 1..PROBES {
-                let index = hash(range).wrapping_add(probe) & (PLACES - 1);
-                if table.get(index).is_some_and(|place| place.claim(range, prot, site, &self.forgotten)) {
+            let places = (1..PROBES).map(|probe| hash(range).wrapping_add(probe) & (PLACES - 1));
+            for index in places.filter(|index| table[*index].is_free()) {
+                if table[index].claim(range, prot, site, &self.forgotten) {
                     return Slot(index as u32);
                 }
             }
         }
         of_this_core(&self.counted).begun.fetch_add(Counted::word(range.len()), Ordering::Relaxed);
-        of_this_core(&self.counted).unrecorded.fetch_add(1, Ordering::Relaxed);
         Slot::NONE
     }
 
@@ -266,16 +295,6 @@ impl Records {
             Some(place) => place.end(range.start(), unmapped_at),
             None => self.end_elsewhere(slot, range, mapped_at, unmapped_at),
         }
-    }
-
-    /// Takes note of the end of a mapping of `len` bytes that nothing translates.
-    #[inline]
-    pub(crate) fn end_direct(&self, slot: Slot, range: IovaRange, len: u64, mapped_at: Site, unmapped_at: Site) {
-        if slot == Slot::COUNTED {
-            of_this_core(&self.counted).ended.fetch_add(Counted::word(len), Ordering::Release);
-            return;
-        }
-        self.end_elsewhere(slot, range, mapped_at, unmapped_at);
     }
 
     #[cold]
@@ -346,9 +365,9 @@ impl Records {
         self.table.is_none() && self.exact.is_none()
     }
 
-    /// Mappings that found no place, ever.
+    /// Mappings that found no place, ever: where there are places, no others are counted.
     pub(crate) fn unrecorded(&self) -> u64 {
-        self.counted.iter().map(|counted| counted.unrecorded.load(Ordering::Relaxed)).sum()
+        if self.only_counts() { 0 } else { self.sum_counted().total }
     }
 
     /// Live mappings that [`Records::for_each_live`] does not show.
@@ -378,7 +397,7 @@ impl Records {
     fn sum_counted(&self) -> Sums {
         // Those that have ended first, of all cores: a mapping that comes and goes in between then counts as live rather than as less
         // than nothing.
-        let sum = |word: fn(&Counted) -> &AtomicU64| {
+        let sum = |word: fn(&Arc<Counted>) -> &AtomicU64| {
             self.counted.iter().map(word).fold(0_u64, |sum, word| sum.wrapping_add(word.load(Ordering::Acquire)))
         };
         let ended = sum(|counted| &counted.ended);

@@ -1,5 +1,6 @@
 //! The ways on which memory goes to a device: past everything special where nothing is, through the IOMMU, past it, as a copy.
 
+use super::loan::as_range;
 use super::{Backend, Copying, Device, Inner, Kind, Loan, Refused, Special, Way};
 use crate::direct::Direct;
 use crate::lent::{Segment, Segments};
@@ -35,20 +36,20 @@ impl Device {
         site: Site,
     ) -> Result<Loan, Refused> {
         let inner = &**self.0;
-        if !inner.coherent {
-            return Err(Refused::Special);
-        }
         match &inner.backend {
             Backend::Translated(translated) => {
                 // SAFETY: the caller's promise.
-                let range = unsafe { translated.map_quickly(runs, longest, len, prot, &inner.limits, mask) }?;
+                let range = match unsafe { translated.map_quickly(runs, longest, len, prot, &inner.limits, mask) } {
+                    Ok(range) => range,
+                    Err(refused) => return Err(refused),
+                };
                 let slot = inner.records.begin(range, prot, site);
                 Ok(self.loan(Segment { iova: range.start(), len }, slot, Kind::Plain, site))
             }
             Backend::Direct(direct) => match runs {
                 [run] if mask >= inner.limits.address_mask => {
-                    let iova = direct.near(*run).ok_or(Refused::Special)?;
-                    Ok(self.one(Segment { iova, len }, prot, site))
+                    let Some(iova) = direct.near(*run) else { return Err(Refused::Special) };
+                    Ok(self.counted(Segment { iova, len }, site))
                 }
                 _ => Err(Refused::Special),
             },
@@ -67,18 +68,17 @@ impl Device {
         &self,
         runs: &[PhysRange],
         len: u64,
-        prot: Prot,
         segments: &mut Vec<Segment>,
         site: Site,
     ) -> Option<Loan> {
         let inner = &**self.0;
         let Backend::Direct(direct) = &inner.backend else { return None };
         let limits = &inner.limits;
-        if !inner.coherent || !direct.windows.fill(runs, limits.address_mask, limits.min_align, segments).ok()? {
+        if !direct.windows.fill(runs, limits.address_mask, limits.min_align, segments).ok()? {
             return None;
         }
         let iova = segments.first()?.iova;
-        Some(self.one(Segment { iova, len }, prot, site))
+        Some(self.counted(Segment { iova, len }, site))
     }
 
     /// Lends the memory of `runs`, `len` bytes: at `at`, or wherever there is room.
@@ -98,13 +98,17 @@ impl Device {
     ) -> Result<Loan, Error> {
         let mask = self.0.limits.address_mask;
         match &self.0.backend {
-            // SAFETY: the caller's promise, here and below.
-            Backend::Translated(translated) => unsafe { self.translate(translated, at, runs, len, prot, mask, site) },
-            Backend::Direct(direct) => self.pass(direct, at, runs, len, prot, mask, site),
-            Backend::CopiedTranslated(_, copying) | Backend::CopiedDirect(_, copying) => {
+            Backend::SpecialTranslated(_, Some(copying)) | Backend::SpecialDirect(_, Some(copying)) => {
                 copying.check(runs, &self.0.name)?;
-                // SAFETY: as above.
+                // SAFETY: the caller's promise, here and below.
                 unsafe { self.lend_copy(at, runs, len, prot, site) }
+            }
+            Backend::Translated(translated) | Backend::SpecialTranslated(translated, None) => {
+                // SAFETY: as above.
+                unsafe { self.translate(translated, at, runs, len, prot, mask, site) }
+            }
+            Backend::Direct(direct) | Backend::SpecialDirect(direct, None) => {
+                self.pass(direct, at, runs, len, prot, mask, site)
             }
         }
     }
@@ -165,7 +169,7 @@ impl Device {
     /// Refuses what is not in the pool that is the device's only memory, if it has one.
     fn check_restricted(&self, runs: &[PhysRange]) -> Result<(), Error> {
         match &self.0.backend {
-            Backend::CopiedTranslated(_, copying) | Backend::CopiedDirect(_, copying)
+            Backend::SpecialTranslated(_, Some(copying)) | Backend::SpecialDirect(_, Some(copying))
                 if matches!(copying, Copying::Foreign(_)) =>
             {
                 copying.check(runs, &self.0.name)
@@ -254,7 +258,7 @@ impl Device {
     pub(crate) fn reserved_prot(&self, runs: &[PhysRange], prot: Prot) -> Result<Prot, Error> {
         match &self.0.backend {
             _ if prot.contains(Prot::MMIO) => self.check_restricted(runs)?,
-            Backend::CopiedTranslated(_, copying) => copying.check(runs, &self.0.name)?,
+            Backend::SpecialTranslated(_, Some(copying)) => copying.check(runs, &self.0.name)?,
             _ => (),
         }
         let snooped = self.0.coherent || prot.contains(Prot::MMIO);
@@ -267,11 +271,20 @@ impl Device {
         self.loan(Segment { iova: range.start(), len: range.len() }, slot, Kind::Reserved, site)
     }
 
-    /// Lends memory that no IOMMU translates for, and that is one segment.
+    /// Lends memory that no IOMMU translates for, and that is one segment, and counts it.
     #[inline(always)]
-    pub(super) fn one(&self, segment: Segment, prot: Prot, site: Site) -> Loan {
-        let slot = self.0.records.begin_direct(segment, prot, site);
-        self.loan(segment, slot, Kind::Direct, site)
+    fn counted(&self, segment: Segment, site: Site) -> Loan {
+        let device = self.for_loan();
+        let slot = device.0.counted.begin(segment.len);
+        Loan { device, whole: segment, site, slot, kind: Kind::Direct, special: None }
+    }
+
+    /// Lends memory that no IOMMU translates for, and that is one segment; recorded, if there is a tracker.
+    fn one(&self, segment: Segment, prot: Prot, site: Site) -> Loan {
+        match self.0.records.begin_tracked(segment, prot, site) {
+            Some(slot) => self.loan(segment, slot, Kind::Direct, site),
+            None => self.counted(segment, site),
+        }
     }
 
     /// A loan as most are.
@@ -280,25 +293,26 @@ impl Device {
         Loan { device: self.for_loan(), whole, site, slot, kind, special: None }
     }
 
-    /// Takes note of the end of a loan of `len` bytes at `range`, and gives its address range back. `translated` is its way, unless it was
-    /// [`Kind::Direct`].
+    /// Takes note of the end of a loan of `whole` that nothing translated.
     #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "what a loan is made of")]
+    pub(super) fn finish_direct(&self, whole: Segment, slot: Slot, mapped_at: Site, site: Site) {
+        if !self.0.counted.end(slot, whole.len) {
+            self.0.records.end(slot, as_range(whole), mapped_at, site);
+        }
+    }
+
+    /// Takes note of the end of a loan at `range`, and gives its address range back. `translated` was its way.
+    #[inline(always)]
     pub(super) fn finish(
         &self,
-        translated: Option<&Translated>,
+        translated: &Translated,
         range: IovaRange,
-        len: u64,
         slot: Slot,
         kind: Kind,
         mapped_at: Site,
         site: Site,
     ) {
-        let records = &*self.0.records;
-        let Some(translated) = translated.filter(|_| kind != Kind::Direct) else {
-            return records.end_direct(slot, range, len, mapped_at, site);
-        };
-        records.end(slot, range, mapped_at, site);
+        self.0.records.end(slot, range, mapped_at, site);
         match kind {
             Kind::Plain => translated.release(range),
             Kind::Fixed => translated.release_fixed(range),

@@ -10,7 +10,7 @@ use crate::translated::Translated;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use iommu::contract::AddressSpace;
-use iommu::{Iova, IovaError, IovaRange, MapError, Prot, RevokeError};
+use iommu::{Iova, IovaError, IovaRange, MapError, Prot};
 
 /// Why [`Device::lend_quickly`] did not.
 pub(crate) enum Refused {
@@ -150,35 +150,29 @@ impl Loan {
         self.translated().map(Translated::space)
     }
 
+    /// The way that it went; `None` where nothing translates.
     #[inline(always)]
-    fn translated(&self) -> Option<&Translated> {
+    pub(crate) fn translated(&self) -> Option<&Translated> {
         match self.kind {
             Kind::Direct => None,
             _ => self.device.translated_way(),
         }
     }
 
-    /// Revokes this loan alone, of which `range` is the address range, and if that succeeds does what [`Loan::finish`] does.
-    ///
-    /// # Errors
-    ///
-    /// That of the revocation.
+    /// Takes note of the loan's end, and gives its address range back, after a successful revocation of it. Called once; the loan is
+    /// dropped then. (After one that failed it is counted by [`Loan::count_lost`], and forgotten.)
     #[inline(always)]
-    pub(crate) fn end(&self, range: IovaRange, site: Site) -> Result<(), RevokeError> {
-        // Looked up once: after the call nothing is known of what lies behind a reference.
-        let translated = self.translated();
-        if let Some(translated) = translated {
-            translated.space().revoke(&[range])?;
-        }
-        self.device.finish(translated, range, self.whole.len, self.slot, self.kind, self.site, site);
-        Ok(())
+    pub(crate) fn finish(&self, site: Site) {
+        self.finish_by(self.translated(), site);
     }
 
-    /// Takes note of the loan's end, and gives `range`, its address range, back, after a successful revocation of it. Called once; the loan
-    /// is dropped then. (After one that failed it is counted by [`Loan::count_lost`], and forgotten.)
+    /// [`Loan::finish`] for who has looked up [`Loan::translated`], which costs a few instructions each time.
     #[inline(always)]
-    pub(crate) fn finish(&self, range: IovaRange, site: Site) {
-        self.device.finish(self.translated(), range, self.whole.len, self.slot, self.kind, self.site, site);
+    pub(crate) fn finish_by(&self, translated: Option<&Translated>, site: Site) {
+        match translated {
+            Some(way) => self.device.finish(way, self.range(), self.slot, self.kind, self.site, site),
+            None => self.device.finish_direct(self.whole, self.slot, self.site, site),
+        }
     }
 
     pub(crate) fn count_lost(&self) {

@@ -49,7 +49,7 @@ impl Magazine {
         match self.words.get_mut(self.len) {
             Some(place) if self.len < self.most => {
                 *place = word;
-                self.len += 1;
+                self.len = self.len.wrapping_add(1);
                 true
             }
             _ => false,
@@ -103,7 +103,7 @@ impl Magazine {
             match ranges.next() {
                 Some(range) if range.len() == len && range.start().get() & within == 0 => {
                     *place = range.start().get() | pages;
-                    used += 1;
+                    used = used.wrapping_add(1);
                 }
                 other => {
                     rest = other;

@@ -66,7 +66,7 @@ impl<D: Direction, B: Buffer> Mapped<D, B> {
 
     /// Ends the mapping lazily: the result yields the buffer after a flush that covers it (see [`Lapsing`]). The mapping ends
     /// at once where the device's [`Strictness`] says so, and where nothing translates.
-    #[inline]
+    #[inline(always)]
     #[track_caller]
     pub fn unmap_lazy(self) -> Lapsing<D, B> {
         Lapsing::new(self.held, Strictness::UnlessAsked, Location::caller())
@@ -74,7 +74,7 @@ impl<D: Direction, B: Buffer> Mapped<D, B> {
 
     /// Ends the mapping lazily if the device is [`Strictness::Relaxed`], otherwise at once. For drivers that do not need the
     /// buffer back soon and leave the choice to whoever runs the kernel.
-    #[inline]
+    #[inline(always)]
     #[track_caller]
     pub fn unmap_relaxed(self) -> Lapsing<D, B> {
         Lapsing::new(self.held, Strictness::Relaxed, Location::caller())

@@ -13,7 +13,7 @@ use dma::{
     Bidirectional, FromDevice, Ladder, Lapsing, Lent, PageSet, Pages, Pending, ScatterList, SharedBuffer, ToDevice,
 };
 use iommu::PAGE_SIZE;
-use ktest::TestResult;
+use ktest::{Outcome, TestResult};
 
 /// The benchmarks of this module.
 pub const ALL: &[Benchmark] = &[
@@ -71,10 +71,18 @@ const BYTES_IN_TURN: u64 = 24 << 20;
 
 /// What has lapsed, as a driver takes it back that has enough in turn: it looks first, and waits if it must.
 #[inline(always)]
-fn regain(lapsed: Lapsing<Bidirectional, Pages>) -> Result<Pages, Pending<Bidirectional, Pages>> {
+fn regain(lapsed: Lapsing<Bidirectional, Pages>) -> Result<Pages, Outcome> {
     match lapsed.try_take() {
-        Err(Pending::Still(lapsed)) => lapsed.take(Deadline::after_millis(10_000)),
-        result => result,
+        Ok(pages) => Ok(pages),
+        Err(pending) => Ok(wait_for(pending)?),
+    }
+}
+
+#[cold]
+fn wait_for(pending: Pending<Bidirectional, Pages>) -> Result<Pages, Outcome> {
+    match pending {
+        Pending::Still(lapsed) => Ok(lapsed.take(Deadline::after_millis(10_000))?),
+        lost => Err(lost.into()),
     }
 }
 

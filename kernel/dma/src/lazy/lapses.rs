@@ -84,6 +84,9 @@ impl Place {
 
 const _: () = assert!(COUNT <= 1 << Place::SHIFT && size_of::<Lapsed>() == 32);
 
+/// The ranges of a generation up to which it counts as being in order: sorting 128 loans costs more than the commands of a few ranges.
+const IN_ORDER: usize = 8;
+
 fn with_room<T>() -> Result<Vec<T>, Error> {
     let mut list = Vec::new();
     list.try_reserve_exact(COUNT)?;
@@ -124,7 +127,7 @@ impl Opening<'_> {
             }
             _ => ranges.push(range),
         }
-        let place = Place(state.first.0 + index as u64);
+        let place = Place(state.first.0.wrapping_add(index as u64));
         drop(state);
         let due = index + 1 == COUNT || bytes >= BYTES;
         if due || index == 0 {
@@ -235,8 +238,7 @@ impl Lapses {
         let before = state.lost.as_ref().map_or(Ok(()), |lost| Err(lost.cause));
         drop(state);
 
-        // One range is one, however many loans: they lapsed one behind the other.
-        let sorted = ranges.len() == 1;
+        let sorted = ranges.len() <= IN_ORDER;
         let outcome = before.and_then(|()| device.space().map_or(Ok(()), |space| space.revoke(merge(&mut ranges))));
         ranges.clear();
         match outcome {

@@ -82,17 +82,18 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
         match Self::lapse(held, least) {
             Ok(waits) => Self { progress: Progress::Waits(waits), direction: PhantomData },
             Err(held) => {
-                // An object of its own, which is not there on the quick way.
+                // An object of its own, and a result too, which are not there on the quick way.
                 let held = held;
-                Self::at_once(held, site)
+                let ended = Self::at_once(held, site);
+                Self { progress: Progress::Over(ManuallyDrop::new(ended)), direction: PhantomData }
             }
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn at_once(held: Held<D, B>, site: Site) -> Self {
-        Self { progress: Progress::Over(ManuallyDrop::new(held.take_back(site))), direction: PhantomData }
+    fn at_once(held: Held<D, B>, site: Site) -> Result<B, Quarantined> {
+        held.take_back(site)
     }
 
     #[inline(always)]
@@ -135,13 +136,13 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
     /// [`Pending::Still`] with the token, otherwise; [`Pending::Lost`] if the revocation failed.
     #[inline(always)]
     pub fn try_take(self) -> Result<B, Pending<D, B>> {
-        match &self.progress {
-            Progress::Waits(waits) if waits.lapses().is_revoked(waits.place) => Ok(self.yielded()),
-            _ => {
-                // As in `new`.
-                let token = self;
-                token.try_take_another()
-            }
+        match self.into_progress() {
+            Progress::Waits(waits) if waits.is_revoked() => Ok(waits.yielded::<D>()),
+            // A result of its own (see `new`).
+            progress => match (Self { progress, direction: PhantomData }).try_take_another() {
+                Ok(memory) => Ok(memory),
+                Err(pending) => Err(pending),
+            },
         }
     }
 
@@ -152,63 +153,33 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
     /// [`Pending::Lost`] if the revocation failed; [`Pending::Still`] if another core was flushing at `deadline`.
     #[inline(always)]
     pub fn take(self, deadline: Deadline) -> Result<B, Pending<D, B>> {
-        match &self.progress {
-            Progress::Waits(waits) if waits.lapses().is_revoked(waits.place) => Ok(self.yielded()),
-            _ => {
-                // As in `new`.
-                let token = self;
-                token.take_another(deadline)
-            }
+        match self.into_progress() {
+            Progress::Waits(waits) if waits.is_revoked() => Ok(waits.yielded::<D>()),
+            progress => match (Self { progress, direction: PhantomData }).take_another(deadline) {
+                Ok(memory) => Ok(memory),
+                Err(pending) => Err(pending),
+            },
         }
     }
 
-    /// The memory of one that waited and has been revoked.
+    /// By value, for whoever looks at it: what is referred to would be in memory.
     #[inline(always)]
-    fn yielded(self) -> B {
+    fn into_progress(self) -> Progress<B> {
         let this = ManuallyDrop::new(self);
-        let Progress::Waits(waits) = &this.progress else { unreachable!("its caller has just seen that it waits") };
-        // SAFETY: `this` is not dropped and not used afterwards; and the revocation has returned `Ok`, so the memory is its owner's alone.
-        let memory = ManuallyDrop::into_inner(unsafe { ptr::read(&waits.memory) });
-        // SAFETY: as above.
-        let device = ManuallyDrop::into_inner(unsafe { ptr::read(&waits.device) });
-        if !waits.lapses().coherent {
-            // The whole of the memory is always in range.
-            let _ = fetch::<D, B>(&memory, 0, memory.spans_len());
-        }
-        if D::DEVICE_WRITES {
-            base::barrier::device_read();
-        }
-        drop(device);
-        memory
+        // SAFETY: `this` is not dropped and not used afterwards.
+        unsafe { ptr::read(&this.progress) }
     }
 
     #[cold]
     #[inline(never)]
     fn try_take_another(self) -> Result<B, Pending<D, B>> {
-        match &self.progress {
-            Progress::Waits(waits) if waits.lapses().is_revoked(waits.place) => Ok(self.yielded()),
-            Progress::Waits(waits) if !waits.lapses().is_over(waits.place) => Err(Pending::Still(self)),
-            Progress::Waits(waits) => {
-                let lost = waits.lapses().lost(waits.place);
-                let device = waits.device.shared_name().clone();
-                // The memory is never dropped.
-                let mut this = ManuallyDrop::new(self);
-                if let Progress::Waits(waits) = &mut this.progress {
-                    // SAFETY: `this` is not dropped and not used afterwards.
-                    unsafe { ManuallyDrop::drop(&mut waits.device) };
-                }
-                // What is over and has not been revoked is on the list of what was lost.
-                let none = (IovaRange::default(), Location::caller(), RevokeError::Dead);
-                let (range, mapped_at, cause) = lost.unwrap_or(none);
-                Err(Pending::Lost(Quarantined { device, range, cause, mapped_at }))
+        match self.into_progress() {
+            Progress::Waits(waits) if waits.is_revoked() => Ok(waits.yielded::<D>()),
+            Progress::Waits(waits) if !waits.lapses().is_over(waits.place) => {
+                Err(Pending::Still(Self { progress: Progress::Waits(waits), direction: PhantomData }))
             }
-            Progress::Over(_) => {
-                let this = ManuallyDrop::new(self);
-                let Progress::Over(result) = &this.progress else { unreachable!("seen a line above") };
-                // SAFETY: `this` is not dropped and not used afterwards.
-                let result = ManuallyDrop::into_inner(unsafe { ptr::read(result) });
-                result.map_err(Pending::Lost)
-            }
+            Progress::Waits(waits) => Err(Pending::Lost(waits.lost())),
+            Progress::Over(result) => ManuallyDrop::into_inner(result).map_err(Pending::Lost),
         }
     }
 
@@ -228,6 +199,41 @@ impl<B> Waits<B> {
     fn lapses(&self) -> &Lapses {
         // SAFETY: the device has them for good, and this has the device (invariant).
         unsafe { self.lapses.as_ref() }
+    }
+
+    #[inline(always)]
+    fn is_revoked(&self) -> bool {
+        self.lapses().is_revoked(self.place)
+    }
+}
+
+impl<B: Buffer> Waits<B> {
+    /// The memory, after [`Waits::is_revoked`] has said so.
+    #[inline(always)]
+    fn yielded<D: Direction>(self) -> B {
+        let coherent = self.lapses().coherent;
+        let Self { device, memory, .. } = self;
+        // The revocation has returned `Ok`: it is its owner's alone.
+        let memory = ManuallyDrop::into_inner(memory);
+        if !coherent {
+            // The whole of the memory is always in range.
+            let _ = fetch::<D, B>(&memory, 0, memory.spans_len());
+        }
+        if D::DEVICE_WRITES {
+            base::barrier::device_read();
+        }
+        drop(ManuallyDrop::into_inner(device));
+        memory
+    }
+
+    /// The report of what is over and was not revoked. The memory is never dropped.
+    #[cold]
+    fn lost(self) -> Quarantined {
+        // It is on the list of what was lost.
+        let none = (IovaRange::default(), Location::caller(), RevokeError::Dead);
+        let (range, mapped_at, cause) = self.lapses().lost(self.place).unwrap_or(none);
+        let device = ManuallyDrop::into_inner(self.device);
+        Quarantined { device: device.shared_name().clone(), range, cause, mapped_at }
     }
 }
 

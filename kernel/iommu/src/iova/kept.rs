@@ -49,7 +49,7 @@ impl Magazine {
         match self.words.get_mut(self.len) {
             Some(place) if self.len < self.most => {
                 *place = word;
-                self.len += 1;
+                self.len = self.len.wrapping_add(1);
                 true
             }
             _ => false,
@@ -103,7 +103,7 @@ impl Magazine {
             match ranges.next() {
                 Some(range) if range.len() == len && range.start().get() & within == 0 => {
                     *place = range.start().get() | pages;
-                    used += 1;
+                    used = used.wrapping_add(1);
                 }
                 other => {
                     rest = other;
@@ -143,21 +143,30 @@ impl Wanted {
 }
 
 impl IovaAllocator {
-    /// Takes what this core has kept last, if it is `len` bytes at a multiple of `align` that end at or before `limit`.
+    /// Takes what this core has kept in front, `word` for ranges of `len` bytes, if it is at a multiple of `align` and ends at or before
+    /// `limit`.
     #[inline(always)]
-    pub(super) fn take_kept(&self, len: u64, align: u64, limit: Iova) -> Option<IovaRange> {
-        let word = self.kept(len)?;
+    pub(super) fn take_kept(&self, word: Option<&AtomicU64>, len: u64, align: u64, limit: Iova) -> Option<IovaRange> {
+        let word = word?;
         let kept = word.load(Relaxed);
         let start = Wanted { len, align, limit, page_shift: self.page_shift }.suits(kept)?;
         word.compare_exchange(kept, 0, Acquire, Relaxed).ok()?;
         IovaRange::new(start, len)
     }
 
-    /// Takes the newest of the magazine of this core, likewise.
+    /// Takes the newest of the magazine of `core`, likewise.
     #[inline(always)]
-    pub(super) fn take_from_magazine(&self, len: u64, align: u64, limit: Iova) -> Option<IovaRange> {
+    pub(super) fn take_from_magazine(
+        &self,
+        core: &Core,
+        class: usize,
+        len: u64,
+        align: u64,
+        limit: Iova,
+    ) -> Option<IovaRange> {
         let wanted = Wanted { len, align, limit, page_shift: self.page_shift };
-        let start = self.magazine(class_of(len >> self.shift(), 1) as usize)?.lock().take(wanted)?;
+        let [magazine] = &**core.magazines.get(class)?.get()?;
+        let start = magazine.lock().take(wanted)?;
         IovaRange::new(start, len)
     }
 
@@ -166,6 +175,13 @@ impl IovaAllocator {
         let wanted = Wanted { len, align, limit, page_shift: self.page_shift };
         let start = self.magazine(class_of(len >> self.shift(), 1) as usize)?.lock().search(wanted)?;
         IovaRange::new(start, len)
+    }
+
+    /// What this core has.
+    #[inline(always)]
+    pub(super) fn here(&self) -> &Core {
+        // The index of a core, by which nothing is left out.
+        &self.cores[cpu::index() % cpu::MAX_CPUS]
     }
 
     /// Gives back what [`IovaAllocator::allocate`] returned, to be had again soon. The caller vouches for it: the range was allocated
@@ -258,13 +274,13 @@ impl IovaAllocator {
     /// Where this core keeps the one range in front of the class of `len` bytes.
     #[inline(always)]
     fn kept(&self, len: u64) -> Option<&AtomicU64> {
-        self.cores.get(cpu::index())?.kept.get(class_of(len >> self.shift(), 1) as usize)
+        self.here().kept.get(class_of(len >> self.shift(), 1) as usize)
     }
 
     /// This core's magazine of a class, if it has one.
     #[inline(always)]
     fn magazine(&self, class: usize) -> Option<&IrqMutex<Magazine>> {
-        let [magazine] = &**self.cores.get(cpu::index())?.magazines.get(class)?.get()?;
+        let [magazine] = &**self.here().magazines.get(class)?.get()?;
         Some(magazine)
     }
 
@@ -280,7 +296,7 @@ impl IovaAllocator {
     #[cold]
     #[inline(never)]
     fn new_magazine(&self, class: usize) -> Option<&IrqMutex<Magazine>> {
-        let cell = self.cores.get(cpu::index())?.magazines.get(class)?;
+        let cell = self.here().magazines.get(class)?;
         // A core's own: nobody waits.
         let [magazine] = &**cell.try_call_once(|| one(|| IrqMutex::new(Magazine::new(class)))).ok()?;
         Some(magazine)
@@ -289,7 +305,7 @@ impl IovaAllocator {
     /// Gives up what is kept on all cores.
     #[cold]
     pub(super) fn give_up_kept(&self) {
-        for core in &self.cores {
+        for core in self.cores.iter() {
             for word in &core.kept {
                 let kept = if word.load(Relaxed) == 0 { 0 } else { word.swap(0, Acquire) };
                 self.give_up(kept);

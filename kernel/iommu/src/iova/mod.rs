@@ -105,7 +105,8 @@ pub struct IovaAllocator {
     /// How many chunks there can be.
     count: usize,
     blocks: Box<[Lazy<Block>]>,
-    cores: Box<[Core]>,
+    /// By index.
+    cores: Box<[Core; cpu::MAX_CPUS]>,
     /// One bit for each block that may have a listed chunk of that class.
     listed: [Bits; CLASSES],
     shared: IrqMutex<Tree>,
@@ -152,7 +153,7 @@ impl IovaAllocator {
             front,
             count,
             blocks: boxed(count.div_ceil(BLOCK), Once::new)?,
-            cores: boxed(cpu::MAX_CPUS, Core::new)?,
+            cores: boxed(cpu::MAX_CPUS, Core::new)?.try_into().map_err(|_| OutOfMemory)?,
             listed: [const { NO_BITS }; CLASSES],
             shared: IrqMutex::new(Tree::new(first, end)?),
         })
@@ -217,15 +218,25 @@ impl IovaAllocator {
     /// [`IovaError::NoSpace`], [`IovaError::Misaligned`], [`IovaError::OutOfMemory`].
     #[inline(always)]
     pub fn allocate(&self, len: u64, align: u64, limit: Iova) -> Result<IovaRange, IovaError> {
-        match self.take_kept(len, align, limit) {
+        let class = class_of(len >> self.shift(), 1) as usize;
+        let core = self.here();
+        match self.take_kept(core.kept.get(class), len, align, limit) {
             Some(range) => Ok(range),
-            None => self.allocate_range(len, align, limit),
+            None => self.allocate_range(core, class, len, align, limit),
         }
     }
 
+    /// With what has been found already.
     #[inline(never)]
-    fn allocate_range(&self, len: u64, align: u64, limit: Iova) -> Result<IovaRange, IovaError> {
-        match self.take_from_magazine(len, align, limit) {
+    fn allocate_range(
+        &self,
+        core: &Core,
+        class: usize,
+        len: u64,
+        align: u64,
+        limit: Iova,
+    ) -> Result<IovaRange, IovaError> {
+        match self.take_from_magazine(core, class, len, align, limit) {
             Some(range) => Ok(range),
             None => self.allocate_another(len, align, limit),
         }

@@ -100,8 +100,8 @@ impl Exchange {
         Poll::Ready(len.and_then(|len| self.judge(len, expected, answer)))
     }
 
-    /// What tells others that the device has returned the command.
-    pub fn watch(&self) -> queue::Watch {
+    /// What tells others that the device has returned the command. `None` if its answer has been taken.
+    pub fn watch(&self) -> Option<queue::Watch> {
         self.request.watch()
     }
 

@@ -222,7 +222,7 @@ pub struct Presenting {
 impl Presenting {
     /// What tells others that the device has read the picture. `None` when that is known already.
     pub fn watch(&self) -> Option<Reading> {
-        self.transfer.as_ref().map(|transfer| Reading(transfer.watch()))
+        self.transfer.as_ref()?.watch().map(Reading)
     }
 }
 

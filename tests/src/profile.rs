@@ -23,7 +23,11 @@ pub const PROFILES: &[(&str, &str)] = &[
     ("testdev", "as default, and an iommu-testdev at slot 4 where this QEMU has one"),
     ("two_smmus", "as default without disk and display, and a second edu behind a second SMMU where this QEMU has one"),
     ("crowd", "as default, with 19 disks more from slot 4 on, and a second virtio-gpu"),
-    ("foreign", "as default, with a virtio-rng and two virtio-serial, whose consoles are the ends of one wire"),
+    (
+        "foreign",
+        "as default, with a virtio-rng and two virtio-serial, whose consoles are the ends of one wire, and a disk in slot 12 that goes \
+         around the IOMMU",
+    ),
     ("firmware", "as default, with a second edu in slot 8, and firmware that uses addresses of the first"),
     ("viommu", "as default, with a virtio-iommu in slot 6 in place of the SMMU"),
     (
@@ -104,9 +108,15 @@ pub fn machine(name: &str, disk: Disk, emulator: &Emulator) -> Result<Machine> {
         }
         "foreign" => {
             let virtio = "disable-legacy=on,iommu_platform=on";
+            machine.extra.extend(words([
+                "-blockdev",
+                "driver=null-co,node-name=around,size=67108864",
+                "-device",
+                "virtio-blk-pci,addr=c,drive=around,disable-legacy=on",
+            ]));
             // A socket without a place in the file system, of this process alone: its boots follow one another.
             let wire = format!("socket,path=sluice-wire-{},abstract=on", std::process::id());
-            machine.extra = words(["-device", &format!("virtio-rng-pci,addr=8,{virtio}")]);
+            machine.extra.extend(words(["-device", &format!("virtio-rng-pci,addr=8,{virtio}")]));
             for (port, options) in [("a", ",server=on,wait=off"), ("b", "")] {
                 machine.extra.extend(words([
                     "-chardev",

@@ -6,8 +6,8 @@
 use crate::Error;
 use crate::contract::Extent;
 use crate::event::Event;
-use crate::touched::Touched;
 use crate::space::{Space, pages, prot};
+use crate::touched::Touched;
 use abi::{Mode, PAGE, READ, Rights, Signal, WRITE};
 use alloc::boxed::Box;
 use alloc::sync::Arc;

@@ -39,7 +39,8 @@ impl Touched {
         for unit in first >> UNIT..=(first.saturating_add(last)) >> UNIT {
             let Err(place) = self.units.binary_search(&unit) else { continue };
             let near = [place.checked_sub(1), Some(place)].map(|at| at.and_then(|at| self.units.get(at)));
-            let new = |levels: u32| !near.iter().flatten().any(|near| *near >> (ABOVE * levels) == unit >> (ABOVE * levels));
+            let new =
+                |levels: u32| !near.iter().flatten().any(|near| *near >> (ABOVE * levels) == unit >> (ABOVE * levels));
             let pages = 1 + ABOVE_PAGES * (u64::from(new(1)) + u64::from(new(2)));
             if pages > self.max.saturating_sub(self.pages) {
                 return Err(Error::Quota("pages of tables"));

@@ -15,6 +15,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::IrqMutex;
 use base::deferred::{self, Ticket};
+use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use dma::Device;
 use iommu::group::Group;
@@ -97,41 +98,57 @@ impl Containment {
         self.contained.load(Ordering::SeqCst)
     }
 
-    /// The masters that `stream` stands for.
-    fn masters_of(&self, stream: StreamId) -> Vec<Entry> {
-        let mut found = Vec::new();
-        let masters = self.masters.lock();
-        found.extend(masters.iter().filter(|entry| entry.group.streams().contains(&stream)).cloned());
-        found
+    /// The masters that `stream` stands for, one by one in the order in which they came: no memory is needed for it.
+    fn masters_of(&self, stream: StreamId) -> impl Iterator<Item = Entry> {
+        let mut next = 0;
+        core::iter::from_fn(move || {
+            let masters = self.masters.lock();
+            let of_stream = |entry: &&Entry| entry.number >= next && entry.group.streams().contains(&stream);
+            let entry = masters.iter().filter(of_stream).min_by_key(|entry| entry.number).cloned()?;
+            next = entry.number + 1;
+            Some(entry)
+        })
     }
 
     /// Says what the DMA-API knows of a fault: the device and the buffer.
     pub fn explain(&self, fault: &Fault) -> Option<String> {
-        let masters = self.masters_of(fault.stream);
-        let Some(iova) = fault.iova else { return masters.first().map(|entry| entry.device.name().to_string()) };
-        let mut texts = masters.iter().map(|entry| entry.device.explain(iova).to_string());
-        let first = texts.next()?;
-        // Masters with one name on the bus: it may have been any of them.
-        Some(texts.fold(first, |all, text| all + "; or " + &text))
+        let text = Explanation(self, fault).to_string();
+        (!text.is_empty()).then_some(text)
     }
 
     fn contain(&self, exceeded: &Exceeded) -> Result<(), AttachError> {
         let Exceeded { fault, count } = exceeded;
-        let masters = self.masters_of(fault.stream);
-        let Some(first) = masters.first() else { return Ok(()) };
-        let explanation = self.explain(fault).unwrap_or_default();
-        for entry in &masters {
+        let Some(first) = self.masters_of(fault.stream).next() else { return Ok(()) };
+        for entry in self.masters_of(fault.stream) {
             if let Err(error) = entry.function.disable_bus_master() {
                 log::error!("{}: {error}", entry.device.name());
             }
         }
         first.group.block()?;
         self.contained.fetch_add(1, Ordering::SeqCst);
-        for entry in &masters {
+        for entry in self.masters_of(fault.stream) {
             log::error!("{} is off the bus and blocked after {count} faults, the last: {fault}", entry.device.name());
         }
-        log::error!("{explanation}");
+        log::error!("{}", Explanation(self, fault));
         base::notify();
+        Ok(())
+    }
+}
+
+/// What the DMA-API knows of a fault.
+struct Explanation<'a>(&'a Containment, &'a Fault);
+
+impl fmt::Display for Explanation<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut masters = self.0.masters_of(self.1.stream);
+        let Some(iova) = self.1.iova else {
+            return masters.next().map_or(Ok(()), |entry| f.write_str(entry.device.name()));
+        };
+        for (place, entry) in masters.enumerate() {
+            // Masters with one name on the bus: it may have been any of them.
+            let or = if place == 0 { "" } else { "; or " };
+            write!(f, "{or}{}", entry.device.explain(iova))?;
+        }
         Ok(())
     }
 }

@@ -8,7 +8,8 @@
 //!
 //! By message where the function sends some and something takes them, else by wire, if the function has one. Each shuts a gate in
 //! the function before the process is told, and the process has it opened again: a vector's mask, MSI as a whole, or the Interrupt
-//! Disable of a wire, which others share and go on using.
+//! Disable of a wire, which others share and go on using. (A gate binds the function, not its DMA: a process that has its device write
+//! to its doorbell gets the event again. It is its own, and costs what an interrupt costs.)
 //!
 //! A message is a store to a doorbell, which a process must not reach. In tables that a process shares with its device the doorbell is
 //! there for privileged accesses only, and those of a PCIe device are not; so they are taken for privileged (STE.PRIVCFG). Where the
@@ -20,7 +21,8 @@
 //! would reach the second's memory. So only devices that the kernel can bring to rest are given away: virtio devices by their
 //! reset, edu, which has none, by waiting for the end of its transfer behind a blocked stream, and all others by the function-level
 //! reset of PCI Express if they have one, which makes them forget everything, before the first process too. In between the function
-//! is off the bus and its group blocked. One that does not come to rest stays so.
+//! is off the bus and its group blocked. One that does not come to rest stays so. What edu has in its buffer, 4 KiB of what its last
+//! driver had it read, stays there: it is a test device, and has no way to forget it.
 //!
 //! # Locking
 //!
@@ -41,7 +43,8 @@ use iommu::{IovaRange, PhysRange, Prot};
 use pci::{Function, MessageGate, Msi, Msix, PciError, Wire};
 use process::contract::{Extent, Kind};
 use process::{Assigned, Event, RegisterWindow, Window, window};
-use virtio::transport::{PciTransport, reset};
+use virtio::spec::feature;
+use virtio::transport::{PciTransport, Transport, reset};
 
 /// The registers of a BAR.
 struct Registers(Window);
@@ -77,6 +80,9 @@ enum Rest {
     Function,
 }
 
+/// The vendor of virtio devices \[4.1.2\].
+const VIRTIO: u16 = 0x1af4;
+
 impl Rest {
     fn of(function: &Function) -> Option<Self> {
         match crate::hardware::kind(function) {
@@ -92,6 +98,19 @@ enum Interrupts {
     Msi { _msi: Msi },
     Msix(Msix),
     Wire(Wire),
+}
+
+/// Checks that a device goes through the IOMMU before it. Virtio devices do if they offer to, and they do not wait to be asked: what
+/// the process accepts of their features is all one.
+fn obeys_iommu(function: &Arc<Function>) -> Result<(), virtio::Error> {
+    let ids = function.ids();
+    if ids.vendor != VIRTIO || !(0x1000..0x1080).contains(&ids.device) {
+        return Ok(());
+    }
+    match PciTransport::new(function.clone())?.device_features() & feature::ACCESS_PLATFORM {
+        0 => Err(virtio::Error::BypassesIommu),
+        _ => Ok(()),
+    }
 }
 
 /// What a running device has. Dropped in this order.
@@ -126,6 +145,7 @@ impl Assignment {
     /// # Errors
     ///
     /// As [`Hardware::attach`]; [`Error::NotIsolated`] where no IOMMU translates for it, whatever the command line allows;
+    /// [`Error::Virtio`] for a virtio device that would go around it;
     /// [`Error::Unsupported`] for a function that the kernel cannot bring to rest.
     pub fn new(hardware: &Hardware, host: usize, function: &Arc<Function>, limits: Limits) -> Result<Self, Error> {
         let rest = Rest::of(function).ok_or(Error::Unsupported("device, which it could not bring to rest"))?;
@@ -138,6 +158,7 @@ impl Assignment {
         if !master.device().is_coherent() {
             return Err(Error::Unsupported("device, which does not snoop, in the hands of a process"));
         }
+        obeys_iommu(function).map_err(|error| Error::Virtio { name: master.device().name().to_string(), error })?;
         let mut reserved = Vec::new();
         if let Some(domain) = master.group().and_then(|group| group.domain()) {
             for region in domain.reserved() {

@@ -4,7 +4,6 @@
 //! meet there whatever the host's scheduler does. Who waits for others waits for as long as it takes.
 //!
 
-
 use super::super::Consumption;
 use super::*;
 use crate::registers::Offset;

@@ -513,7 +513,7 @@ mod hostile {
 
     fn run(bench: &Bench, calls: u64, seed: u64, secret: u64) -> Result<End, Outcome> {
         let (host, function) = edu_function(bench)?;
-        let quota = Quota { pages: 128, regions: 32, handles: 8, loans: 16, shared: 64 * PAGE_SIZE };
+        let quota = Quota { pages: 128, regions: 32, handles: 8, loans: 16, tables: 1024, shared: 64 * PAGE_SIZE };
         let mut process = UserProcess::new("hostile", HOSTILE, [calls, seed, secret], quota)?;
         process.process().assign(Box::new(Assignment::new(&bench.hardware, host, &function, Limits::NONE)?))?;
         // What it has together with others: to write, and to read only.
@@ -531,7 +531,10 @@ mod hostile {
         expect!(read.chunks().all(|chunk| chunk.iter().all(|byte| *byte == 0)), "what it may only read has changed");
         let written = written.into_pages().map_err(|_| Outcome::failed(format_args!("somebody has the buffer")))?;
         // It was a test: it has had its accesses.
-        expect!(calls < CALLS || !written.chunks().all(|chunk| chunk.iter().all(|byte| *byte == 0)), "it wrote nothing");
+        expect!(
+            calls < CALLS || !written.chunks().all(|chunk| chunk.iter().all(|byte| *byte == 0)),
+            "it wrote nothing"
+        );
         Ok(end)
     }
 
@@ -556,4 +559,17 @@ mod hostile {
             is_quiet(bench, &function, host)
         }
     }
+}
+
+ktest! {
+    /// The SMMU would see none of its accesses, and its process would have all of memory. Seen red: without the look at what it offers.
+    fn a_device_that_goes_around_the_iommu_is_given_to_nobody(bench) {
+        let (host, function) = bench.function(0x1af4, 0x1042, 1)?;
+        match Assignment::new(&bench.hardware, host, &function, Limits::NONE) {
+            Err(board::Error::Virtio { error: virtio::Error::BypassesIommu, .. }) => Ok(()),
+            Err(error) => Err(Outcome::failed(format_args!("{error}"))),
+            Ok(_) => Err(Outcome::failed(format_args!("it was given away"))),
+        }
+    }
+    machine: foreign
 }

@@ -250,6 +250,8 @@ impl Painter for ProcessPainter {
         match &self.place {
             Place::Gone(End::TimedOut) if begun => Err(PainterError::Endless(self.frame)),
             Place::Gone(End::TimedOut) => Err(PainterError::Idle(self.frame)),
+            // It was its last frame, or it has left too early: who asks for the next is told.
+            Place::Gone(End::Exited(0)) if begun => Ok(()),
             Place::Gone(end) => Err(PainterError::Ended { frame: self.frame, end: end.clone() }),
             _ if !begun => Err(PainterError::Idle(self.frame)),
             _ => Ok(()),

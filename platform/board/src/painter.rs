@@ -75,6 +75,7 @@ pub enum PainterError {
 }
 
 /// A process on its way to another core, there, or on its way back.
+#[expect(clippy::large_enum_variant, reason = "there is one, and a box is memory that may run out")]
 enum Guest {
     Nobody,
     Coming(UserProcess),
@@ -106,6 +107,7 @@ fn is_back() -> bool {
 }
 
 /// Where the process is.
+#[expect(clippy::large_enum_variant, reason = "there is one, and a box is memory that may run out")]
 enum Place {
     Here(UserProcess),
     Elsewhere,

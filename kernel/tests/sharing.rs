@@ -1,7 +1,8 @@
 //! The show, on a screen that reads slowly and with a painter that draws slowly, each in two halves: whoever does not wait for the
 //! other is seen in a frame of which one half is of another.
 //!
-//! Red, each by hand: a screen whose job is over before it has read; a screen that begins no job; a painter without an access.
+//! Seen red, each by hand: a screen whose job is over before it has read; a screen that begins no job; a painter that is asked after the
+//! screen.
 
 use base::Deadline;
 use dma::fakes::{FakeBusMaster, FakeDevice, FakeSystem};

@@ -66,7 +66,7 @@ pub fn last(options: &DemoOptions) -> Result<Option<(RgbImage, u32)>> {
     if options.show.is_none() || options.disk.is_some() || !known || words().any(|word| word.starts_with("picture=")) {
         return Ok(None);
     }
-    let frames = words().filter_map(|word| word.strip_prefix("show.frames=")).last();
+    let frames = words().filter_map(|word| word.strip_prefix("show.frames=")).next_back();
     let Ok(number) = frames.map_or(Ok(FRAMES), str::parse) else { return Ok(None) };
     let (width, height) = disk::PICTURE_SIZE;
     Ok(Some((frame(&picture::draw(width, height), number)?, number)))

@@ -75,6 +75,7 @@ pub enum PainterError {
 }
 
 /// A process on its way to another core, there, or on its way back.
+#[expect(clippy::large_enum_variant, reason = "there is one, and a box is memory that may run out")]
 enum Guest {
     Nobody,
     Coming(UserProcess),
@@ -106,6 +107,7 @@ fn is_back() -> bool {
 }
 
 /// Where the process is.
+#[expect(clippy::large_enum_variant, reason = "there is one, and a box is memory that may run out")]
 enum Place {
     Here(UserProcess),
     Elsewhere,
@@ -250,6 +252,8 @@ impl Painter for ProcessPainter {
         match &self.place {
             Place::Gone(End::TimedOut) if begun => Err(PainterError::Endless(self.frame)),
             Place::Gone(End::TimedOut) => Err(PainterError::Idle(self.frame)),
+            // It was its last frame, or it has left too early: who asks for the next is told.
+            Place::Gone(End::Exited(0)) if begun => Ok(()),
             Place::Gone(end) => Err(PainterError::Ended { frame: self.frame, end: end.clone() }),
             _ if !begun => Err(PainterError::Idle(self.frame)),
             _ => Ok(()),

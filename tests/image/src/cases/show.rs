@@ -52,7 +52,7 @@ impl Painter for Mortal {
     }
 }
 
-fn nowhere(_: fn(usize)) -> bool {
+fn nowhere(_: cores::Job) -> bool {
     false
 }
 
@@ -79,8 +79,11 @@ fn play(bench: &Bench, company: &Company, act: &Act, last: u32) -> Result<(Resul
     Ok((played, elsewhere))
 }
 
+/// Gives a core something to run, and says whether it did.
+type Elsewhere = fn(cores::Job) -> bool;
+
 /// Where a painter may run, and whether that is another core.
-fn places(bench: &Bench) -> [(fn(fn(usize)) -> bool, bool); 2] {
+fn places(bench: &Bench) -> [(Elsewhere, bool); 2] {
     [(cores::run_anywhere, bench.cores > 1), (nowhere, false)]
 }
 

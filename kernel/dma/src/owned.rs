@@ -153,7 +153,7 @@ impl OwnedDomain {
     /// [`Rejected`] gives the buffer back, with the reason: part of the range is mapped or reserved or cannot be translated
     /// ([`Error::Iova`]), or there is no memory for tables.
     #[track_caller]
-    #[inline]
+    #[inline(always)] // As `map` below.
     pub fn map_owned<D: Direction, B: Buffer>(&self, iova: Iova, buffer: B) -> Result<Placed<D, B>, Rejected<B>> {
         let site = Location::caller();
         match self.place::<D, B>(iova, &buffer) {

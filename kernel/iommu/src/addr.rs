@@ -172,7 +172,7 @@ macro_rules! range {
             /// Whether all of `other` lies in the range.
             #[inline]
             pub const fn covers(self, other: Self) -> bool {
-                self.start.get() <= other.start.get() && other.end().get() <= self.end().get()
+                (self.start.get() <= other.start.get()) & (other.end().get() <= self.end().get())
             }
 
             /// Whether the two have a byte in common.

@@ -34,7 +34,7 @@ use alloc::vec::Vec;
 use base::IrqMutex;
 use core::sync::atomic::{AtomicBool, Ordering, fence};
 use iommu::contract::{AddressSpace, TableBlock};
-use iommu::pgtable::{Geometry, MAIR, PageTable, Unmapped};
+use iommu::pgtable::{Geometry, Leaf, MAIR, PageTable, Unmapped};
 use iommu::{AttachError, Iova, IovaRange, OutOfMemory, Prot};
 
 /// What the TLB entries of a space are tagged with.
@@ -95,13 +95,10 @@ pub(crate) struct Client {
 
 const WORDS_OF_COMMAND: usize = crate::spec::command::WORDS;
 
-/// Levels of lookup.
-const LEVELS: usize = 4;
-
-/// The invalidation of the leaf of `level` at address 0.
-fn leaf_words(tag: Tag, geometry: &Geometry, level: u8) -> Words {
-    let leaf = IovaRange::new(Iova::new(0), geometry.leaf_size(level)).unwrap_or_default();
-    match (tag, Split::whole(leaf, geometry.granule().shift(), level)) {
+/// The invalidation of a leaf of that kind at address 0.
+fn leaf_words(tag: Tag, geometry: &Geometry, leaf: Leaf) -> Words {
+    let range = IovaRange::new(Iova::new(0), geometry.bytes_of(leaf)).unwrap_or_default();
+    match (tag, Split::whole(range, geometry.granule().shift(), leaf.level())) {
         (Tag::Asid { vmid, asid }, Some((_, range))) => tlbi_nh_va(vmid, asid, 0, range, true),
         _ => [0; WORDS_OF_COMMAND],
     }
@@ -118,8 +115,8 @@ pub(crate) struct Member<R: Registers> {
     plain: bool,
     /// Accesses of its streams are taken for privileged.
     privileged: bool,
-    /// What all invalidations of one leaf have in common, in a plain space, by its level.
-    leaf_words: [Words; LEVELS],
+    /// What all invalidations of one leaf have in common, in a plain space, by its kind.
+    leaf_words: [Words; Leaf::KINDS],
     /// log2 of the bytes in a page.
     page_shift: u32,
     walked: Arc<Walked>,
@@ -185,7 +182,8 @@ impl<R: Registers> Member<R> {
             return Err(AttachError::OutOfMemory);
         };
         let plain = features.range_invalidation && !features.ats && matches!(tag, Tag::Asid { .. });
-        let leaf_words = core::array::from_fn(|level| leaf_words(tag, walked.table.geometry(), level as u8));
+        let words_of = |kind| leaf_words(tag, walked.table.geometry(), Leaf::of_kind(kind));
+        let leaf_words = core::array::from_fn(words_of);
         Ok(Self {
             shared,
             tag,
@@ -320,10 +318,10 @@ impl<R: Registers> Member<R> {
         self.plain
     }
 
-    /// The command that invalidates the leaf of `level` at `start` of a plain space.
+    /// The command that invalidates what was mapped by `leaf` at `start` of a plain space.
     #[inline]
-    pub fn leaf_command(&self, start: Iova, level: u8) -> Words {
-        let [word0, word1] = self.leaf_words[usize::from(level) % LEVELS];
+    pub fn leaf_command(&self, start: Iova, leaf: Leaf) -> Words {
+        let [word0, word1] = self.leaf_words[leaf.kind()];
         [word0, word1 | start.get()]
     }
 
@@ -335,7 +333,7 @@ impl<R: Registers> Member<R> {
         }
         let range = bugs::covered(range, 1 << (self.page_shift & 63));
         let (addr, range) = Split::whole(range, self.page_shift, level)?;
-        let [word0, _] = self.leaf_words[LEVELS - 1];
+        let [word0, _] = self.leaf_words[Leaf::PAGE.kind()];
         let word0 = if seeded(Bug::WrongAsid) { word0 ^ crate::spec::command::ASID.put(1) } else { word0 };
         Some(with_range(word0, addr, bugs::hinted(range)))
     }

@@ -56,12 +56,11 @@ pub(crate) struct Space<R: Registers> {
     plain: bool,
     /// Tables and command queue are in memory that a barrier publishes.
     by_barrier: bool,
+    /// Both.
+    quick: bool,
     /// Revocations that failed (low half), and how many of those were followed by a complete invalidation (high half).
     failures: AtomicU64,
 }
-
-/// The level of pages.
-const PAGES: u8 = 3;
 
 /// Bits of the lower half of [`Space::failures`].
 const HALF: u32 = 32;
@@ -112,7 +111,7 @@ impl<R: Registers> Space<R> {
         }
         let plain = others.is_empty() && first.is_plain();
         let by_barrier = memory.publishes_by_barrier() && smmus.iter().all(|smmu| smmu.memory.publishes_by_barrier());
-        Ok(Self { first, others, table, plain, by_barrier, failures: AtomicU64::new(0) })
+        Ok(Self { first, others, table, plain, by_barrier, quick: plain && by_barrier, failures: AtomicU64::new(0) })
     }
 
     fn members(&self) -> impl Iterator<Item = &Member<R>> {
@@ -201,25 +200,19 @@ impl<R: Registers> Space<R> {
         // The bugs are in the general way.
         let tested =
             seeded(Bug::NoTlbi) || seeded(Bug::WrongAsid) || seeded(Bug::WrongTtl) || seeded(Bug::RangeOnePageShort);
-        let level = if tested {
-            None
-        } else if self.table.unmap_page::<BARRIER>(range) {
-            Some(PAGES)
-        } else {
-            self.table.unmap_block::<BARRIER>(range)
-        };
-        let Some(level) = level else {
+        let leaf = if tested { None } else { self.table.unmap_leaf::<BARRIER>(range) };
+        let Some(leaf) = leaf else {
             cold_path();
             return self.revoke_run::<BARRIER>(range);
         };
-        let command = member.leaf_command(range.start(), level);
+        let command = member.leaf_command(range.start(), leaf);
         match member.execute::<BARRIER>(command) {
             Ok(()) => Ok(()),
             Err(later) => self.finish(command, later),
         }
     }
 
-    /// [`Self::revoke_one`] of a range that is not one page or block.
+    /// [`Self::revoke_one`] of a range that is not one leaf or contiguous group.
     #[inline(never)]
     fn revoke_run<const BARRIER: bool>(&self, range: IovaRange) -> Result<(), RevokeError> {
         let Some(level) = self.table.unmap_run::<BARRIER>(range) else { return self.revoke_any(range) };
@@ -294,18 +287,21 @@ impl<R: Registers> Space<R> {
         result.or_else(|error| self.failed(error))
     }
 
-    /// [`Self::revoke_one`] where the SMMU has to be shown what was stored.
+    /// Revokes where the SMMU has to be shown what was stored, and where more is to be done than invalidations of one range.
     #[inline(never)]
-    fn revoke_published(&self, range: IovaRange) -> Result<(), RevokeError> {
-        self.revoke_one::<false>(range)
+    fn revoke_otherwise(&self, ranges: &[IovaRange]) -> Result<(), RevokeError> {
+        if let [range] = ranges
+            && self.plain
+            && self.is_healed()
+        {
+            return self.revoke_one::<false>(*range);
+        }
+        self.revoke_all(ranges)
     }
 
-    /// [`AddressSpace::map`] of whatever is not one page or block.
+    /// [`AddressSpace::map`] likewise.
     #[inline(never)]
-    fn map_any(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
-        if self.by_barrier {
-            return self.table.map_buffer::<true>(iova, runs, prot);
-        }
+    fn map_published(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
         self.table.map_exclusively::<false>(iova, runs, prot)
     }
 
@@ -423,15 +419,14 @@ unsafe impl<R: Registers> AddressSpace for Space<R> {
     unsafe fn map(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
         // The caller has the range for itself.
         if self.by_barrier {
-            if let Some(result) = self.table.map_page::<true>(iova, runs, prot) {
+            if let Some(result) = self.table.map_leaf::<true>(iova, runs, prot) {
                 return result;
             }
-            if self.table.map_block::<true>(iova, runs, prot).is_some() {
-                return Ok(());
-            }
+            cold_path();
+            return self.table.map_buffer::<true>(iova, runs, prot);
         }
         cold_path();
-        self.map_any(iova, runs, prot)
+        self.map_published(iova, runs, prot)
     }
 
     unsafe fn map_unsynced(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
@@ -442,15 +437,13 @@ unsafe impl<R: Registers> AddressSpace for Space<R> {
     #[inline]
     fn revoke(&self, ranges: &[IovaRange]) -> Result<(), RevokeError> {
         if let [range] = ranges
-            && self.plain
+            && self.quick
             && self.is_healed()
         {
-            if self.by_barrier {
-                return self.revoke_one::<true>(*range);
-            }
-            return self.revoke_published(*range);
+            return self.revoke_one::<true>(*range);
         }
-        self.revoke_all(ranges)
+        cold_path();
+        self.revoke_otherwise(ranges)
     }
 
     fn translate(&self, iova: Iova) -> Option<(PhysAddr, Prot)> {

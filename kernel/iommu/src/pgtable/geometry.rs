@@ -2,6 +2,7 @@
 //!
 //! Everything that a walk needs is computed here once, so that the walk itself shifts and masks and never divides.
 
+use super::Leaf;
 use crate::contract::Aperture;
 use crate::{GeometryError, Iova, IovaRange, PhysAddr};
 use core::fmt;
@@ -194,6 +195,15 @@ impl Geometry {
     /// The bytes that a leaf of `level` (0 to 3) maps.
     pub const fn leaf_size(&self, level: u8) -> u64 {
         self.level(level as usize).size()
+    }
+
+    /// The bytes that are mapped by a leaf of that kind.
+    pub const fn bytes_of(&self, leaf: Leaf) -> u64 {
+        let level = self.level(leaf.level() as usize);
+        match leaf {
+            Leaf::GROUP => level.size() * level.contiguous as u64,
+            _ => level.size(),
+        }
     }
 
     /// The first input address that cannot be translated.

@@ -6,6 +6,7 @@ use super::node::{LinkError, Node};
 use super::walk::{Cursor, Dirty, Place};
 use super::{PageTable, near};
 use crate::{Iova, IovaRange, MapError, PhysAddr, PhysRange, Prot};
+use base::words;
 use core::sync::atomic::Ordering::Relaxed;
 
 /// Part of a mapping: `len` bytes from `iova` to `phys`.
@@ -57,43 +58,61 @@ impl PageTable {
         runs: &[PhysRange],
         prot: Prot,
     ) -> Result<(), MapError> {
-        if let Some(result) = self.map_page::<BARRIER>(iova, runs, prot) {
-            return result;
+        match self.map_leaf::<BARRIER>(iova, runs, prot) {
+            Some(result) => result,
+            None => self.map_buffer::<BARRIER>(iova, runs, prot),
         }
-        if self.map_block::<BARRIER>(iova, runs, prot).is_some() {
-            return Ok(());
-        }
-        self.map_buffer::<BARRIER>(iova, runs, prot)
     }
 
-    /// [`Self::map_exclusively`] of one page that is found without a walk. `None` for all else: nothing has been done then.
+    /// [`Self::map_exclusively`] of one page, one contiguous group or one block, where that is a look at tables that are near. `None`
+    /// for all else, and mostly where something is mapped: nothing has been done then.
     #[inline(always)]
-    pub fn map_page<const BARRIER: bool>(
+    pub fn map_leaf<const BARRIER: bool>(
         &self,
         iova: IovaRange,
         runs: &[PhysRange],
         prot: Prot,
     ) -> Option<Result<(), MapError>> {
         let [run] = runs else { return None };
-        let (start, phys) = (iova.start().get(), run.start().get());
-        // One look at all that a page is not.
-        let odd = (start | phys) & (near::PAGE - 1) | iova.len() ^ near::PAGE | run.len() ^ near::PAGE;
-        if odd != 0 || phys >= self.shape.output_end {
+        let (start, phys, len) = (iova.start().get(), run.start().get(), iova.len());
+        if run.len() != len || phys >= self.shape.output_end {
             return None;
         }
-        let entries = self.near.find(start)?;
-        let template = self.templates.get(prot).ok()?;
-        let index = near::index(start);
-        let entry = &entries[index];
-        if entry.load(Relaxed) != EMPTY {
-            return Some(Err(MapError::AlreadyMapped(iova.start())));
+        if len == near::PAGE {
+            if (start | phys) & (near::PAGE - 1) != 0 {
+                return None;
+            }
+            let entries = self.near.find(start)?;
+            let template = self.templates.get(prot).ok()?;
+            let index = near::index(start);
+            let entry = &entries[index];
+            if entry.load(Relaxed) != EMPTY {
+                return Some(Err(MapError::AlreadyMapped(iova.start())));
+            }
+            entry.store(template.leaf(LAST, phys, false), Relaxed);
+            self.publish::<BARRIER>(start, index, index + 1);
+            return Some(Ok(()));
         }
-        entry.store(template.leaf(LAST, phys, false), Relaxed);
-        self.publish::<BARRIER>(start, index, index + 1);
-        Some(Ok(()))
+        if prot.contains(Prot::PAGEWISE) {
+            return None;
+        }
+        if len == near::GROUP {
+            if (start | phys) & (near::GROUP - 1) != 0 {
+                return None;
+            }
+            let (index, group) = near::group(self.near.find(start)?, start);
+            let template = self.templates.get(prot).ok()?;
+            if words::any(group) != EMPTY {
+                return None;
+            }
+            words::count_up(group, template.leaf(LAST, phys, true), near::PAGE);
+            self.publish::<BARRIER>(start, index, index + group.len());
+            return Some(Ok(()));
+        }
+        self.map_block::<BARRIER>(iova, phys, prot).map(Ok)
     }
 
-    /// [`Self::map_exclusively`] of whatever [`Self::map_page`] and [`Self::map_block`] do not take.
+    /// [`Self::map_exclusively`] of whatever [`Self::map_leaf`] does not take.
     ///
     /// # Errors
     ///

@@ -43,7 +43,7 @@ mod walk;
 pub use descriptor::{MAIR, MAIR_DEVICE, MAIR_NON_CACHEABLE, MAIR_WRITE_BACK};
 pub use geometry::{Geometry, Granule, Stage};
 pub use leaves::Leaves;
-pub use unmap::Unmapped;
+pub use unmap::{Leaf, Unmapped};
 
 use crate::contract::TableMemory;
 use crate::{Iova, OutOfMemory, PhysAddr, Prot};

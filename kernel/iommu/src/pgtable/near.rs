@@ -23,6 +23,9 @@ const PLACES: usize = 2048;
 
 /// Bytes in a page.
 pub(super) const PAGE: u64 = 1 << PAGE_SHIFT;
+/// Bytes in a contiguous group of pages.
+pub(super) const GROUP: u64 = PAGE * PAGES_OF_GROUP as u64;
+const PAGES_OF_GROUP: usize = 16;
 
 /// The entries of a table.
 pub(super) type Entries = [AtomicU64; ENTRIES];
@@ -81,4 +84,11 @@ fn place(iova: u64) -> usize {
 #[inline(always)]
 pub(super) fn index(iova: u64) -> usize {
     (iova >> PAGE_SHIFT) as usize % ENTRIES
+}
+
+/// The contiguous group that begins at `iova`, and the index of its first entry.
+#[inline(always)]
+pub(super) fn group(entries: &Entries, iova: u64) -> (usize, &[AtomicU64; PAGES_OF_GROUP]) {
+    let index = index(iova) / PAGES_OF_GROUP;
+    (index * PAGES_OF_GROUP, &entries.as_chunks().0[index])
 }

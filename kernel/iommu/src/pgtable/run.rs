@@ -44,18 +44,12 @@ impl PageTable {
         Some((level, self.near_table(level, start)?, self.geometry.index(level, start)))
     }
 
-    /// Maps `iova`, in which nobody else maps at this time, by one block. `None` where no single block can be put, where tables are in
-    /// its way or missing above it, and where something is mapped: nothing has been done then. `BARRIER`: as
-    /// [`PageTable::map_exclusively`].
+    /// Maps `iova`, in which nobody else maps at this time, to as much from `phys` on, which can be put out, by one block. `None` where
+    /// no single block can be put, where tables are in its way or missing above it, and where something is mapped: nothing has been
+    /// done then. `BARRIER`: as [`PageTable::map_exclusively`].
     #[inline(always)]
-    pub fn map_block<const BARRIER: bool>(&self, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Option<()> {
-        let [run] = runs else { return None };
-        let (phys, len) = (run.start().get(), iova.len());
-        if run.len() != len
-            || phys & len.wrapping_sub(1) != 0
-            || phys >= self.shape.output_end
-            || prot.contains(Prot::PAGEWISE)
-        {
+    pub(super) fn map_block<const BARRIER: bool>(&self, iova: IovaRange, phys: u64, prot: Prot) -> Option<()> {
+        if phys & iova.len().wrapping_sub(1) != 0 {
             return None;
         }
         let (_, node, index) = self.block(iova)?;
@@ -77,7 +71,7 @@ impl PageTable {
     /// [`PageTable::map_exclusively`].
     #[inline(always)]
     #[must_use = "the range must be invalidated"]
-    pub fn unmap_block<const BARRIER: bool>(&self, range: IovaRange) -> Option<u8> {
+    pub(super) fn unmap_block<const BARRIER: bool>(&self, range: IovaRange) -> Option<u8> {
         let (level, node, index) = self.block(range)?;
         let entry = node.entry(index);
         let leaf = entry.load(Relaxed);
@@ -396,17 +390,17 @@ impl PageTable {
         let shape = self.geometry.level(LAST);
         let (size, group) = (shape.size(), shape.contiguous);
         // The pages before the first group.
-        let head = index.wrapping_neg() & (group - 1);
-        let phys_of_group = phys.wrapping_add(head as u64 * size);
-        let grouped = large && phys_of_group & (group as u64 * size - 1) == 0;
-        let whole = if grouped { entries.len().saturating_sub(head) & !(group - 1) } else { 0 };
+        let head = index.wrapping_neg() & group.wrapping_sub(1);
+        let phys_of_group = phys.wrapping_add((head as u64).wrapping_mul(size));
+        let grouped = large && phys_of_group & (group as u64).wrapping_mul(size).wrapping_sub(1) == 0;
+        let whole = if grouped { entries.len().saturating_sub(head) & group.wrapping_neg() } else { 0 };
         let (before, rest) = entries.split_at(if whole == 0 { entries.len() } else { head });
         let (groups, after) = rest.split_at(whole.min(rest.len()));
         let plain = template.leaf(LAST, 0, false);
         fill(before, plain | phys, size);
         if whole != 0 {
             fill(groups, template.leaf(LAST, phys_of_group, true), size);
-            fill(after, plain | phys_of_group.wrapping_add(whole as u64 * size), size);
+            fill(after, plain | phys_of_group.wrapping_add((whole as u64).wrapping_mul(size)), size);
         }
     }
 }

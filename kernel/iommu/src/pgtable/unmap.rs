@@ -1,10 +1,11 @@
 //! Taking mappings away, and saying what must be invalidated for it.
 
-use super::descriptor::{EMPTY, is_contiguous, is_leaf, is_single_page};
+use super::descriptor::{EMPTY, is_contiguous, is_group, is_leaf, is_single_page};
 use super::geometry::LAST;
 use super::walk::{Cursor, Dirty, Place};
 use super::{PageTable, near};
 use crate::{Iova, IovaRange, RevokeError};
+use base::words;
 use core::sync::atomic::Ordering::Relaxed;
 
 /// What an unmap cleared. **Until the range has been invalidated and the invalidation awaited, devices may still reach what
@@ -22,6 +23,36 @@ pub struct Unmapped {
     pub leaves: u64,
     /// The first page that was not mapped. The rest was cleared all the same.
     pub missing: Option<Iova>,
+}
+
+/// What a range was mapped by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf(u8);
+
+impl Leaf {
+    /// A page.
+    pub const PAGE: Self = Self(LAST as u8);
+    /// Pages under one Contiguous bit: in the place of the level that has no blocks.
+    pub const GROUP: Self = Self(0);
+    /// How many kinds there are.
+    pub const KINDS: usize = LAST + 1;
+
+    /// Counts the kinds from 0: that of [`Leaf::GROUP`], then the levels of blocks and pages.
+    #[inline]
+    pub const fn kind(self) -> usize {
+        self.0 as usize % Self::KINDS
+    }
+
+    /// The kind of that number, from 0.
+    pub const fn of_kind(kind: usize) -> Self {
+        Self((kind % Self::KINDS) as u8)
+    }
+
+    /// The level of its entries.
+    #[inline]
+    pub const fn level(self) -> u8 {
+        if self.0 == Self::GROUP.0 { LAST as u8 } else { self.0 }
+    }
 }
 
 /// Counts cleared leaves.
@@ -44,11 +75,8 @@ impl PageTable {
         if range.end().get() > self.geometry.input_end() {
             return Err(RevokeError::OutOfAperture(range));
         }
-        if self.unmap_page::<false>(range) {
-            let (level, leaf_size) = (Some(LAST as u8), Some(range.len()));
-            return Ok(Unmapped { range, level, leaf_size, leaves: 1, missing: None });
-        }
-        if let Some(level) = self.unmap_block::<false>(range).or_else(|| self.unmap_run::<false>(range)) {
+        let leaf = self.unmap_leaf::<false>(range).map(Leaf::level);
+        if let Some(level) = leaf.or_else(|| self.unmap_run::<false>(range)) {
             let shape = self.geometry.level(usize::from(level));
             let (leaf_size, leaves) = (Some(shape.size()), range.len() >> (shape.shift & 63));
             return Ok(Unmapped { range, level: Some(level), leaf_size, leaves, missing: None });
@@ -56,26 +84,41 @@ impl PageTable {
         self.unmap_range(range)
     }
 
-    /// Clears the leaf of `range` and makes that visible to the walker, as [`PageTable::unmap`] does, if it is one page that is
-    /// mapped by itself and found without a walk. Otherwise does nothing. Returns whether it was: **then it must be invalidated.** `BARRIER`: as
-    /// [`PageTable::map_exclusively`].
+    /// Clears what `range` is mapped by and makes that visible to the walker, as [`PageTable::unmap`] does, if it is one page, one
+    /// contiguous group or one block, in tables that are near. Otherwise does nothing. Returns which it was: **then it must be
+    /// invalidated.** `BARRIER`: as [`PageTable::map_exclusively`].
     #[inline(always)] // A call costs a good part of what is done.
-    #[must_use = "the page must be invalidated"]
-    pub fn unmap_page<const BARRIER: bool>(&self, range: IovaRange) -> bool {
-        let start = range.start().get();
-        if range.len() == near::PAGE
-            && start & (near::PAGE - 1) == 0
-            && let Some(entries) = self.near.find(start)
-        {
-            let index = near::index(start);
-            let entry = &entries[index];
-            if is_single_page(entry.load(Relaxed)) {
-                entry.store(EMPTY, Relaxed);
-                self.publish::<BARRIER>(start, index, index + 1);
-                return true;
+    #[must_use = "the range must be invalidated"]
+    pub fn unmap_leaf<const BARRIER: bool>(&self, range: IovaRange) -> Option<Leaf> {
+        let (start, len) = (range.start().get(), range.len());
+        if len == near::PAGE {
+            if start & (near::PAGE - 1) != 0 {
+                return None;
             }
+            let index = near::index(start);
+            let entry = &self.near.find(start)?[index];
+            if !is_single_page(entry.load(Relaxed)) {
+                return None;
+            }
+            entry.store(EMPTY, Relaxed);
+            self.publish::<BARRIER>(start, index, index + 1);
+            return Some(Leaf::PAGE);
         }
-        false
+        if len == near::GROUP {
+            if start & (near::GROUP - 1) != 0 {
+                return None;
+            }
+            // Written as a whole, and cleared as a whole: the first speaks for all.
+            let (index, group) = near::group(self.near.find(start)?, start);
+            let [first, ..] = group;
+            if !is_group(first.load(Relaxed)) {
+                return None;
+            }
+            words::clear(group);
+            self.publish::<BARRIER>(start, index, index + group.len());
+            return Some(Leaf::GROUP);
+        }
+        self.unmap_block::<BARRIER>(range).map(Leaf)
     }
 
     #[inline(never)] // Keeps the way of one page short.

@@ -1,7 +1,7 @@
 //! The short ways of whoever has a range for itself: the same leaves as the general way makes, and the same refusals.
 //!
 //! Seen red: a second table that is not looked at before the first is written; one that is not cleared; a block stored over a
-//! linked table; a piece that is not published.
+//! linked table; a piece that is not published; a table that is found in the place of another.
 
 use super::fake::FakeMemory;
 use super::*;
@@ -30,6 +30,11 @@ fn both_ways_make_the_same_leaves() {
         (22 * MIB - 0x1000, &[(64 * MIB, 4 * MIB)]),
         (GIB - 0x3000, &[(5 * MIB, 0x1000), (6 * MIB, 0x4000), (7 * MIB, 0x1000)]),
         (64 * GIB + 0x1000, &[(4 * MIB, 2 * MIB)]),
+        // A contiguous group, and one that cannot be; pages whose tables share a place, which only one of them has.
+        (26 * MIB + 0x10000, &[(48 * MIB + 0x10000, 0x10000)]),
+        (26 * MIB + 0x20000, &[(48 * MIB + 0x21000, 0x10000)]),
+        (28 * MIB, &[(50 * MIB, 0x1000)]),
+        (28 * MIB + 8 * GIB, &[(52 * MIB, 0x1000)]),
     ];
     for prot in [RW, Prot::READ, RW | Prot::PAGEWISE] {
         // The second time all tables are there.

@@ -109,7 +109,8 @@ fn who_looks_while_the_loans_of_a_read_are_being_dropped_sees_how_it_went() {
             rig.device.release(0);
             assert_eq!(taken.wait(soon(), &mut [0]), Ok(513));
         }
-        assert_eq!(*seen.lock().unwrap(), [Some(true); 2], "abandoned: {abandoned}");
+        let seen = seen.lock().unwrap().clone();
+        assert_eq!(seen, [Some(true); 2], "abandoned: {abandoned}");
         assert_eq!(fence.outcome(), Some(true));
         while rig.device.release(0) {}
         block.flush().unwrap().wait(soon()).unwrap();

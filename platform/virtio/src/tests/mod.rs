@@ -1,5 +1,6 @@
 //! The drivers against devices in software, honest and hostile, behind the DMA-API's fake IOMMU.
 
+mod fences;
 mod foreign;
 mod gpu;
 mod hostile;

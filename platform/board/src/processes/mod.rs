@@ -144,6 +144,13 @@ impl UserProcess {
             End::Exited(_) => log::debug!("process {} {end}", self.process.name()),
             _ => log::warn!("process {} {end}", self.process.name()),
         }
+        if let (refused @ 1.., last) = self.process.unsaid() {
+            log::warn!(
+                "process {}: {refused} lines too many; the last: {}",
+                self.process.name(),
+                last.unwrap_or("was said")
+            );
+        }
         self.process.end();
         end
     }

@@ -94,9 +94,10 @@ numbered! {
         /// `(handle, bar)`: bytes of a memory BAR.
         BarSize = 10,
         /// `(handle, iova, address, length, rights)`: lends a range of the process's memory to the device, at an address of the
-        /// device that the process chooses.
+        /// device that the process chooses. The range is a part of one mapping, or all of it (no two mappings touch), and may be lent
+        /// as often as there are addresses for it; what is lent cannot be unmapped.
         Lend = 11,
-        /// `(handle, iova, length)`: takes back what one [`Call::Lend`] has lent, all of it.
+        /// `(handle, iova, length)`: takes back what one [`Call::Lend`] has lent, all of it: who wants parts back lends parts.
         TakeBack = 12,
         /// `(handle, vector)`: connects an interrupt of the device to the handle's event. How it comes, a [`Signal`].
         Connect = 13,
@@ -133,7 +134,8 @@ numbered! {
     Mode {
         /// By an address space of the device's own, in which nothing is but what [`Call::Lend`] puts there.
         Own = 0,
-        /// By the process's own tables: an address means the same to both.
+        /// By the process's own tables: an address means the same to both. Nothing is lent then: what the process maps the device
+        /// reaches, with the rights that the process has, and what it unmaps is out of the device's reach when the call comes back.
         Shared = 1,
     }
 }

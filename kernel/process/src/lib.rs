@@ -12,7 +12,7 @@
 //! - The kernel never follows a pointer of a process's. It looks the range up in the list of regions, checks the rights, and copies
 //!   from or to the memory behind it by its own address.
 //! - What is wrong with an argument is an [`abi::ErrorCode`], and then nothing has changed.
-//! - It has no more memory, regions, handles and loans than its [`Quota`] says.
+//! - It has no more memory, regions, handles and loans than its [`Quota`] says, and says no more in the log.
 //! - When it ends, however it ends, its devices are stopped first, then everything that was lent is revoked, then its memory
 //!   goes back. What cannot be revoked is never used again.
 //!
@@ -31,6 +31,7 @@ mod elf;
 mod error;
 mod event;
 mod handles;
+mod lines;
 mod process;
 mod shared;
 mod space;
@@ -40,5 +41,6 @@ pub use device::{Assigned, RegisterWindow, Window, window};
 pub use elf::{ElfError, Start};
 pub use error::Error;
 pub use event::Event;
+pub use lines::REFILL;
 pub use process::{Control, Next, Process, Quota};
 pub use space::{MAPS, PROGRAM, STACK_TOP, Space, Whose};

@@ -3,6 +3,7 @@
 use crate::contract::Tables;
 use crate::device::{Assigned, Held};
 use crate::handles::{Handles, Named};
+use crate::lines::Lines;
 use crate::shared::PutBy;
 use crate::space::{Space, Whose, pages, prot};
 use crate::{Error, Start, elf};
@@ -32,12 +33,14 @@ pub struct Quota {
     pub tables: u64,
     /// Bytes of addresses for what others have too: shared buffers, and memory that was put by.
     pub shared: u64,
+    /// Lines in the log at once. One more comes back with each [`crate::REFILL`].
+    pub lines: u32,
 }
 
 impl Default for Quota {
     /// 16 MiB, and as many of everything as a driver needs.
     fn default() -> Self {
-        Self { pages: 4096, regions: 128, handles: 16, loans: 256, tables: 1024, shared: 256 << 20 }
+        Self { pages: 4096, regions: 128, handles: 16, loans: 256, tables: 1024, shared: 256 << 20, lines: 100 }
     }
 }
 
@@ -94,6 +97,7 @@ pub struct Process {
     pub(crate) put_by: PutBy,
     quota: Quota,
     calls: u64,
+    lines: Lines,
 }
 
 impl Process {
@@ -118,6 +122,7 @@ impl Process {
             put_by: PutBy::default(),
             quota,
             calls: 0,
+            lines: Lines::new(quota.lines),
         })
     }
 
@@ -159,6 +164,11 @@ impl Process {
     /// How many system calls it has made.
     pub fn calls(&self) -> u64 {
         self.calls
+    }
+
+    /// How many lines it was not let say in the log, and its last one if that is among them.
+    pub fn unsaid(&self) -> (u64, Option<&str>) {
+        self.lines.refused()
     }
 
     /// Does what the process asks for: `number` is in x8, `arguments` in x0 to x5. Waits no longer than `deadline`.
@@ -243,7 +253,7 @@ impl Process {
         }
     }
 
-    fn write(&self, address: u64, len: u64) -> Result<u64, Error> {
+    fn write(&mut self, address: u64, len: u64) -> Result<u64, Error> {
         if len > LINE {
             return Err(Error::BadLength(len));
         }
@@ -252,6 +262,9 @@ impl Process {
         self.space.copy_in(address, bytes)?;
         // Whatever it is, it is one line of the log, and cannot be taken for another's.
         bytes.iter_mut().filter(|byte| !(b' '..=b'~').contains(*byte)).for_each(|byte| *byte = b'?');
+        if !self.lines.may_say(bytes, Instant::now()) {
+            return Err(Error::Quota("lines in the log"));
+        }
         log::info!("{}: {}", self.name, core::str::from_utf8(bytes).unwrap_or_default());
         Ok(0)
     }

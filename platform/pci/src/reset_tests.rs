@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::fake::{FakeEnv, FakeFunction, FakeReset, FakeSpace};
-use crate::{Attached, Bdf, Host, RequesterId, Window, WindowKind};
+use crate::{Attached, Host, RequesterId, Window, WindowKind};
 use alloc::sync::Arc;
 use alloc::vec;
 use iommu::PhysAddr;

@@ -162,6 +162,23 @@ fn a_process_that_lends_everywhere_is_stopped_by_its_quota() {
     assert_eq!(lend(IOVA), Ok(()));
 }
 
+/// What was refused last is there for whoever reports its end.
+#[test]
+fn a_process_that_goes_on_talking_is_told_so_and_its_last_words_are_kept() {
+    let mut world = World::new(Quota { lines: 5, ..Quota::default() });
+    let at = world.call(Call::Map, [PAGE, READ | WRITE]).unwrap();
+    // Lines come back with time: one for each call at most would need a tenth of a second each.
+    let said = (0..1000).filter(|_| world.call(Call::Write, [at, 8]).is_ok()).count();
+    assert!((5..1000).contains(&said), "{said}");
+    let mut refused = 0;
+    while world.call(Call::Write, [at, 4]) != Err(ErrorCode::Quota) {
+        refused += 1;
+        assert!(refused < 1000);
+    }
+    let (unsaid, last) = world.process.unsaid();
+    assert!(unsaid as usize >= 1000 - said && last == Some("????"), "{unsaid} {last:?}");
+}
+
 #[test]
 fn an_event_is_waited_for_with_a_deadline() {
     let mut world = World::new(Quota::default());

@@ -82,7 +82,8 @@ struct Model {
     raised: u64,
 }
 
-const QUOTA: Quota = Quota { pages: 96, regions: 24, handles: 5, loans: 12, tables: 1 << 20, shared: 40 * PAGE };
+const QUOTA: Quota =
+    Quota { pages: 96, regions: 24, handles: 5, loans: 12, tables: 1 << 20, shared: 40 * PAGE, lines: u32::MAX };
 
 /// What is put by: bytes and rights of buffers, and of memory.
 const BUFFERS: [(u64, u64); 2] = [(6 * PAGE, READ | WRITE), (3 * PAGE, READ)];

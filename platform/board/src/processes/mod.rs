@@ -152,6 +152,10 @@ impl UserProcess {
             End::Exited(_) => log::debug!("process {} {end}", self.process.name()),
             _ => log::warn!("process {} {end}", self.process.name()),
         }
+        if let (refused @ 1.., last) = self.process.unsaid() {
+            let last = last.unwrap_or("was said");
+            log::warn!("process {}: {refused} lines too many; the last: {last}", self.process.name());
+        }
         end
     }
 

@@ -50,6 +50,7 @@ mod driver {
             4 => refusals(value),
             5 => reach(len, value),
             6 => masked(),
+            7 => talk(value),
             _ => Err(1),
         };
         done.map_or_else(|code| code, |()| 0)
@@ -297,6 +298,18 @@ mod driver {
             }
         }
         Ok(())
+    }
+
+    /// Says more than it may, and panics then.
+    fn talk(value: u64) -> Result<()> {
+        let mut refused = false;
+        for _ in 0..value {
+            refused |= sys::write(b"edu: and on and on") == Err(ErrorCode::Quota);
+        }
+        if !refused {
+            return Err(60);
+        }
+        panic!("last words")
     }
 
     /// Has the device reach for `value`, which was never lent, both ways.

@@ -25,6 +25,7 @@ mod edu {
     pub const REFUSALS: u64 = 4;
     pub const REACH: u64 = 5;
     pub const MASKED: u64 = 6;
+    pub const TALK: u64 = 7;
     /// What it ends with where all was well, and it interrupted by wire.
     pub const BY_WIRE: u64 = 100;
 }
@@ -114,6 +115,17 @@ ktest! {
         expect_eq!(unsafe { arch::probe::read64(linear) }, Ok(0));
         // SAFETY: nothing uses the frame.
         unsafe { kernel::mm::free(frame) }?;
+        Ok(())
+    }
+}
+
+ktest! {
+    /// A driver that talks without end is told so; what it said last is reported.
+    fn a_process_does_not_flood_the_log(_bench) {
+        let mut process = UserProcess::new("edu driver", EDU, [edu::TALK, 0, 1000], Quota { lines: 4, ..Quota::default() })?;
+        let (refused, last) = process.process().unsaid();
+        expect_eq!((refused, last), (0, None));
+        expect_eq!(process.run(soon()), End::Exited(abi::PANICKED));
         Ok(())
     }
 }

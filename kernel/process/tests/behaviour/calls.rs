@@ -99,6 +99,8 @@ fn memory_that_the_tables_do_not_let_go_of_is_never_used_again() {
     assert_eq!(world.system.memory.live_bytes(), live);
     assert_eq!(world.call(Call::Unmap, [at, PAGE]), Err(ErrorCode::NotMapped));
     *world.tables.stuck.lock().unwrap() = false;
+    // Nor are its addresses.
+    assert_ne!(world.call(Call::Map, [PAGE, READ]), Ok(at));
 }
 
 #[test]

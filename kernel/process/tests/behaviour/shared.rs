@@ -2,7 +2,8 @@
 //!
 //! Seen red: an access that ends before its mapping has gone; a mapping with the right to write in an access that reads; a handle, and a
 //! process, whose end leaves the access; an access that is not counted; one whose wait does not look whether the process is to end;
-//! caches that are not cleaned at the end.
+//! caches that are not cleaned at the end; a move that is not waited for; addresses that are used again although the tables have not let go of
+//! them; memory that is not cached and mapped as if it were, or mapped although the CPU may not have it; rights that were not given.
 
 use crate::machine::World;
 use abi::{ALIGNMENT_MAX, Call, ErrorCode, PAGE, READ, WRITE};
@@ -372,7 +373,7 @@ fn memory_that_was_put_by_is_there_until_it_is_unmapped() {
     assert_eq!(world.process.space().mapped_pages(), 0);
 }
 
-/// Device, kernel and process have it at the same time; the device until nobody holds it. Red when the mapping holds nothing.
+/// Device, kernel and process have it at the same time; the device until nobody holds it.
 #[test]
 fn coherent_memory_is_its_devices_as_long_as_a_process_has_it_mapped() {
     for (system, attributes) in [(FakeSystem::new(), Prot::empty()), (FakeSystem::non_coherent(), Prot::NON_COHERENT)] {

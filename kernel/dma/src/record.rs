@@ -269,21 +269,52 @@ impl Records {
         &self.counted[core % SHARDS]
     }
 
+    /// The ways below save no registers: while a device has more mappings than there are places, each of them goes there.
     #[cold]
+    #[inline(never)]
     fn begin_elsewhere(&self, range: IovaRange, prot: Prot, site: Site) -> Slot {
-        if let Some(exact) = &self.exact
-            && let Some(index) = exact.lock().begin(range, prot, site)
-        {
-            return Slot(Slot::EXACT | index);
+        if self.exact.is_some() { self.begin_exactly(range, prot, site) } else { self.probe(range, prot, site) }
+    }
+
+    #[inline(never)]
+    fn begin_exactly(&self, range: IovaRange, prot: Prot, site: Site) -> Slot {
+        match self.exact.as_ref().and_then(|exact| exact.lock().begin(range, prot, site)) {
+            Some(index) => Slot(Slot::EXACT | index),
+            None => self.probe(range, prot, site),
         }
+    }
+
+    /// Records a mapping whose first place is taken, or counts it. (Not cold, so that the loop is unrolled.)
+    #[inline(never)]
+    fn probe(&self, range: IovaRange, prot: Prot, site: Site) -> Slot {
         if let Some(table) = &self.table {
-            let places = (1..PROBES).map(|probe| hash(range).wrapping_add(probe) & (PLACES - 1));
-            for index in places.filter(|index| table[*index].is_free()) {
+            for probe in 1..PROBES {
+                let index = hash(range).wrapping_add(probe) & (PLACES - 1);
+                if table[index].is_free() {
+                    return self.claim_from(probe, range, prot, site);
+                }
+            }
+        }
+        self.count(range)
+    }
+
+    /// As [`Records::probe`], from place `first` of them.
+    #[cold]
+    #[inline(never)]
+    fn claim_from(&self, first: usize, range: IovaRange, prot: Prot, site: Site) -> Slot {
+        if let Some(table) = &self.table {
+            for probe in first..PROBES {
+                let index = hash(range).wrapping_add(probe) & (PLACES - 1);
                 if table[index].claim(range, prot, site, &self.forgotten) {
                     return Slot(index as u32);
                 }
             }
         }
+        self.count(range)
+    }
+
+    #[inline(always)]
+    fn count(&self, range: IovaRange) -> Slot {
         of_this_core(&self.counted).begun.fetch_add(Counted::word(range.len()), Ordering::Relaxed);
         Slot::NONE
     }
@@ -298,11 +329,18 @@ impl Records {
     }
 
     #[cold]
+    #[inline(never)]
     fn end_elsewhere(&self, slot: Slot, range: IovaRange, mapped_at: Site, unmapped_at: Site) {
-        if slot == Slot::NONE || slot == Slot::COUNTED {
-            of_this_core(&self.counted).ended.fetch_add(Counted::word(range.len()), Ordering::Release);
-            self.forgotten.store(true, Ordering::Relaxed);
-        } else if let Some(exact) = &self.exact {
+        if slot != Slot::NONE && slot != Slot::COUNTED {
+            return self.end_exactly(slot, range, mapped_at, unmapped_at);
+        }
+        of_this_core(&self.counted).ended.fetch_add(Counted::word(range.len()), Ordering::Release);
+        self.forgotten.store(true, Ordering::Relaxed);
+    }
+
+    #[inline(never)]
+    fn end_exactly(&self, slot: Slot, range: IovaRange, mapped_at: Site, unmapped_at: Site) {
+        if let Some(exact) = &self.exact {
             exact.lock().end(slot.0 & !Slot::EXACT, range, mapped_at, unmapped_at);
             self.remember(range, mapped_at, unmapped_at);
         }

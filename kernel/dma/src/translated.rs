@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use iommu::contract::AddressSpace;
 use iommu::domain::Domain;
 use iommu::group::{AttachmentState, Group};
-use iommu::{AttachError, Iova, IovaError, IovaRange, MapError, PAGE_SIZE, PhysAddr, PhysRange, Prot};
+use iommu::{AttachError, Iova, IovaError, IovaRange, PAGE_SIZE, PhysAddr, PhysRange, Prot};
 
 /// Pages in the largest range that the allocator of addresses keeps ready for each core.
 pub(crate) const READY_PAGES: u64 = 64;
@@ -178,7 +178,10 @@ impl Translated {
         // SAFETY: the caller's promise.
         match unsafe { self.space().map(range, runs, prot) } {
             Ok(()) => Ok(range),
-            Err(error) => Err(self.not_mapped(range, error)),
+            Err(error) => {
+                self.release_unused(range);
+                Err(Refused::Map(error))
+            }
         }
     }
 
@@ -297,10 +300,8 @@ impl Translated {
 
     /// Gives back an address range in which nothing was mapped.
     #[cold]
-    #[inline(never)]
-    fn not_mapped(&self, range: IovaRange, error: MapError) -> Refused {
+    fn release_unused(&self, range: IovaRange) {
         self.release(range);
-        Refused::Map(error)
     }
 
     /// Gives a range that was mapped where its driver wanted it back to the allocator, after its revocation.

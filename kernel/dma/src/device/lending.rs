@@ -39,10 +39,7 @@ impl Device {
         match &inner.backend {
             Backend::Translated(translated) => {
                 // SAFETY: the caller's promise.
-                let range = match unsafe { translated.map_quickly(runs, longest, len, prot, &inner.limits, mask) } {
-                    Ok(range) => range,
-                    Err(refused) => return Err(refused),
-                };
+                let range = unsafe { translated.map_quickly(runs, longest, len, prot, &inner.limits, mask) }?;
                 let slot = inner.records.begin(range, prot, site);
                 Ok(self.loan(Segment { iova: range.start(), len }, slot, Kind::Plain, site))
             }

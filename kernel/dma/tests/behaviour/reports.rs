@@ -1,7 +1,7 @@
 //! R6: a report says which buffer an address belongs to, who has it or had it, and since when not.
 
 use dma::fakes::FakeSystem;
-use dma::{Bidirectional, Fate, FromDevice, ToDevice};
+use dma::{Bidirectional, Bounce, Fate, FromDevice, Limits, Policy, PoolSource, ToDevice};
 use iommu::{Iova, IovaRange, PhysAddr, PhysRange, Prot};
 
 #[test]
@@ -17,6 +17,18 @@ fn a_live_address_is_explained_with_its_loan_and_its_rights() {
     let text = explanation.to_string();
     assert!(text.contains("byte 0x1234 of") && text.contains("lent to blk to read only"), "{text}");
     assert!(text.contains(&format!("reports.rs:{line}")), "{text}");
+}
+
+/// Caught: records of those devices only that nothing is special about.
+#[test]
+fn what_a_device_has_a_copy_of_is_on_record() {
+    dma::tracker::enable(false);
+    let system = FakeSystem::new();
+    let policy = Policy { bounce: Bounce::Always(PoolSource::Own(2 << 20)), trusted: false };
+    let blk = system.device_with_policy("blk", Limits::NONE, policy).unwrap();
+    let mapped = blk.device.map::<ToDevice, _>(blk.device.pages(4096).unwrap()).unwrap();
+    let explanation = blk.device.explain(mapped.iova());
+    assert!(blk.device.copies() == 1 && matches!(explanation.fate, Fate::Live { .. }), "{explanation}");
 }
 
 /// Caught: `Records::end` that leaves the live record, or writes none into the ring.

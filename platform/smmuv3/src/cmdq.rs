@@ -516,20 +516,38 @@ impl CommandQueue {
                 continue;
             }
             looks = 0;
-            let expired = deadline.get_or_insert_with(|| Deadline::after(self.timeout)).has_passed();
-            self.look_closely(registers, counters);
-            // A message may be lost; and whoever has the bell may be held up with it.
-            if self.messages.is_some() || expired {
-                self.look(registers, counters);
-            }
-            if self.failed.load(Acquire) && !self.passed(span.end) {
-                return Err(Error::Dead);
-            }
-            if expired && self.give_up(span.end) {
-                counters.sync_timeouts.add(1);
-                return Err(Error::SyncTimedOut);
-            }
+            self.find_the_reason(registers, counters, span, &mut deadline)?;
         }
+    }
+
+    /// Looks at everything that may be the reason why a completion does not come, and at the clock.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Dead`] and [`Error::SyncTimedOut`]: it will not come, or not in time.
+    #[cold]
+    #[inline(never)] // Keeps the looks at memory short.
+    fn find_the_reason(
+        &self,
+        registers: &impl Registers,
+        counters: &Counters,
+        span: Span,
+        deadline: &mut Option<Deadline>,
+    ) -> Result<(), Error> {
+        let expired = deadline.get_or_insert_with(|| Deadline::after(self.timeout)).has_passed();
+        self.look_closely(registers, counters);
+        // A message may be lost; and whoever has the bell may be held up with it.
+        if self.messages.is_some() || expired {
+            self.look(registers, counters);
+        }
+        if self.failed.load(Acquire) && !self.passed(span.end) {
+            return Err(Error::Dead);
+        }
+        if expired && self.give_up(span.end) {
+            counters.sync_timeouts.add(1);
+            return Err(Error::SyncTimedOut);
+        }
+        Ok(())
     }
 }
 

@@ -70,7 +70,7 @@ impl Default for Config {
             input_bits: 48,
             substream_bits: 16,
             sync_timeout: Duration::from_secs(1),
-            linger: 32,
+            linger: 16,
             acknowledge_timeout: Duration::from_secs(1),
             defer: None,
         }

@@ -3,6 +3,7 @@
 use crate::memory::adjacent;
 use crate::run::About::Time;
 use crate::run::{AT_ONCE, Benchmark, FIRST_READ};
+use crate::measure::Each;
 use crate::stand::Stand;
 use base::{Deadline, IrqMutex, wait_until};
 use core::hint::black_box;
@@ -44,9 +45,23 @@ fn two_cores(stand: &Stand) -> TestResult {
     }
     *DEVICE.lock() = Some(stand.device().clone());
     let alone = stand.measure_batches("map4k_one_core", u64::from(OPERATIONS), map_and_unmap);
-    let result = alone.and_then(|()| both_cores(stand));
+    let result = alone.and_then(|()| {
+        let (before, syncs) = queue_accesses(stand);
+        let result = both_cores(stand);
+        let (after, all_syncs) = queue_accesses(stand);
+        // What two cores have of each other, whatever the host's load does to the time.
+        let each = Each { total: after - before, count: all_syncs - syncs };
+        println!("map4k_two_cores: {each} accesses to the command queue's registers for each revocation");
+        result
+    });
     *DEVICE.lock() = None;
     result
+}
+
+/// Accesses to the registers of all command queues, and what was completed by them.
+fn queue_accesses(stand: &Stand) -> (u64, u64) {
+    let counted = stand.hardware.smmus().iter().map(|smmu| smmu.statistics());
+    counted.fold((0, 0), |(accesses, syncs), smmu| (accesses + smmu.queue_accesses, syncs + smmu.syncs))
 }
 
 fn both_cores(stand: &Stand) -> TestResult {

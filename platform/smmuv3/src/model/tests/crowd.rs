@@ -3,6 +3,10 @@
 //! The registers are watched: their accesses are counted, and something can be made to happen in the middle of one, so that cores
 //! meet there whatever the host's scheduler does. Who waits for others waits for as long as it takes.
 //!
+//! Seen red: nobody waits for others; a claim that does not say that somebody is here; the bell given back as if nobody had come, and
+//! what was posted meanwhile forgotten; a second core at the registers for what the first has seen to; the short way that stays shut;
+//! a refusal that the short way does not hear of, one that counts for those before it, and one that counts for those behind it; no
+//! look at the refusals; what the others come for taken as the end of one's own, and CMDQ_CONS not compared.
 
 use super::super::Consumption;
 use super::*;
@@ -95,16 +99,22 @@ impl Meeting {
         self.registers.accesses.swap(0, Relaxed)
     }
 
-    /// One invalidation, completed.
-    pub fn invalidate(&self) -> Result<(), Error> {
+    /// One command, completed.
+    fn complete(&self, command: Command) -> Result<(), Error> {
         let mut batch = self.smmu.shared().batch();
-        batch.push(Command::TlbiNhVa { vmid: 0, asid: 1, addr: 0, range: TlbiRange::SINGLE, leaf: true })?;
+        batch.push(command)?;
         batch.complete()
     }
 
-    /// `cores` cores make `rounds` invalidations each, one of them one more: it is at the registers, alone, when the others come.
-    /// Returns how many failed.
-    fn meet(self: &Arc<Self>, cores: u64, rounds: u32) -> u32 {
+    /// One invalidation, completed.
+    pub fn invalidate(&self) -> Result<(), Error> {
+        self.complete(Command::TlbiNhVa { vmid: 0, asid: 1, addr: 0, range: TlbiRange::SINGLE, leaf: true })
+    }
+
+    /// `cores` cores issue `rounds` commands each: this one CMD_CFGI_STEs, the others invalidations. And this one issues one
+    /// invalidation before: it is at the registers with it, alone, when the others come. Returns how many of the others' commands
+    /// failed, and how many of this core's.
+    fn meet(self: &Arc<Self>, cores: u64, rounds: u32) -> (u32, u32) {
         let failures = Arc::new(AtomicU32::new(0));
         let start = self.smmu.shared().commands.written();
         let mut threads = Vec::new();
@@ -127,13 +137,14 @@ impl Meeting {
                 thread::yield_now();
             }
         }));
-        for _ in 0..=rounds {
-            failures.fetch_add(u32::from(self.invalidate().is_err()), Relaxed);
+        let mut failed = u32::from(self.invalidate().is_err());
+        for _ in 0..rounds {
+            failed += u32::from(self.complete(Command::CfgiSte { sid: 8, leaf: true }).is_err());
         }
         for thread in started.lock().unwrap().drain(..) {
             thread.join().unwrap();
         }
-        failures.load(Relaxed)
+        (failures.load(Relaxed), failed)
     }
 }
 
@@ -148,7 +159,7 @@ fn cores_that_met_share_one_write_and_one_read_of_a_register_from_then_on() {
         let meeting = Arc::new(Meeting::new(Traits::NESTED, patient_cores()));
         let before = meeting.smmu.statistics();
         meeting.accesses();
-        assert_eq!(meeting.meet(cores, 100), 0);
+        assert_eq!(meeting.meet(cores, 100), (0, 0));
         // The one that was there first, and then all of them together: two accesses for `cores` revocations.
         assert_eq!(meeting.accesses(), 2 + 2 * 100, "{cores} cores");
         let counted = meeting.smmu.statistics().since(&before);
@@ -177,12 +188,58 @@ fn a_refused_command_fails_who_issued_it_and_not_those_who_were_told_of_with_it(
         let meeting = Arc::new(Meeting::new(Traits::NESTED, patient()));
         meeting.registers.model.behave(|b| b.consumption = consumption);
         for round in 0..20 {
+            // The first of this core's commands in company; somewhere among the others' commands.
+            meeting.registers.model.behave(|b| b.refuse = Some(opcode::CFGI_STE as u8));
+            assert_eq!(meeting.meet(4, 5), (0, 1), "round {round}");
             meeting.registers.model.behave(|b| b.refuse = Some(opcode::TLBI_NH_VA as u8));
-            assert_eq!(meeting.meet(4, 5), 1, "round {round}");
+            let (others, own) = meeting.meet(4, 5);
+            assert_eq!(others + own, 1, "round {round}");
         }
-        assert_eq!(meeting.smmu.statistics().refused_commands, 20);
+        assert_eq!(meeting.smmu.statistics().refused_commands, 40);
         meeting.registers.model.assert_clean();
     }
+}
+
+/// Refusals before, in and behind what one waits for.
+#[test]
+fn only_a_refusal_in_its_own_place_fails_a_batch() {
+    let meeting = Meeting::new(Traits::NESTED, patient());
+    let refuse = |opcode| meeting.registers.model.behave(|b| b.refuse = Some(opcode));
+    let config = || meeting.complete(Command::CfgiSte { sid: 8, leaf: true });
+    refuse(opcode::CFGI_STE as u8);
+    assert_eq!(config(), Err(Error::CommandRefused));
+    let shared = meeting.smmu.shared();
+    let mut open = shared.batch();
+    for _ in 0..9 {
+        open.push(Command::TlbiNhVa { vmid: 0, asid: 1, addr: 0, range: TlbiRange::SINGLE, leaf: true }).unwrap();
+    }
+    assert_eq!(meeting.invalidate(), Ok(()));
+    let written = shared.commands.written();
+    // The end of the batch is consumed, and before that is known a command behind it is refused.
+    let behind = Arc::clone(shared);
+    *meeting.registers.at_write.lock().unwrap() = Some(Box::new(move || {
+        assert!(behind.commands.post(&behind.registers, Command::CfgiSte { sid: 8, leaf: true }));
+        assert!(behind.commands.written() > written + 2);
+    }));
+    refuse(opcode::CFGI_STE as u8);
+    assert_eq!(open.complete(), Ok(()), "refused before it and behind it");
+    meeting.smmu.service();
+    assert_eq!(meeting.smmu.statistics().refused_commands, 2);
+    // More refusals than are remembered one by one.
+    for _ in 0..200 {
+        refuse(opcode::CFGI_STE as u8);
+        assert_eq!(config(), Err(Error::CommandRefused));
+        assert_eq!(meeting.invalidate(), Ok(()));
+    }
+    let mut open = shared.batch();
+    for _ in 0..9 {
+        open.push(Command::CfgiSte { sid: 8, leaf: true }).unwrap();
+    }
+    for _ in 0..200 {
+        refuse(opcode::TLBI_NH_VA as u8);
+        assert_eq!(meeting.invalidate(), Err(Error::CommandRefused));
+    }
+    assert_eq!(open.complete(), Err(Error::CommandRefused), "some of what lies between its commands was");
 }
 
 #[test]
@@ -198,19 +255,45 @@ fn what_is_posted_while_somebody_is_at_the_registers_is_told_by_him() {
 
 /// Posts a command while another one's core is at the registers. Returns what the SMMU had consumed behind that when it left.
 pub(super) fn post_meanwhile(meeting: &Arc<Meeting>) -> Vec<u8> {
+    let space = mapped(meeting);
     let poster = Arc::clone(meeting);
     *meeting.registers.at_write.lock().unwrap() = Some(Box::new(move || {
         let shared = poster.smmu.shared();
         assert!(shared.commands.post(&shared.registers, Command::CfgiSte { sid: 8, leaf: true }));
     }));
-    meeting.invalidate().unwrap();
+    space.revoke(&[iova(0x1000, PAGE)]).unwrap();
     meeting.registers.model.take_log().split_off(2)
+}
+
+/// A space with a page, whose revocation takes the short way.
+fn mapped(meeting: &Arc<Meeting>) -> Arc<dyn AddressSpace> {
+    let space = meeting.smmu.create().unwrap();
+    map(&space, iova(0x1000, PAGE), ram(0, PAGE), RW).unwrap();
+    space
+}
+
+#[test]
+fn a_revocation_is_over_when_the_smmu_has_got_there_whoever_comes_meanwhile() {
+    for consumption in [Consumption::Immediate, Consumption::PerLook(1)] {
+        for others in [false, true] {
+            let meeting = Arc::new(Meeting::new(Traits::NESTED, patient()));
+            meeting.registers.model.behave(|b| b.consumption = consumption);
+            if others {
+                // Fails unless what was revoked has been consumed.
+                post_meanwhile(&meeting);
+            } else {
+                let space = mapped(&meeting);
+                space.revoke(&[iova(0x1000, PAGE)]).unwrap();
+                assert_eq!(meeting.registers.model.take_log(), [opcode::TLBI_NH_VA as u8, opcode::SYNC as u8]);
+            }
+            meeting.registers.model.assert_clean();
+        }
+    }
 }
 
 /// A revocation on the short way, whose command is refused; by the time that it looks at CMDQ_CONS, the SMMU has been made to go on.
 pub(super) fn refuse_meanwhile(meeting: &Arc<Meeting>) -> Result<(), iommu::RevokeError> {
-    let (space, model) = (meeting.smmu.create().unwrap(), &meeting.registers.model);
-    map(&space, iova(0x1000, PAGE), ram(0, PAGE), RW).unwrap();
+    let (space, model) = (mapped(meeting), &meeting.registers.model);
     meeting.registers.forgets.store(true, Relaxed);
     model.behave(|b| b.refuse = Some(opcode::TLBI_NH_VA as u8));
     let server = Arc::clone(meeting);

@@ -27,19 +27,6 @@ fn lengths(mapped: &impl Lent) -> Vec<u64> {
     slice(mapped, 0, mapped.len()).unwrap().map(|segment| segment.len).collect()
 }
 
-/// Caught: a longest run that is not kept up with, or of which only the new part is looked at.
-#[test]
-fn a_list_is_aligned_for_its_longest_run() {
-    let system = FakeSystem::new();
-    let blk = system.device("blk").unwrap();
-    for parts in [&[(1, 0, PAGE), (16, 0, 16 * PAGE), (1, 0, PAGE)][..], &[(16, 0, 16 * PAGE), (1, 0, PAGE)]] {
-        let odd = blk.device.map::<ToDevice, _>(pages(&blk.device, 1)).unwrap();
-        let mapped = blk.device.map_list::<FromDevice, _>(list(&blk, parts)).unwrap();
-        assert_eq!(mapped.segments()[0].iova.get() % (16 * PAGE), 0, "{mapped:?}");
-        drop(odd);
-    }
-}
-
 /// Caught: a mapping for each part (16 of them), and extents that are not merged (16 segments).
 #[test]
 fn whole_pages_from_anywhere_are_one_segment_one_mapping_and_one_revocation() {

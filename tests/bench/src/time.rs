@@ -1,9 +1,9 @@
 //! What only time tells: several cores at once, and how long it takes from nothing to a first read.
 
+use crate::measure::Each;
 use crate::memory::adjacent;
 use crate::run::About::Time;
 use crate::run::{AT_ONCE, Benchmark, FIRST_READ};
-use crate::measure::Each;
 use crate::stand::Stand;
 use base::{Deadline, IrqMutex, wait_until};
 use core::hint::black_box;

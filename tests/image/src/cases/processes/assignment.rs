@@ -525,7 +525,8 @@ mod hostile {
 
     fn run(bench: &Bench, calls: u64, seed: u64, secret: u64) -> Result<End, Outcome> {
         let (host, function) = edu_function(bench)?;
-        let quota = Quota { pages: 128, regions: 32, handles: 8, loans: 16, tables: 1024, shared: 64 * PAGE_SIZE };
+        let quota =
+            Quota { pages: 128, regions: 32, handles: 8, loans: 16, tables: 1024, shared: 64 * PAGE_SIZE, lines: 100 };
         let mut process = UserProcess::new("hostile", HOSTILE, [calls, seed, secret], quota)?;
         process.process().assign(Box::new(Assignment::new(&bench.hardware, host, &function, Limits::NONE)?))?;
         // What it has together with others: to write, and to read only.

@@ -363,7 +363,10 @@ mod hostile {
         expect!(read.chunks().all(|chunk| chunk.iter().all(|byte| *byte == 0)), "what it may only read has changed");
         let written = written.into_pages().map_err(|_| Outcome::failed(format_args!("somebody has the buffer")))?;
         // It was a test: it has had its accesses.
-        expect!(calls < CALLS || !written.chunks().all(|chunk| chunk.iter().all(|byte| *byte == 0)), "it wrote nothing");
+        expect!(
+            calls < CALLS || !written.chunks().all(|chunk| chunk.iter().all(|byte| *byte == 0)),
+            "it wrote nothing"
+        );
         Ok(end)
     }
 

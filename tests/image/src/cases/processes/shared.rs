@@ -1,5 +1,7 @@
 //! What processes have together with devices and the kernel: buffers within accesses, memory that is always there, virtually contiguous
 //! memory.
+//!
+//! What was broken by hand to see it caught was broken on the host (`kernel/process/tests/behaviour/shared.rs`).
 
 use super::{End, leaks_nothing, trial};
 use crate::bench::{Bench, STEP, soon};
@@ -184,7 +186,7 @@ ktest! {
 }
 
 ktest! {
-    /// The process is not asked: where it may not look there is nothing. Red when a mapping outlives its access, or lets a reader write.
+    /// The process is not asked: where it may not look there is nothing.
     fn a_process_that_touches_a_buffer_out_of_turn_crashes_and_the_buffer_is_free(bench) {
         let edu = bench.edu()?;
         leaks_nothing(|| {
@@ -210,8 +212,7 @@ ktest! {
 }
 
 ktest! {
-    /// Killed within an access, and while it waits for one. Red when a process's end forgets its accesses, and when a wait does not look
-    /// whether the process is to end.
+    /// Killed within an access, and while it waits for one.
     fn a_process_that_is_killed_within_an_access_leaves_the_buffer_to_others(bench) {
         if bench.cores < 2 {
             ktest::skip!("one core");

@@ -413,7 +413,7 @@ fn shared(rig: &Rig) -> (SharedBuffer, Arc<Attachment<ToDevice>>) {
     (buffer, loan)
 }
 
-/// The job is the loan of the command, so that its fence does not end with whoever gives up waiting.
+/// Red when the job is not the loan of the command: its fence then ends with whoever gives up waiting.
 #[test]
 fn nobody_writes_a_picture_until_the_device_has_read_it_whoever_has_given_up_waiting() {
     let rig = Rig::new(|_| {});

@@ -2,6 +2,8 @@
 //!
 //! The SMMU caches all it can, or does what an adversary likes; after every revocation no way to the pages may be left, of
 //! whatever stream.
+//!
+//! Seen red: an invalidation prepared for a leaf or a contiguous group that covers its first page only.
 
 use super::super::Consumption;
 use super::super::rng::Rng;

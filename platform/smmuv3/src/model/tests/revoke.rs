@@ -2,7 +2,7 @@
 //!
 //! Seen red: no TLBI, with and without ranges; TLBI before the leaves are cleared; no CMD_SYNC; completion not awaited; the
 //! wrong ASID; the wrong VMID, for stage 1 and for stage 2; a wrong TTL, or always that of pages; a range one page short; the
-//! invalidation of everything left out where it stands for many; that of a contiguous group or of a block by its first page only; a refused TLBI taken for success; a time-out taken for success,
+//! invalidation of everything left out where it stands for many; a refused TLBI taken for success; a time-out taken for success,
 //! or forgotten; retry after a failure without, or with too narrow an, invalidation.
 
 use super::super::Consumption;

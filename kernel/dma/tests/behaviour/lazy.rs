@@ -144,6 +144,76 @@ fn an_address_range_is_not_given_out_again_before_the_flush() {
 }
 
 #[test]
+fn addresses_of_a_flush_are_had_again_in_the_order_in_which_they_lapsed() {
+    let system = FakeSystem::new();
+    let blk = system.device("blk").unwrap();
+    let revoked = std::sync::Arc::new(std::sync::Mutex::new(0));
+    let count = revoked.clone();
+    system.iommu.on_revoke(move |_| *count.lock().unwrap() += 1);
+    let round = || {
+        let tokens: Vec<_> = (0..100).map(|_| lapsed(&blk)).collect();
+        blk.device.flush(soon()).unwrap();
+        tokens.into_iter().map(|(iova, token)| (drop(token.try_take().unwrap()), iova).1).collect::<Vec<_>>()
+    };
+    let first = round();
+    for _ in 0..3 {
+        assert_eq!(round(), first);
+    }
+    // They are neighbours: each flush revokes one range.
+    assert_eq!(*revoked.lock().unwrap(), 4);
+    assert!(system.memory.violations().is_empty());
+}
+
+#[test]
+fn a_fixed_address_whose_mapping_has_lapsed_is_free_for_others_after_the_flush() {
+    let system = FakeSystem::new();
+    let blk = system.device("blk").unwrap();
+    let fixed = Iova::new(0x40_0000);
+    let map = || blk.device.map_at::<FromDevice, _>(fixed, blk.device.pages(4096).unwrap());
+    for _ in 0..3 {
+        let (before, token, after) = (lapsed(&blk), map().unwrap().unmap_lazy(), lapsed(&blk));
+        assert!(map().is_err());
+        blk.device.flush(soon()).unwrap();
+        assert!(before.1.is_over() && token.is_over() && after.1.is_over());
+        assert_ne!(lapsed(&blk).0, fixed);
+        blk.device.flush(soon()).unwrap();
+    }
+    assert!(map().unwrap().unmap().is_ok());
+}
+
+#[test]
+fn what_lapses_while_a_flush_fails_is_lost_by_its_own_name() {
+    let system = FakeSystem::new();
+    let blk = std::sync::Arc::new(system.device("blk").unwrap());
+    let (at, first) = lapsed(&blk);
+    let meanwhile = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (of, list, done) = (blk.clone(), meanwhile.clone(), std::sync::atomic::AtomicBool::new(false));
+    system.iommu.on_revoke(move |_| {
+        if !done.swap(true, std::sync::atomic::Ordering::Relaxed) {
+            list.lock().unwrap().extend([lapsed(&of), lapsed(&of)]);
+        }
+    });
+    system.iommu.wedge(true);
+    blk.device.flush(soon()).unwrap();
+    system.iommu.wedge(false);
+    let name = |token: Token| match token.take(soon()) {
+        Err(Pending::Lost(lost)) => (lost.range.start(), lost.range.len(), lost.cause),
+        other => panic!("{other:?}"),
+    };
+    let mut meanwhile = std::mem::take(&mut *meanwhile.lock().unwrap());
+    let (last_at, last) = meanwhile.pop().unwrap();
+    assert_eq!(name(last), (last_at, 4096, RevokeError::TimedOut));
+    assert_eq!(name(first), (at, 4096, RevokeError::TimedOut));
+    // A token that nobody takes frees nothing.
+    drop(meanwhile);
+    // Whatever is said of the device later: nothing lapses there any more.
+    blk.device.set_strictness(Strictness::UnlessAsked);
+    assert!(lapsed(&blk).1.is_over());
+    assert_eq!((blk.device.stats().quarantined_pages, system.memory.live_allocations()), (3, 3));
+    assert!(system.memory.violations().is_empty());
+}
+
+#[test]
 fn flushes_come_by_number_and_by_size() {
     let system = FakeSystem::new();
     let blk = system.device("blk").unwrap();

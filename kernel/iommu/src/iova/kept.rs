@@ -56,6 +56,12 @@ impl Magazine {
         }
     }
 
+    /// How many are kept.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
     /// The newest.
     #[inline(always)]
     fn top(&self) -> Option<u64> {

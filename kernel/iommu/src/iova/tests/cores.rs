@@ -198,6 +198,73 @@ fn cores_that_allocate_and_free_at_once_never_share_a_page() {
     assert_eq!(iova.allocate((total - 1) * PAGE, PAGE, TOP), Ok(pages(1, total - 1)), "all of it came back");
 }
 
+/// Ranges in the magazines of all cores.
+fn in_magazines(iova: &IovaAllocator) -> usize {
+    let all = iova.cores.iter().flat_map(|core| core.magazines.iter().filter_map(|cell| cell.get()));
+    all.map(|magazine| magazine[0].lock().len()).sum()
+}
+
+/// Red when ranges that come back together went to the floors below, and when they were kept in the order in which they came.
+#[test]
+fn what_comes_back_many_at_a_time_is_had_again_the_last_first_without_the_floors_below() {
+    let iova = IovaAllocator::new(range(0, 1 << 40), PAGE).unwrap();
+    for len in [1_u64, 2, 16, 33, 512] {
+        let count = (4096 / len.next_power_of_two() as usize).min(100);
+        let live: Vec<_> = (0..count).map(|_| iova.allocate(len * PAGE, PAGE, TOP).unwrap()).collect();
+        iova.shared.lock().steps.set(0);
+        iova.recycle_all(live.iter().rev().copied(), |range, error| panic!("{range}: {error}"));
+        // To the caches it is as if nothing had come back.
+        let chunks = iova.shared.lock().chunks;
+        assert_eq!(in_magazines(&iova), count, "of {len} pages");
+        for range in &live {
+            assert_eq!(iova.allocate(len * PAGE, PAGE, TOP), Ok(*range));
+        }
+        let tree = iova.shared.lock();
+        assert_eq!((in_magazines(&iova), tree.chunks, tree.steps.get()), (0, chunks, 0));
+    }
+}
+
+/// Red when each class was kept up to the same number.
+#[test]
+fn a_core_keeps_so_many_ranges_and_no_more_than_16_mib_of_a_class() {
+    let iova = IovaAllocator::new(range(0, 1 << 40), PAGE).unwrap();
+    for (len, most) in [(1, 128), (32, 128), (64, 64), (512, 8)] {
+        let before = in_magazines(&iova);
+        let live: Vec<_> = (0..200).map(|_| iova.allocate(len * PAGE, PAGE, TOP).unwrap()).collect();
+        iova.recycle_all(live, |range, error| panic!("{range}: {error}"));
+        assert_eq!(in_magazines(&iova) - before, most, "of {len} pages");
+    }
+    // One by one too.
+    let live: Vec<_> = (0..200).map(|_| iova.allocate(4 * PAGE, PAGE, TOP).unwrap()).collect();
+    let before = in_magazines(&iova);
+    live.into_iter().for_each(|range| iova.recycle(range).unwrap());
+    assert_eq!(in_magazines(&iova) - before, 128);
+}
+
+/// Red when only the newest was looked at, and when the oldest was taken.
+#[test]
+fn ranges_of_one_class_and_several_lengths_are_told_apart() {
+    let iova = IovaAllocator::new(range(0, 1 << 40), PAGE).unwrap();
+    let live: Vec<_> = (0..16).map(|n| iova.allocate((5 + n % 4) * PAGE, PAGE, TOP).unwrap()).collect();
+    let too_long = iova.allocate(700 * PAGE, PAGE, TOP).unwrap();
+    let mut lost = Vec::new();
+    // Among them one that is too long to be kept, and one that nobody has.
+    let given = live.iter().copied().chain([too_long, pages(9_000_000, 600)]);
+    iova.recycle_all(given, |range, _| lost.push(range));
+    assert_eq!(lost, [pages(9_000_000, 600)]);
+    assert_eq!(in_magazines(&iova), 16);
+    // Not quite in the order in which they lie there.
+    for n in (0..16_usize).rev().map(|n| n ^ 3) {
+        assert_eq!(iova.allocate((5 + n as u64 % 4) * PAGE, PAGE, TOP), Ok(live[n]));
+    }
+    // An alignment and a limit that they do not have.
+    iova.recycle_all(live.iter().copied(), |range, error| panic!("{range}: {error}"));
+    let low = live.iter().map(|range| range.end().get()).min().unwrap();
+    assert!(iova.allocate(5 * PAGE, PAGE, Iova::new(low - 1)).is_ok_and(|range| !live.contains(&range)));
+    assert!(iova.allocate(5 * PAGE, 1 << 30, TOP).is_ok_and(|range| range.start().is_aligned(1 << 30)));
+    assert_eq!(in_magazines(&iova), 16);
+}
+
 /// Red when what is kept was not given up.
 #[test]
 fn what_another_core_keeps_is_had_before_anything_fails() {
@@ -212,6 +279,23 @@ fn what_another_core_keeps_is_had_before_anything_fails() {
     assert_eq!((live[4].start(), live[5].end()), (both.start(), both.end()));
     iova.reserve(both).unwrap();
     assert_eq!(iova.reserve(live[3]), Err(IovaError::InUse(live[3])));
+}
+
+#[test]
+fn what_is_in_another_cores_magazines_is_had_before_anything_fails() {
+    let iova = IovaAllocator::new(range(0, 64 * PAGE), PAGE).unwrap();
+    let all = |len: u64| (0..63 / len).map(|_| iova.allocate(len * PAGE, PAGE, TOP).unwrap()).collect::<Vec<_>>();
+    for len in [1, 3, 9] {
+        let live = all(len);
+        elsewhere(|| iova.recycle_all(live.iter().copied(), |range, error| panic!("{range}: {error}")));
+        assert_eq!(in_magazines(&iova), live.len());
+        let again = all(len);
+        assert_eq!(in_magazines(&iova), 0);
+        again.into_iter().for_each(|range| iova.free(range).unwrap());
+    }
+    let live = all(1);
+    elsewhere(|| iova.recycle_all(live.iter().copied(), |range, error| panic!("{range}: {error}")));
+    iova.reserve(pages(1, 63)).unwrap();
 }
 
 /// Red when what is kept was not given up before an allocation failed.
@@ -229,6 +313,12 @@ fn cores_that_keep_and_take_never_have_the_same_range() {
             let (iova, mark) = (&iova, &mark);
             scope.spawn(move || {
                 for round in 0..4000 {
+                    if round % 7 == 0 {
+                        let many = (0..1 + round % 9).map_while(|_| iova.allocate(PAGE, PAGE, TOP).ok());
+                        let many: Vec<_> = many.inspect(|range| mark(*range, 0, 1)).collect();
+                        many.iter().for_each(|range| mark(*range, 1, 0));
+                        iova.recycle_all(many, |range, error| panic!("{range}: {error}"));
+                    }
                     // Now and then there is no room: what the others keep is given up under their hands.
                     let Ok(range) = iova.allocate((1 + (core + round) % 17) * PAGE, PAGE, TOP) else { continue };
                     mark(range, 0, 1);

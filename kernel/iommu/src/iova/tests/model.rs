@@ -16,6 +16,8 @@ enum Step {
     Free(prop::sample::Index),
     /// Gives back something that is live, to be had again soon.
     Recycle(prop::sample::Index),
+    /// Gives back all that is live from there on.
+    RecycleAll(prop::sample::Index),
     /// Tries to free what is not live.
     FreeWrong {
         which: prop::sample::Index,
@@ -37,6 +39,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(pages, align, limit)| Step::Allocate { pages, align, limit }),
         3 => any::<prop::sample::Index>().prop_map(Step::Free),
         4 => any::<prop::sample::Index>().prop_map(Step::Recycle),
+        1 => any::<prop::sample::Index>().prop_map(Step::RecycleAll),
         2 => (any::<prop::sample::Index>(), -2..3_i64, -2..3_i64)
             .prop_map(|(which, offset, more)| Step::FreeWrong { which, offset, more }),
         1 => (0..3000_u64, 1..40_u64).prop_map(|(page, pages)| Step::Reserve { page, pages }),
@@ -79,6 +82,11 @@ impl Checker {
                 self.iova.recycle(pages(page, len)).unwrap();
                 assert!(self.iova.recycle(pages(page, len)).is_err(), "given back twice");
                 assert!(self.iova.free(pages(page, len)).is_err(), "freed what was given back");
+            }
+            Step::RecycleAll(which) if !self.live.is_empty() => {
+                let gone = self.live.split_off(which.index(self.live.len()));
+                let ranges = gone.into_iter().map(|(page, len)| pages(page, len));
+                self.iova.recycle_all(ranges, |range, error| panic!("{range}: {error}"));
             }
             Step::FreeWrong { which, offset, more } if !self.live.is_empty() => {
                 let (page, len) = self.live[which.index(self.live.len())];

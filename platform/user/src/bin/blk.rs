@@ -306,7 +306,8 @@ mod driver {
                     say!("blk: {first:?} {second:?} {through} {third:?}");
                     return Err(51);
                 }
-                (self.answer()?, self.answer()?);
+                self.answer()?;
+                self.answer()?;
             }
             Ok(())
         }

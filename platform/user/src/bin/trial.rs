@@ -113,23 +113,26 @@ mod program {
 
     /// Instructions that the kernel keeps for itself.
     fn trapped(which: u64) -> u64 {
-        // SAFETY: each but the last ends the program, and that changes nothing but x0.
-        unsafe {
-            match which {
-                0 => asm!("mrs {}, ttbr0_el1", out(reg) _),
-                1 => asm!("wfi"),
-                2 => asm!("msr daifset, #15"),
-                3 => asm!("mrs {}, cntvct_el0", out(reg) _),
-                4 => asm!("brk #3"),
-                5 => asm!("hvc #0"),
-                6 => asm!("mrs {}, pmccntr_el0", out(reg) _),
-                7 => asm!("tlbi vmalle1"),
-                8 => asm!("msr vbar_el1, xzr"),
-                9 => asm!("mrs {}, mdccsr_el0", out(reg) _),
-                10 => asm!("dc civac, {}", in(reg) &raw const ZEROED),
-                // PACGA x0, x1, x2: above EL0 only EL2 and EL3 can trap it.
-                _ => asm!(".inst 0x9ac23020", out("x0") _),
-            }
+        macro_rules! run {
+            ($($asm:tt)*) => {
+                // SAFETY: each but the last ends the program, and that changes nothing but x0.
+                unsafe { asm!($($asm)*) }
+            };
+        }
+        match which {
+            0 => run!("mrs {}, ttbr0_el1", out(reg) _),
+            1 => run!("wfi"),
+            2 => run!("msr daifset, #15"),
+            3 => run!("mrs {}, cntvct_el0", out(reg) _),
+            4 => run!("brk #3"),
+            5 => run!("hvc #0"),
+            6 => run!("mrs {}, pmccntr_el0", out(reg) _),
+            7 => run!("tlbi vmalle1"),
+            8 => run!("msr vbar_el1, xzr"),
+            9 => run!("mrs {}, mdccsr_el0", out(reg) _),
+            10 => run!("dc civac, {}", in(reg) &raw const ZEROED),
+            // PACGA x0, x1, x2: above EL0 only EL2 and EL3 can trap it.
+            _ => run!(".inst 0x9ac23020", out("x0") _),
         }
         0
     }

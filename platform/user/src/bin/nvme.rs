@@ -122,7 +122,7 @@ mod driver {
         fn answer(&mut self) -> Result<()> {
             let at = self.completed % ENTRIES * 16;
             // The phase is 1 in the first round, then 0, and so on.
-            let phase = self.completed / ENTRIES % 2 == 0;
+            let phase = (self.completed / ENTRIES).is_multiple_of(2);
             while (self.completion.read32(at + 12) >> 16 & 1 == 1) != phase {
                 self.device.wait(PATIENCE).map_err(system)?;
                 self.device.acknowledge().map_err(system)?;

@@ -75,7 +75,7 @@ mod tests {
         assert_eq!(charge(&mut touched, 0x8000_0000, 0x1000).unwrap(), 45);
         assert_eq!(charge(&mut touched, 0x80_0000_0000, 0x1000).unwrap(), 66);
         assert_eq!(charge(&mut touched, 0x80_0000_0000, 0x1000).unwrap(), 66);
-        assert_eq!(charge(&mut touched, u64::MAX - 0xfff, 0x1000).unwrap(), 87);
+        assert_eq!(charge(&mut touched, 0xffff_ffff_f000, 0x1000).unwrap(), 87);
         assert!(matches!(charge(&mut touched, 0x1_0000_0000_0000, 0x1000), Err(Error::Quota(_))));
         assert_eq!(charge(&mut touched, 0xa000, 0x1000).unwrap(), 87);
     }

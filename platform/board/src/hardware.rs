@@ -17,6 +17,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use dma::Limits;
 use gic::Priority;
 use iommu::contract::Iommu;
+use iommu::group::Group;
 use iommu::{Fault, FaultSink};
 use kernel::faults::FaultLog;
 use kernel::machine::{self, IommuRef, Machine};
@@ -131,6 +132,13 @@ impl Hardware {
         allow_unprotected: bool,
     ) -> Result<Master, Error> {
         self.attach_as(host, function, kind, limits, &Treatment { allow_unprotected, ..Treatment::default() })
+    }
+
+    /// The group of a function of host `host` that was attached before, to look at.
+    pub fn group_of(&self, host: usize, function: &Function) -> Option<Arc<Group>> {
+        let groups = self.groups.lock();
+        let known = groups.iter().find(|known| known.host == host && known.name == function.group())?;
+        Some(known.group.clone())
     }
 
     /// As [`Hardware::attach`], with a say in how the function is treated.

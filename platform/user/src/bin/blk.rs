@@ -13,7 +13,7 @@ user::entry!(driver::main);
 mod driver {
     use user::abi::{ErrorCode, Mode, PAGE, READ, Signal, WRITE};
     use user::say;
-    use user::sys::{self, Device, Registers};
+    use user::sys::{self, Device, Event, Registers};
 
     /// What can be wrong, as an exit code.
     type Result<T> = core::result::Result<T, u64>;
@@ -312,14 +312,17 @@ mod driver {
             Ok(())
         }
 
-        /// Reads, with as many requests under way as there can be, until it is killed.
+        /// Reads, with as many requests under way as there can be, until it is killed. Raises the event that it was given, if it was,
+        /// for each that is done.
         fn without_end(&mut self, sector: u64) -> Result<()> {
+            let served = Event::open(0).ok();
             (0..SLOTS).for_each(|slot| self.submit(slot, IN, sector + slot * SECTORS));
             self.tell();
             loop {
                 let slot = self.answer()?;
                 self.submit(slot, IN, sector + slot * SECTORS);
                 self.tell();
+                served.as_ref().map_or(Ok(()), Event::raise).map_err(system)?;
             }
         }
     }

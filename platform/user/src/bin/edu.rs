@@ -44,13 +44,15 @@ mod driver {
     pub fn main([what, len, value]: [u64; 3]) -> u64 {
         let done = match what {
             0 => there_and_back(len, value),
-            1 => in_the_middle(value),
+            1 => in_the_middle(Mode::Own, value),
             2 => shared(len, value, false),
             3 => shared(len, value, true),
             4 => refusals(value),
             5 => reach(len, value),
             6 => masked(),
             7 => talk(value),
+            8 => in_the_middle(Mode::Shared, value),
+            9 => both(len, value),
             _ => Err(1),
         };
         done.map_or_else(|code| code, |()| 0)
@@ -63,7 +65,11 @@ mod driver {
 
     impl Edu {
         fn open(mode: Mode) -> Result<Self> {
-            let device = Device::open(0, mode).map_err(system)?;
+            Self::open_number(0, mode)
+        }
+
+        fn open_number(number: u64, mode: Mode) -> Result<Self> {
+            let device = Device::open(number, mode).map_err(system)?;
             if device.config(0).map_err(system)? != 0x11e8_1234 {
                 return Err(2);
             }
@@ -164,18 +170,37 @@ mod driver {
     }
 
     /// Has the device write to its memory without end, and waits to be killed.
-    fn in_the_middle(value: u64) -> Result<()> {
-        let edu = Edu::open(Mode::Own)?;
+    fn in_the_middle(mode: Mode, value: u64) -> Result<()> {
+        let edu = Edu::open(mode)?;
         let back = memory(1)?;
-        // SAFETY: volatile memory.
-        unsafe { edu.device.lend(value, back.base(), PAGE, READ | WRITE) }.map_err(system)?;
-        edu.copy_polling(false, value, PAGE - 8)?;
+        let at = match mode {
+            Mode::Own => {
+                // SAFETY: volatile memory.
+                unsafe { edu.device.lend(value, back.base(), PAGE, READ | WRITE) }.map_err(system)?;
+                value
+            }
+            Mode::Shared => back.base(),
+        };
+        edu.copy_polling(false, at, PAGE - 8)?;
         loop {
-            edu.begin(true, value, PAGE - 8, false);
+            edu.begin(true, at, PAGE - 8, false);
             while edu.registers.read64(DMA_COMMAND) & RUN != 0 {
                 core::hint::spin_loop();
             }
         }
+    }
+
+    /// Two devices, both with the process's own pointers: what one writes the other reads.
+    fn both(len: u64, value: u64) -> Result<()> {
+        let (one, two) = (Edu::open(Mode::Shared)?, Edu::open_number(1, Mode::Shared)?);
+        let memory = memory(2)?;
+        fill(memory, 0, len, value);
+        one.copy_polling(false, memory.base(), len)?;
+        fill(memory, 0, len, !value);
+        one.copy_polling(true, memory.base(), len)?;
+        two.copy_polling(false, memory.base(), len)?;
+        two.copy_polling(true, memory.base() + PAGE, len)?;
+        if check(memory, 0, len, value) && check(memory, PAGE, len, value) { Ok(()) } else { Err(5) }
     }
 
     /// The device uses the process's own pointers. All is well with [`BY_WIRE`] too.

@@ -1,7 +1,7 @@
 //! A program that asks for whatever comes to its mind, and has its device do likewise.
 //!
-//! Arguments: how many calls, a seed, an address that it should not have. The exit code is the number of different error codes that
-//! it has seen.
+//! Arguments: how many calls, with bit 63 where its device is to go by its own table; a seed; an address that it should not have. The
+//! exit code is the number of different error codes that it has seen.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(not(target_os = "none"))]
@@ -45,7 +45,9 @@ mod program {
     pub fn main([calls, seed, secret]: [u64; 3]) -> u64 {
         let mut random = Random(seed | 1);
         let mut memory = Memory::default();
-        let device = Device::open(0, Mode::Own).ok();
+        let mode = if calls >> 63 == 0 { Mode::Own } else { Mode::Shared };
+        let calls = calls << 1 >> 1;
+        let device = Device::open(0, mode).ok();
         let registers = device.as_ref().and_then(|device| device.registers(0).ok());
         let handle = device.as_ref().map_or(0, Device::handle);
         let mut seen = 0_u64;
@@ -56,7 +58,7 @@ mod program {
             seen |= 1 << (code & 63);
             remember(&mut memory, &mut random, call, arguments, code, value);
             if let Some(registers) = registers.filter(|_| number % 64 == 0) {
-                provoke(registers, &mut random, secret);
+                provoke(registers, &mut random, secret, memory.maps[0].0);
             }
         }
         u64::from((seen & !1).count_ones())
@@ -199,11 +201,11 @@ mod program {
     }
 
     /// Has edu copy from anywhere to anywhere. (Never more than its buffer has: an emulator may not survive that.)
-    fn provoke(registers: Registers, random: &mut Random, secret: u64) {
+    fn provoke(registers: Registers, random: &mut Random, secret: u64, own: u64) {
         if registers.read64(0x98) & 1 != 0 {
             return;
         }
-        let at = random.of(&[secret, 0x5000_0000, 0x5000_1000, 0x1000, 0x4000_0000]);
+        let at = random.of(&[secret, own, 0x5000_0000, 0x5000_1000, 0x1000, 0x4000_0000]);
         let to_memory = random.below(2) == 0;
         let (source, destination) = if to_memory { (0x4_0000, at) } else { (at, 0x4_0000) };
         registers.write64(0x80, source);

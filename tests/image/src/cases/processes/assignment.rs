@@ -26,6 +26,8 @@ mod edu {
     pub const REACH: u64 = 5;
     pub const MASKED: u64 = 6;
     pub const TALK: u64 = 7;
+    pub const IN_THE_MIDDLE_SHARED: u64 = 8;
+    pub const BOTH: u64 = 9;
     /// What it ends with where all was well, and it interrupted by wire.
     pub const BY_WIRE: u64 = 100;
 }
@@ -442,7 +444,7 @@ mod resets {
 
 /// One table for a process and its device.
 mod shared {
-    use super::{Bench, edu, edu_function, is_quiet, leaks_nothing, stream};
+    use super::{Bench, edu, edu_function, is_quiet, kill, leaks_nothing, stream};
     use crate::bench::soon;
     use alloc::boxed::Box;
     use board::{Assignment, End, UserProcess, UserTables};
@@ -500,6 +502,42 @@ mod shared {
             Ok(())
         }
     }
+
+    ktest! {
+        /// Killed while edu is writing by the process's own pointer: it is at rest before that memory is anybody's again.
+        fn a_driver_that_is_killed_leaves_a_quiet_device_and_a_table_that_nobody_walks(bench) {
+            if bench.cores < 2 {
+                ktest::skip!("one core");
+            }
+            let (host, function) = edu_function(bench)?;
+            leaks_nothing(|| {
+                let registers = function.bar_part(0, 0, 0x100)?;
+                kill(with_edu(bench, [edu::IN_THE_MIDDLE_SHARED, 0, 0])?, || registers.read64(0x98) & 3 == 3)?;
+                expect_eq!(registers.read64(0x98) & 1, 0, "a transfer is under way");
+                is_quiet(bench, &function, host)?;
+                expect_eq!(with_edu(bench, [edu::SHARED, 2048, 5])?.run(soon()), well(bench));
+                is_quiet(bench, &function, host)
+            })
+        }
+    }
+
+    ktest! {
+        /// The second finds its doorbell where the first has it. Seen red: where that counted as a conflict.
+        fn two_devices_have_one_processs_table(bench) {
+            let (host, function) = edu_function(bench)?;
+            let (next, second) = bench.function(testdev::edu::ID.0, testdev::edu::ID.1, 1)?;
+            leaks_nothing(|| {
+                let mut process = with_edu(bench, [edu::BOTH, 1024, 17])?;
+                let tables = process.tables().clone();
+                let device = Assignment::new(&bench.hardware, next, &second, Limits::NONE)?.sharing(tables);
+                process.process().assign(Box::new(device))?;
+                expect_eq!(process.run(soon()), End::Exited(0));
+                is_quiet(bench, &function, host)?;
+                is_quiet(bench, &second, next)
+            })
+        }
+        machine: bridge
+    }
 }
 
 /// Caught, each on the host's model too (`kernel/process/tests/behaviour/hostile.rs`): see there.
@@ -508,7 +546,7 @@ mod hostile {
     use alloc::boxed::Box;
     use alloc::sync::Arc;
     use base::Deadline;
-    use board::{Assignment, End, UserProcess};
+    use board::{Assignment, End, UserProcess, UserTables};
     use dma::{Ladder, Limits, OpenPages, PageSet, Users, vcm};
     use iommu::PAGE_SIZE;
     use ktest::{Outcome, expect, expect_eq, ktest};
@@ -522,12 +560,24 @@ mod hostile {
     /// Different error codes that it must have seen for this to be a test.
     const CODES: u64 = 10;
 
+    /// In the number of calls: its device goes by its own table.
+    const SHARED: u64 = 1 << 63;
+
     fn run(bench: &Bench, calls: u64, seed: u64, secret: u64) -> Result<End, Outcome> {
         let (host, function) = edu_function(bench)?;
+        let shared = calls & SHARED != 0;
+        let tables = match shared {
+            true => UserTables::shared_with(&bench.hardware, host, &function)?,
+            false => UserTables::private()?,
+        };
         let quota =
             Quota { pages: 128, regions: 32, handles: 8, loans: 16, tables: 1024, shared: 64 * PAGE_SIZE, lines: 100 };
-        let mut process = UserProcess::new("hostile", HOSTILE, [calls, seed, secret], quota)?;
-        process.process().assign(Box::new(Assignment::new(&bench.hardware, host, &function, Limits::NONE)?))?;
+        let mut process = UserProcess::in_tables(tables, "hostile", HOSTILE, [calls, seed, secret], quota)?;
+        let mut device = Assignment::new(&bench.hardware, host, &function, Limits::NONE)?;
+        if shared {
+            device = device.sharing(process.tables().clone());
+        }
+        process.process().assign(Box::new(device))?;
         // What it has together with others: to write, and to read only.
         let memory = || OpenPages::zeroed(&board::COHERENT, 2 * PAGE_SIZE, Ladder::DEFAULT);
         let buffer = || Ok::<_, dma::Error>(vcm::fill("shared", &board::COHERENT, 6 * PAGE_SIZE, Ladder::DEFAULT)?.0);
@@ -544,7 +594,7 @@ mod hostile {
         let written = written.into_pages().map_err(|_| Outcome::failed(format_args!("somebody has the buffer")))?;
         // It was a test: it has had its accesses.
         expect!(
-            calls < CALLS || !written.chunks().all(|chunk| chunk.iter().all(|byte| *byte == 0)),
+            calls & !SHARED < CALLS || !written.chunks().all(|chunk| chunk.iter().all(|byte| *byte == 0)),
             "it wrote nothing"
         );
         Ok(end)
@@ -553,23 +603,34 @@ mod hostile {
     ktest! {
         /// The kernel's memory keeps its contents, and all that the process had comes back; its device finds nothing anywhere else.
         fn a_hundred_thousand_random_calls_change_nothing_outside_the_process(bench) {
-            let (host, function) = edu_function(bench)?;
-            // What the kernel keeps for good is there after these.
-            for seed in 1..4 {
-                let end = run(bench, 2_000, seed, 0)?;
-                expect!(matches!(end, End::Exited(_)), "{end}");
-            }
-            let mut canary = PageSet::zeroed(&board::COHERENT, 64 * PAGE_SIZE, dma::Ladder::DEFAULT)?;
-            canary.chunks_mut().for_each(|chunk| chunk.fill(0xc5));
-            let secret = canary.runs().first().map_or(0, |run| run.start().get());
-            let free = kernel::mm::stats().free;
-            let end = run(bench, CALLS, 0x9e37_79b9, secret)?;
-            expect!(matches!(end, End::Exited(codes) if codes >= CODES), "{end}");
-            expect!(canary.chunks().all(|chunk| chunk.iter().all(|byte| *byte == 0xc5)), "the kernel's memory has changed");
-            expect_eq!(kernel::mm::stats().free, free, "frames free");
-            expect_eq!(dma::quarantine::report().pages, 0);
-            is_quiet(bench, &function, host)
+            nothing_changes(bench, 0)
         }
+    }
+
+    ktest! {
+        /// As above, with a device that reaches all that the process does, while the process takes it away under it.
+        fn random_calls_of_a_process_whose_table_is_its_devices_change_nothing_outside_it(bench) {
+            nothing_changes(bench, SHARED)
+        }
+    }
+
+    fn nothing_changes(bench: &Bench, shared: u64) -> Result<(), Outcome> {
+        let (host, function) = edu_function(bench)?;
+        // What the kernel keeps for good is there after these.
+        for seed in 1..4 {
+            let end = run(bench, 2_000 | shared, seed, 0)?;
+            expect!(matches!(end, End::Exited(_)), "{end}");
+        }
+        let mut canary = PageSet::zeroed(&board::COHERENT, 64 * PAGE_SIZE, dma::Ladder::DEFAULT)?;
+        canary.chunks_mut().for_each(|chunk| chunk.fill(0xc5));
+        let secret = canary.runs().first().map_or(0, |run| run.start().get());
+        let free = kernel::mm::stats().free;
+        let end = run(bench, CALLS | shared, 0x9e37_79b9, secret)?;
+        expect!(matches!(end, End::Exited(codes) if codes >= CODES), "{end}");
+        expect!(canary.chunks().all(|chunk| chunk.iter().all(|byte| *byte == 0xc5)), "the kernel's memory has changed");
+        expect_eq!(kernel::mm::stats().free, free, "frames free");
+        expect_eq!(dma::quarantine::report().pages, 0);
+        is_quiet(bench, &function, host)
     }
 }
 

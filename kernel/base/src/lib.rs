@@ -28,6 +28,7 @@ mod hooks;
 pub mod irq;
 mod lock;
 pub mod time;
+mod turn;
 mod wait;
 pub mod words;
 
@@ -36,4 +37,5 @@ pub use hooks::__private;
 pub use hooks::Hooks;
 pub use lock::{IrqMutex, IrqMutexGuard};
 pub use time::{Deadline, Instant};
+pub use turn::Turn;
 pub use wait::{TimedOut, block_on, notify, wait_until};

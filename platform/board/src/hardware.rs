@@ -12,8 +12,8 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arch::mmio::Mmio;
-use base::{Deadline, IrqMutex, wait_until};
-use core::sync::atomic::{AtomicBool, Ordering};
+use base::{Deadline, IrqMutex, Turn};
+use core::sync::atomic::AtomicBool;
 use dma::Limits;
 use gic::Priority;
 use iommu::contract::Iommu;
@@ -158,7 +158,8 @@ impl Hardware {
         let description = self.machine.pcie.get(host).ok_or(Error::Missing("PCIe host"))?;
         let name = format!("{kind} {}", function.bdf());
         // The list is taken out while the IOMMU is at work: no lock is held across its waits. Meanwhile it is this core's turn.
-        let _turn = Turn::take(&self.attaching)?;
+        let deadline = Deadline::after_millis(LIFECYCLE_MILLIS);
+        let _turn = Turn::take(&self.attaching, deadline).map_err(|_| Error::Turn)?;
         let mut known = core::mem::take(&mut *self.groups.lock());
         let attached = Context {
             host_index: host,
@@ -174,25 +175,6 @@ impl Hardware {
         .attach(function, &name, limits);
         self.groups.lock().append(&mut known);
         attached
-    }
-}
-
-/// A core's turn to attach a device. Over when it is dropped.
-struct Turn<'a>(&'a AtomicBool);
-
-impl<'a> Turn<'a> {
-    fn take(mark: &'a AtomicBool) -> Result<Self, Error> {
-        let deadline = Deadline::after_millis(LIFECYCLE_MILLIS);
-        let taken = || mark.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok();
-        wait_until(deadline, taken).map_err(|_| Error::Turn)?;
-        Ok(Self(mark))
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
-        base::notify();
     }
 }
 

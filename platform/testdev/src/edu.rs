@@ -14,7 +14,7 @@ use crate::TestdevError;
 use alloc::sync::Arc;
 use arch::mmio::Registers;
 use base::irq::Handler;
-use base::{Deadline, wait_until};
+use base::{Deadline, Turn, wait_until};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use iommu::Iova;
 use pci::{Function, Msi, MsiController};
@@ -97,15 +97,6 @@ pub struct Edu {
     msi: Option<Msi>,
 }
 
-/// The sole use of the device for a while.
-struct Turn<'a>(&'a AtomicBool);
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
-    }
-}
-
 /// Waits until the device has no transfer under way. It has no reset: who takes it away from a driver takes it off the bus, and
 /// waits for what was begun to come to nothing.
 ///
@@ -185,9 +176,9 @@ impl Edu {
         self.shared.count.load(Ordering::SeqCst)
     }
 
+    /// The sole use of the device for a while.
     fn turn(&self) -> Result<Turn<'_>, TestdevError> {
-        let taken = self.busy.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
-        taken.map(|_| Turn(&self.busy)).map_err(|_| TestdevError::Busy)
+        Turn::try_take(&self.busy).ok_or(TestdevError::Busy)
     }
 
     /// Waits for interrupt status bits and consumes them.

@@ -55,12 +55,12 @@ use ::iommu::{AttachError, FaultSink, Iova, IovaRange, PAGE_SIZE, StreamId};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use base::Deadline;
 use base::irq::Handler;
 use base::time::Duration;
+use base::{Deadline, Turn};
 use channel::{Channel, Outcome, attached, pause};
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::AtomicBool;
 use domains::{DomainId, DomainIds};
 use limits::Limits;
 use request::Encoded;
@@ -240,8 +240,8 @@ impl VirtioIommu {
         let mut looks = 0;
         loop {
             let expired = deadline.has_passed();
-            if !self.turn.swap(true, Ordering::Acquire) {
-                return Ok(Turn(&self.turn));
+            if let Some(turn) = Turn::try_take(&self.turn) {
+                return Ok(turn);
             }
             if expired {
                 return Err(AttachError::TimedOut);
@@ -312,15 +312,6 @@ impl VirtioIommu {
             core::mem::forget((leaving, old.clone()));
         }
         result
-    }
-}
-
-/// The right to change attachments.
-struct Turn<'a>(&'a AtomicBool);
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
     }
 }
 

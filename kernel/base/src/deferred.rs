@@ -45,6 +45,12 @@ pub fn catch_up() {
     run(1 << crate::cpu::index());
 }
 
+/// Whether [`catch_up`] would do something on this core. To be asked with interrupts masked, by who then goes on without a wait until an
+/// interrupt comes: what a handler announces later comes with one.
+pub fn is_behind() -> bool {
+    is_due(1 << crate::cpu::index())
+}
+
 /// Whether this core has something to do before it sleeps.
 pub(crate) fn is_due(core_bit: u64) -> bool {
     PENDING.load(Ordering::SeqCst) != 0 && WORKING.load(Ordering::Relaxed) & core_bit == 0

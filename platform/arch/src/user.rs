@@ -81,7 +81,7 @@ impl Context {
 /// Why a process is not running any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// An interrupt, which has been served; its alarm; or it was told to stop before it began.
+    /// An interrupt, which has been served; its alarm; or before it began it was told to stop, or there was something to catch up with.
     Interrupted,
     /// A system call: SVC with this immediate.
     Call(u16),
@@ -109,7 +109,8 @@ pub struct Tables<'a> {
 /// Runs the process of `context` on this core until it leaves. Interrupts that were enabled are served before this returns.
 ///
 /// It is interrupted at `deadline`, in nanoseconds of [`timer::now`], and does not begin if `stop` is set; whoever sets it
-/// afterwards interrupts the core ([`crate::user::interrupt`]).
+/// afterwards interrupts the core ([`crate::user::interrupt`]). Nor does it if handlers have left something that the caller has not
+/// caught up with ([`base::deferred::catch_up`]).
 ///
 /// # Safety
 ///
@@ -124,8 +125,9 @@ pub unsafe fn enter(context: &mut Context, tables: Tables<'_>, deadline: u64, st
     prepare();
     context.spsr = context.spsr & SPSR_FLAGS | if has_pan() { SPSR_PAN } else { 0 };
     let state = irq::save();
-    // Looked at with interrupts masked: who sets it later finds this core to interrupt.
-    if stop.load(Ordering::SeqCst) {
+    // Looked at with interrupts masked: who sets it later finds this core to interrupt, and a handler that leaves something later has
+    // interrupted the process.
+    if stop.load(Ordering::SeqCst) || base::deferred::is_behind() {
         irq::restore(state);
         return Exit::Interrupted;
     }

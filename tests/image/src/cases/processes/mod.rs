@@ -1,5 +1,6 @@
 //! Processes: what they can do, what ends them, and that nothing else notices.
 
+mod announced;
 mod assignment;
 mod shared;
 

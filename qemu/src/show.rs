@@ -18,7 +18,7 @@ pub enum Name {
 }
 
 /// Frames of a show, unless the kernel's command line says otherwise.
-pub const FRAMES: u32 = 300;
+pub const FRAMES: u32 = kernel::demo::Act::FRAMES;
 /// Frames in a second when somebody watches.
 pub const RATE: u32 = 60;
 

@@ -136,13 +136,13 @@ unsafe impl Extent for OpenPages {
 // - it is no access to memory that the CPU does not reach (contract of `SpaceAccess`).
 unsafe impl Extent for SpaceAccess {
     fn runs(&self) -> &[PhysRange] {
-        SpaceAccess::runs(self)
+        self.extents().runs()
     }
     fn len(&self) -> u64 {
-        SpaceAccess::len(self)
+        self.extents().len()
     }
     fn kind(&self) -> Kind {
-        self.attributes().into()
+        self.extents().attributes().into()
     }
     fn writable(&self) -> bool {
         self.writes()

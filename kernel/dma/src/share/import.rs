@@ -30,7 +30,7 @@ pub trait Importer: Send + Sync {
 /// What an address space that is no device's maps: the buffer's memory, kept alive and where it is until this is dropped. Whoever
 /// maps it drops it after no access by that mapping is possible any more.
 pub struct Extents {
-    buffer: Arc<Inner>,
+    pub(super) buffer: Arc<Inner>,
 }
 
 impl Extents {

@@ -1,14 +1,11 @@
 //! Accesses of the CPU by mappings in address spaces other than the kernel's: what a process begins and ends.
 
 use super::access::{admit, counted};
-use super::{Attributes, Inner, SharedBuffer};
-use crate::buffer::Spans;
+use super::{Attributes, Extents, SharedBuffer};
 use crate::error::BusyWith;
 use crate::{Cacheability, Error, view};
-use alloc::sync::Arc;
 use base::Deadline;
 use core::fmt;
-use iommu::PhysRange;
 
 /// An access of the CPU to a shared buffer from an address space of its own, and the memory to be mapped there meanwhile: as
 /// [`CpuAccess`](super::CpuAccess) and [`Extents`](super::Extents) in one, counted as both at once, so that no move comes between. It
@@ -17,7 +14,8 @@ use iommu::PhysRange;
 /// Whoever maps it drops it after no access by that mapping is possible any more. Forgetting it leaves the buffer busy, and its memory
 /// where it is, for ever.
 pub struct SpaceAccess {
-    buffer: Arc<Inner>,
+    // Dropped last: until then it stays where it is.
+    extents: Extents,
     writes: bool,
 }
 
@@ -45,39 +43,19 @@ impl SharedBuffer {
             state.users.spaces = spaces;
             Ok(())
         })?;
-        Ok(SpaceAccess { buffer: self.0.clone(), writes })
+        Ok(SpaceAccess { extents: Extents { buffer: self.0.clone() }, writes })
     }
 }
 
 impl SpaceAccess {
-    /// The physical extents, in the order of the buffer's bytes; whole pages.
-    pub fn runs(&self) -> &[PhysRange] {
-        self.buffer.store_of_user().spans_runs()
-    }
-
-    /// How they are to be mapped: other attributes would see other bytes.
-    pub fn attributes(&self) -> Attributes {
-        self.buffer.store_of_user().attributes()
-    }
-
-    /// The size in bytes.
-    pub fn len(&self) -> u64 {
-        self.buffer.len
-    }
-
-    /// Whether there is no byte: never.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    /// What is to be mapped, and how.
+    pub fn extents(&self) -> &Extents {
+        &self.extents
     }
 
     /// Whether it may write.
     pub fn writes(&self) -> bool {
         self.writes
-    }
-
-    /// The buffer.
-    pub fn buffer(&self) -> SharedBuffer {
-        SharedBuffer(self.buffer.clone())
     }
 
     /// Copies the bytes from `offset` on to `to`, by the kernel's own mapping.
@@ -86,7 +64,7 @@ impl SpaceAccess {
     ///
     /// [`Error::OutOfRange`]; nothing was copied.
     pub fn read_at(&self, offset: u64, to: &mut [u8]) -> Result<(), Error> {
-        view::read(self.buffer.store_of_user(), offset, to)
+        view::read(self.extents.buffer.store_of_user(), offset, to)
     }
 
     /// Copies `from` to the bytes from `offset` on, by the kernel's own mapping.
@@ -96,9 +74,9 @@ impl SpaceAccess {
     /// [`Error::OutOfRange`], and [`Error::NotForCpu`] where the access only reads; nothing was copied.
     pub fn write_at(&self, offset: u64, from: &[u8]) -> Result<(), Error> {
         if !self.writes {
-            return Err(Error::NotForCpu(self.buffer.name.clone()));
+            return Err(Error::NotForCpu(self.extents.buffer.name.clone()));
         }
-        view::write(self.buffer.store_of_user(), offset, from)
+        view::write(self.extents.buffer.store_of_user(), offset, from)
     }
 }
 
@@ -106,17 +84,14 @@ impl Drop for SpaceAccess {
     fn drop(&mut self) {
         if self.writes {
             // By the kernel's own alias: the caches know memory, not addresses. All of it is always in range.
-            let _ = self.buffer.written(0, self.buffer.len);
+            let _ = self.extents.buffer.written(0, self.extents.buffer.len);
         }
-        self.buffer.leave(|users| {
-            *counted(users, self.writes) -= 1;
-            users.spaces -= 1;
-        });
+        self.extents.buffer.leave(|users| *counted(users, self.writes) -= 1);
     }
 }
 
 impl fmt::Debug for SpaceAccess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SpaceAccess({}, {})", self.buffer.name, if self.writes { "writes" } else { "reads" })
+        write!(f, "SpaceAccess({}, {})", self.extents.buffer.name, if self.writes { "writes" } else { "reads" })
     }
 }

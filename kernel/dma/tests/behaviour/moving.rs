@@ -131,6 +131,28 @@ fn who_has_a_buffer_attached_accessed_or_mapped_keeps_it_where_it_is() {
     assert_eq!(picture.relocate(small, now()).unwrap_err().error, Error::BadSize(4096));
 }
 
+/// Seen red: an access that leaves as access alone; as mapping alone; as mapping twice; one that does not come as mapping.
+#[test]
+fn an_access_from_another_address_space_comes_and_goes_as_an_access_and_as_a_mapping() {
+    let system = FakeSystem::new();
+    let picture = SharedBuffer::new("picture", pages(&system));
+    for (writes, why) in [(false, BusyWith::CpuReads), (true, BusyWith::CpuWrites)] {
+        let (cpu_readers, cpu_writers) = (u32::from(!writes), u32::from(writes));
+        let access = picture.access_from_space(writes, now(), &|| false).unwrap();
+        assert_eq!(picture.users(), Users { cpu_readers, cpu_writers, spaces: 1, ..Users::default() });
+        assert_eq!(busy(picture.relocate(pages(&system), now()).unwrap_err().error), why);
+        let other = picture.extents().unwrap();
+        assert_eq!(access.extents().runs(), other.runs());
+        assert_eq!(picture.users().spaces, 2);
+        drop(access);
+        assert_eq!(picture.users(), Users { spaces: 1, ..Users::default() });
+        assert_eq!(busy(picture.relocate(pages(&system), now()).unwrap_err().error), BusyWith::Mapped);
+        drop(other);
+        assert_eq!(picture.users(), Users::default());
+        picture.relocate(pages(&system), now()).unwrap();
+    }
+}
+
 /// What a process does with a buffer that it has mapped.
 struct Space {
     buffer: SharedBuffer,

@@ -15,7 +15,7 @@
 use crate::buffer::{Span, Spans, to_usize};
 use crate::device::Loan;
 use crate::held::Held;
-use crate::lent::{Lent, Segment, sealed};
+use crate::lent::{Segment, lent_by_held};
 use crate::memory::DmaMemory;
 use crate::pages::Chunk;
 use crate::quarantine::Quarantined;
@@ -222,25 +222,7 @@ fn lend<D: Direction>(device: &Device, bytes: &Bytes, site: Site) -> Result<Loan
     bounce::lend_part::<D, _>(device, None, bytes, skip, site, why)
 }
 
-impl<D: Direction> sealed::Sealed for MappedBytes<D> {}
-
-impl<D: Direction> Lent for MappedBytes<D> {
-    fn device(&self) -> &Device {
-        &self.held.loan().device
-    }
-    fn len(&self) -> u64 {
-        Self::len(self)
-    }
-    fn segments(&self) -> &[Segment] {
-        self.held.loan().segments()
-    }
-    fn device_reads(&self) -> bool {
-        D::DEVICE_READS
-    }
-    fn device_writes(&self) -> bool {
-        D::DEVICE_WRITES
-    }
-}
+lent_by_held!([D: Direction] MappedBytes<D>, D, |this| Self::len(this));
 
 impl<D: Direction> MappedBytes<D> {
     /// See [`Lent::segments`].

@@ -11,7 +11,7 @@
 
 use crate::attributed::AttributedPages;
 use crate::held::Held;
-use crate::lent::{Lent, Segment, sealed};
+use crate::lent::{Lent, lent_by_held};
 use crate::memory::Cacheability;
 use crate::quarantine::Quarantined;
 use crate::site::Site;
@@ -170,25 +170,7 @@ impl<T: DeviceShared + ?Sized> Deref for Coherent<T> {
     }
 }
 
-impl<T: DeviceShared + ?Sized> sealed::Sealed for Coherent<T> {}
-
-impl<T: DeviceShared + ?Sized> Lent for Coherent<T> {
-    fn device(&self) -> &Device {
-        &self.held.loan().device
-    }
-    fn len(&self) -> u64 {
-        size_of_val::<T>(self) as u64
-    }
-    fn segments(&self) -> &[Segment] {
-        self.held.loan().segments()
-    }
-    fn device_reads(&self) -> bool {
-        true
-    }
-    fn device_writes(&self) -> bool {
-        true
-    }
-}
+lent_by_held!([T: DeviceShared + ?Sized] Coherent<T>, Bidirectional, |this| size_of_val::<T>(this) as u64);
 
 impl<T: DeviceShared + ?Sized> fmt::Debug for Coherent<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,7 +2,7 @@
 
 use crate::attributed::AttributedPages;
 use crate::held::Held;
-use crate::lent::{Lent, Segment, sealed};
+use crate::lent::{Lent, lent_by_held};
 use crate::memory::Cacheability;
 use crate::quarantine::Quarantined;
 use crate::site::Site;
@@ -57,25 +57,7 @@ impl WriteCombined {
     }
 }
 
-impl sealed::Sealed for WriteCombined {}
-
-impl Lent for WriteCombined {
-    fn device(&self) -> &Device {
-        &self.held.loan().device
-    }
-    fn len(&self) -> u64 {
-        self.held.memory().run().len()
-    }
-    fn segments(&self) -> &[Segment] {
-        self.held.loan().segments()
-    }
-    fn device_reads(&self) -> bool {
-        true
-    }
-    fn device_writes(&self) -> bool {
-        false
-    }
-}
+lent_by_held!([] WriteCombined, ToDevice, |this| this.held.memory().run().len());
 
 impl fmt::Debug for WriteCombined {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

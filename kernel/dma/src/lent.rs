@@ -184,3 +184,43 @@ impl Segments {
         Ok(())
     }
 }
+
+/// Implements [`Lent`] for what has its memory and its loan in a field `held`: a [`Held`](crate::held::Held) of this direction, whose
+/// segments are the loan's, of this length. With `shared`, it is a loan of a shared buffer too.
+macro_rules! lent_by_held {
+    ([$($generics:tt)*] $type:ty, $direction:ty, |$this:ident| $len:expr $(, $shared:ident)?) => {
+        impl<$($generics)*> $crate::lent::sealed::Sealed for $type {}
+
+        impl<$($generics)*> $crate::lent::Lent for $type {
+            #[inline]
+            fn device(&self) -> &$crate::Device {
+                &self.held.loan().device
+            }
+            #[inline]
+            fn len(&self) -> u64 {
+                let $this = self;
+                $len
+            }
+            #[inline]
+            fn segments(&self) -> &[$crate::lent::Segment] {
+                self.held.loan().segments()
+            }
+            #[inline]
+            fn device_reads(&self) -> bool {
+                <$direction as $crate::Direction>::DEVICE_READS
+            }
+            #[inline]
+            fn device_writes(&self) -> bool {
+                <$direction as $crate::Direction>::DEVICE_WRITES
+            }
+            $($crate::lent::lent_by_held!(@$shared);)?
+        }
+    };
+    (@shared) => {
+        fn shared(&self) -> Option<$crate::lent::SharedLoan<'_>> {
+            Some($crate::lent::SharedLoan(self))
+        }
+    };
+}
+
+pub(crate) use lent_by_held;

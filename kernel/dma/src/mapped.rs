@@ -2,7 +2,7 @@
 
 use crate::held::Held;
 use crate::lazy::{Lapsing, Strictness};
-use crate::lent::{Lent, Segment, sealed};
+use crate::lent::{Segment, lent_by_held};
 use crate::quarantine::Quarantined;
 use crate::site::Site;
 use crate::{Buffer, Device, DeviceReads, DeviceWrites, Direction, Error, Rejected, View};
@@ -120,30 +120,7 @@ impl<D: DeviceReads, B: Buffer> Mapped<D, B> {
     }
 }
 
-impl<D: Direction, B: Buffer> sealed::Sealed for Mapped<D, B> {}
-
-impl<D: Direction, B: Buffer> Lent for Mapped<D, B> {
-    #[inline]
-    fn device(&self) -> &Device {
-        &self.held.loan().device
-    }
-    #[inline]
-    fn len(&self) -> u64 {
-        Mapped::len(self)
-    }
-    #[inline]
-    fn segments(&self) -> &[Segment] {
-        Mapped::segments(self)
-    }
-    #[inline]
-    fn device_reads(&self) -> bool {
-        D::DEVICE_READS
-    }
-    #[inline]
-    fn device_writes(&self) -> bool {
-        D::DEVICE_WRITES
-    }
-}
+lent_by_held!([D: Direction, B: Buffer] Mapped<D, B>, D, |this| Mapped::len(this));
 
 impl<D: Direction, B: Buffer> fmt::Debug for Mapped<D, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

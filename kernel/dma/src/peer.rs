@@ -8,7 +8,7 @@
 use crate::Error;
 use crate::buffer::{Span, Spans};
 use crate::held::Held;
-use crate::lent::{Lent, Segment, sealed};
+use crate::lent::lent_by_held;
 use crate::memory::DmaMemory;
 use crate::quarantine::Quarantined;
 use crate::site::Site;
@@ -126,25 +126,7 @@ impl<D: Direction> MappedPeer<D> {
     }
 }
 
-impl<D: Direction> sealed::Sealed for MappedPeer<D> {}
-
-impl<D: Direction> Lent for MappedPeer<D> {
-    fn device(&self) -> &Device {
-        &self.held.loan().device
-    }
-    fn len(&self) -> u64 {
-        Self::len(self)
-    }
-    fn segments(&self) -> &[Segment] {
-        self.held.loan().segments()
-    }
-    fn device_reads(&self) -> bool {
-        D::DEVICE_READS
-    }
-    fn device_writes(&self) -> bool {
-        D::DEVICE_WRITES
-    }
-}
+lent_by_held!([D: Direction] MappedPeer<D>, D, |this| Self::len(this));
 
 impl<D: Direction> fmt::Debug for MappedPeer<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -7,10 +7,10 @@ use crate::buffer::{Span, Spans};
 use crate::device::Loan;
 use crate::gather::{Endable, Parts};
 use crate::held::Held;
-use crate::lent::{Lent, Segment, sealed};
+use crate::lent::{Lent, lent_by_held};
 use crate::memory::DmaMemory;
 use crate::quarantine::Quarantined;
-use crate::{Buffer, Device, DeviceReads, DeviceWrites, Direction, Error, PageSet, Pages, PeerRange, Rejected, View};
+use crate::{Buffer, DeviceReads, DeviceWrites, Direction, Error, PageSet, Pages, PeerRange, Rejected, View};
 use core::fmt;
 use core::panic::Location;
 use iommu::{Iova, IovaRange, PhysRange, Prot};
@@ -214,25 +214,7 @@ impl<D: Direction, M: Linkable> Endable for Linked<D, M> {
     }
 }
 
-impl<D: Direction, M: Linkable> sealed::Sealed for Linked<D, M> {}
-
-impl<D: Direction, M: Linkable> Lent for Linked<D, M> {
-    fn device(&self) -> &Device {
-        &self.held.loan().device
-    }
-    fn len(&self) -> u64 {
-        self.held.memory().spans_len()
-    }
-    fn segments(&self) -> &[Segment] {
-        self.held.loan().segments()
-    }
-    fn device_reads(&self) -> bool {
-        D::DEVICE_READS
-    }
-    fn device_writes(&self) -> bool {
-        D::DEVICE_WRITES
-    }
-}
+lent_by_held!([D: Direction, M: Linkable] Linked<D, M>, D, |this| this.held.memory().spans_len());
 
 impl<D: Direction, M: Linkable> fmt::Debug for Linked<D, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -8,7 +8,7 @@ use crate::buffer::{Span, Spans};
 use crate::error::BusyWith;
 use crate::gather::Parts;
 use crate::held::Held;
-use crate::lent::{Lent, Segment, SharedLoan, sealed};
+use crate::lent::lent_by_held;
 use crate::memory::{Cacheability, DmaMemory};
 use crate::quarantine::Quarantined;
 use crate::site::Site;
@@ -241,28 +241,7 @@ impl<D: Direction> Parts for Attachment<D> {
     }
 }
 
-impl<D: Direction> sealed::Sealed for Attachment<D> {}
-
-impl<D: Direction> Lent for Attachment<D> {
-    fn device(&self) -> &Device {
-        &self.held.loan().device
-    }
-    fn len(&self) -> u64 {
-        self.held.memory().spans_len()
-    }
-    fn segments(&self) -> &[Segment] {
-        self.held.loan().segments()
-    }
-    fn device_reads(&self) -> bool {
-        D::DEVICE_READS
-    }
-    fn device_writes(&self) -> bool {
-        D::DEVICE_WRITES
-    }
-    fn shared(&self) -> Option<SharedLoan<'_>> {
-        Some(SharedLoan(self))
-    }
-}
+lent_by_held!([D: Direction] Attachment<D>, D, |this| this.held.memory().spans_len(), shared);
 
 impl<D: Direction> super::job::Synced for Attachment<D> {
     fn buffer(&self) -> &Arc<Inner> {

@@ -7,7 +7,7 @@ use super::Attributes;
 use crate::attributed::AttributedPages;
 use crate::buffer::Spans;
 use crate::held::Held;
-use crate::lent::{Lent, Segment, sealed};
+use crate::lent::{Lent, lent_by_held};
 use crate::memory::Cacheability;
 use crate::quarantine::Quarantined;
 use crate::site::Site;
@@ -108,25 +108,7 @@ impl CoherentPages {
     }
 }
 
-impl sealed::Sealed for CoherentPages {}
-
-impl Lent for CoherentPages {
-    fn device(&self) -> &Device {
-        &self.held.loan().device
-    }
-    fn len(&self) -> u64 {
-        self.held.memory().run().len()
-    }
-    fn segments(&self) -> &[Segment] {
-        self.held.loan().segments()
-    }
-    fn device_reads(&self) -> bool {
-        true
-    }
-    fn device_writes(&self) -> bool {
-        true
-    }
-}
+lent_by_held!([] CoherentPages, Bidirectional, |this| this.held.memory().run().len());
 
 impl fmt::Debug for CoherentPages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

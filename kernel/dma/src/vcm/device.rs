@@ -6,7 +6,7 @@ use super::Area;
 use super::sealed::{self, Place};
 use crate::buffer::{Span, Spans};
 use crate::held::Held;
-use crate::lent::{Lent, Segment, SharedLoan, sealed as lent};
+use crate::lent::{Lent, lent_by_held};
 use crate::memory::DmaMemory;
 use crate::quarantine::Quarantined;
 use crate::share::{DeviceUser, Inner, Synced, supplied, synced};
@@ -124,28 +124,7 @@ impl<D: Direction> InDevice<D> {
     }
 }
 
-impl<D: Direction> lent::Sealed for InDevice<D> {}
-
-impl<D: Direction> Lent for InDevice<D> {
-    fn device(&self) -> &Device {
-        &self.held.loan().device
-    }
-    fn len(&self) -> u64 {
-        self.held.memory().spans_len()
-    }
-    fn segments(&self) -> &[Segment] {
-        self.held.loan().segments()
-    }
-    fn device_reads(&self) -> bool {
-        D::DEVICE_READS
-    }
-    fn device_writes(&self) -> bool {
-        D::DEVICE_WRITES
-    }
-    fn shared(&self) -> Option<SharedLoan<'_>> {
-        Some(SharedLoan(self))
-    }
-}
+lent_by_held!([D: Direction] InDevice<D>, D, |this| this.held.memory().spans_len(), shared);
 
 impl<D: Direction> Synced for InDevice<D> {
     fn buffer(&self) -> &Arc<Inner> {

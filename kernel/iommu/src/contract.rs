@@ -15,7 +15,7 @@
 #![allow(unsafe_code)] // Declarations only: what is promised here is what safe code above relies on.
 
 use crate::domain::Reserved;
-use crate::pgtable::Leaves;
+use crate::pgtable::{Anchor, Leaves};
 use crate::{AttachError, Iova, IovaRange, MapError, OutOfMemory, PhysAddr, PhysRange, Prot, RevokeError, StreamId};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -232,6 +232,27 @@ pub unsafe trait AddressSpace: Any + Send + Sync {
     ///
     /// See [`RevokeError`] for what each variant leaves behind.
     fn revoke(&self, ranges: &[IovaRange]) -> Result<(), RevokeError>;
+
+    /// Finds where `range`, which the caller has for himself, would be mapped by one leaf, for who maps it again and again: by
+    /// [`Anchor::map`] in place of [`AddressSpace::map`], and revoked by [`AddressSpace::revoke_anchored`] then. `None` where that
+    /// cannot be, or cannot be at present.
+    fn anchor(&self, range: IovaRange) -> Option<Anchor> {
+        let _ = range;
+        None
+    }
+
+    /// [`AddressSpace::revoke`] of what was mapped by an anchor of this address space.
+    ///
+    /// # Errors
+    ///
+    /// As [`AddressSpace::revoke`].
+    ///
+    /// # Safety
+    ///
+    /// The anchor is one that this address space has returned.
+    unsafe fn revoke_anchored(&self, anchor: &Anchor) -> Result<(), RevokeError> {
+        self.revoke(&[anchor.range()])
+    }
 
     /// Translates as the device would be, without a device.
     fn translate(&self, iova: Iova) -> Option<(PhysAddr, Prot)>;

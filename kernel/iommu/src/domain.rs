@@ -178,15 +178,34 @@ impl Domain {
     /// [`IovaError::Misaligned`], [`IovaError::OutOfWindow`]; [`IovaError::InUse`] if part of it is reserved, or its revocation failed.
     #[inline(always)]
     pub fn begin_mapping(&self, range: IovaRange) -> Result<Turn<'_>, IovaError> {
+        self.check(range)?;
+        self.take_turn(range)
+    }
+
+    /// [`Domain::begin_mapping`] of a range of which [`Domain::check`] has returned `Ok` at any time, or will before it is mapped: what
+    /// that looks at does not change any more once an owner has begun to map.
+    ///
+    /// # Errors
+    ///
+    /// [`IovaError::InUse`] if the revocation of part of it failed.
+    #[inline(always)]
+    pub fn take_turn(&self, range: IovaRange) -> Result<Turn<'_>, IovaError> {
+        self.placing.begin(range)
+    }
+
+    /// Whether an owner may map at `range`, as far as that has been laid down, which from now on it is for good.
+    ///
+    /// # Errors
+    ///
+    /// [`IovaError::Misaligned`], [`IovaError::OutOfWindow`]; [`IovaError::InUse`] if part of it is reserved.
+    #[inline(always)]
+    pub fn check(&self, range: IovaRange) -> Result<(), IovaError> {
         let clear = self
             .clear
             .get()
             // (Without a branch for each.)
             .is_some_and(|clear| clear.covers(range) & !range.is_empty() & range.is_aligned(self.iova.page_size()));
-        if !clear {
-            self.check_unreserved(range)?;
-        }
-        self.placing.begin(range)
+        if clear { Ok(()) } else { self.check_unreserved(range) }
     }
 
     /// Begins to revoke `range`, which was mapped since [`Domain::begin_mapping`] of it.
@@ -195,7 +214,7 @@ impl Domain {
         self.placing.revoke(range)
     }
 
-    /// Whether an owner may map at `range`, as far as that has been laid down.
+    /// [`Self::check`], where something is reserved, or nothing was asked yet.
     #[inline(never)]
     fn check_unreserved(&self, range: IovaRange) -> Result<(), IovaError> {
         if let Some(error) = placing::refused(self.iova.window(), self.iova.page_size(), range) {

@@ -35,9 +35,9 @@ use base::cpu::Masked;
 use core::any::Any;
 use core::fmt;
 use core::hint::cold_path;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use iommu::contract::{AddressSpace, Aperture};
-use iommu::pgtable::{Leaves, PageTable, Unmapped};
+use iommu::pgtable::{Anchor, Leaves, PageTable, Unmapped};
 use iommu::{AttachError, Iova, IovaRange, MapError, PhysAddr, PhysRange, Prot, RevokeError};
 
 /// Commands by address of one revocation beyond which everything of the space is invalidated instead. Walking a whole space
@@ -56,8 +56,8 @@ pub(crate) struct Space<R: Registers> {
     plain: bool,
     /// Tables and command queue are in memory that a barrier publishes.
     by_barrier: bool,
-    /// Both.
-    quick: bool,
+    /// Not both, or a failed revocation that no complete invalidation has followed: revocations look closer.
+    slow: AtomicBool,
     /// Revocations that failed (low half), and how many of those were followed by a complete invalidation (high half).
     failures: AtomicU64,
 }
@@ -111,7 +111,15 @@ impl<R: Registers> Space<R> {
         }
         let plain = others.is_empty() && first.is_plain();
         let by_barrier = memory.publishes_by_barrier() && smmus.iter().all(|smmu| smmu.memory.publishes_by_barrier());
-        Ok(Self { first, others, table, plain, by_barrier, quick: plain && by_barrier, failures: AtomicU64::new(0) })
+        Ok(Self {
+            first,
+            others,
+            table,
+            plain,
+            by_barrier,
+            slow: AtomicBool::new(!(plain && by_barrier)),
+            failures: AtomicU64::new(0),
+        })
     }
 
     fn members(&self) -> impl Iterator<Item = &Member<R>> {
@@ -318,7 +326,8 @@ impl<R: Registers> Space<R> {
             return Ok(());
         }
         // Each takes milliseconds: the half does not overflow.
-        self.failures.fetch_add(1, Ordering::AcqRel);
+        self.failures.fetch_add(1, Ordering::SeqCst);
+        self.slow.store(true, Ordering::SeqCst);
         Err(error.into())
     }
 
@@ -335,7 +344,14 @@ impl<R: Registers> Space<R> {
         let count = failures & ((1 << HALF) - 1);
         let heal = |now: u64| (now >> HALF < count).then_some(now & ((1 << HALF) - 1) | count << HALF);
         // Refused where another core has noted as much.
-        let _ = self.failures.fetch_update(Ordering::AcqRel, Ordering::Acquire, heal);
+        let _ = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, heal);
+        if self.plain && self.by_barrier {
+            self.slow.store(false, Ordering::SeqCst);
+            // Another core may have noted a failure before that, and said so before: it is said again.
+            if !healed(self.failures.load(Ordering::SeqCst)) {
+                self.slow.store(true, Ordering::SeqCst);
+            }
+        }
     }
 
     /// Revokes any ranges.
@@ -437,13 +453,33 @@ unsafe impl<R: Registers> AddressSpace for Space<R> {
     #[inline]
     fn revoke(&self, ranges: &[IovaRange]) -> Result<(), RevokeError> {
         if let [range] = ranges
-            && self.quick
-            && self.is_healed()
+            && !self.slow.load(Ordering::Relaxed)
         {
             return self.revoke_one::<true>(*range);
         }
         cold_path();
         self.revoke_otherwise(ranges)
+    }
+
+    fn anchor(&self, range: IovaRange) -> Option<Anchor> {
+        if self.by_barrier { self.table.anchor(range) } else { None }
+    }
+
+    #[inline]
+    unsafe fn revoke_anchored(&self, anchor: &Anchor) -> Result<(), RevokeError> {
+        // The bugs are in the general way.
+        let tested =
+            seeded(Bug::NoTlbi) || seeded(Bug::WrongAsid) || seeded(Bug::WrongTtl) || seeded(Bug::RangeOnePageShort);
+        if !tested && !self.slow.load(Ordering::Relaxed) {
+            anchor.clear();
+            let command = self.first.leaf_command(anchor.range().start(), anchor.leaf());
+            return match self.first.execute::<true>(command) {
+                Ok(()) => Ok(()),
+                Err(later) => self.finish(command, later),
+            };
+        }
+        cold_path();
+        self.revoke_otherwise(&[anchor.range()])
     }
 
     fn translate(&self, iova: Iova) -> Option<(PhysAddr, Prot)> {

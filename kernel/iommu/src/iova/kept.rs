@@ -12,10 +12,12 @@
 //!
 //! # Locking
 //!
-//! None for the words: whoever exchanges one for 0 has the range. A magazine has a lock, a leaf; what is given up is freed without it.
+//! None for the words: whoever exchanges one for 0 has the range. The list of keepers has an [`IrqMutex`], under which the heap's lock is
+//! taken; it is not held while they give up. A magazine has a lock, a leaf; what is given up is freed without it.
 
 use super::{CLASSES, Core, IovaAllocator, class_of, one};
-use crate::{Iova, IovaError, IovaRange};
+use crate::{Iova, IovaError, IovaRange, OutOfMemory};
+use alloc::sync::Weak;
 use base::{IrqMutex, cpu};
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -121,6 +123,12 @@ impl Magazine {
         self.len = used;
         if full { ranges.next() } else { rest }
     }
+}
+
+/// Somebody who keeps ranges that are allocated and not in use, for his own next use of them.
+pub trait Keep: Send + Sync {
+    /// Frees what is not in use: somebody finds no address. Called without a lock of the allocator's.
+    fn give_up(&self);
 }
 
 /// What somebody wants to allocate.
@@ -308,9 +316,29 @@ impl IovaAllocator {
         Some(magazine)
     }
 
-    /// Gives up what is kept on all cores.
+    /// Has `keeper` asked for what it keeps before an allocation or a reservation fails.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`].
+    pub fn add_keeper(&self, keeper: Weak<dyn Keep>) -> Result<(), OutOfMemory> {
+        let mut keepers = self.keepers.lock();
+        keepers.retain(|keeper| keeper.strong_count() != 0);
+        keepers.try_reserve(1).map_err(|_| OutOfMemory)?;
+        keepers.push(keeper);
+        Ok(())
+    }
+
+    /// Gives up what is kept, here on all cores and by others.
     #[cold]
     pub(super) fn give_up_kept(&self) {
+        for index in 0.. {
+            // One at a time: it frees ranges, and may be the last handle of its keeper.
+            let Some(keeper) = self.keepers.lock().get(index).map(Weak::upgrade) else { break };
+            if let Some(keeper) = keeper {
+                keeper.give_up();
+            }
+        }
         for core in self.cores.iter() {
             for word in &core.kept {
                 let kept = if word.load(Relaxed) == 0 { 0 } else { word.swap(0, Acquire) };

@@ -37,11 +37,13 @@ mod tree;
 
 use crate::{Iova, IovaError, IovaRange, OutOfMemory, PAGE_SIZE};
 use alloc::boxed::Box;
+use alloc::sync::Weak;
 use alloc::vec::Vec;
 use base::{IrqMutex, IrqMutexGuard, cpu};
 use chunk::{BY_ADDRESS, CHUNK, CHUNK_SHIFT, CLASSES, Chunk, NOBODY};
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64};
+pub use kept::Keep;
 use kept::Magazine;
 use spin::Once;
 use tree::{Tree, Use};
@@ -110,6 +112,8 @@ pub struct IovaAllocator {
     /// One bit for each block that may have a listed chunk of that class.
     listed: [Bits; CLASSES],
     shared: IrqMutex<Tree>,
+    /// Who else keeps ranges that nobody uses.
+    keepers: IrqMutex<Vec<Weak<dyn Keep>>>,
 }
 
 impl IovaAllocator {
@@ -156,6 +160,7 @@ impl IovaAllocator {
             cores: boxed(cpu::MAX_CPUS, Core::new)?.try_into().map_err(|_| OutOfMemory)?,
             listed: [const { NO_BITS }; CLASSES],
             shared: IrqMutex::new(Tree::new(first, end)?),
+            keepers: IrqMutex::new(Vec::new()),
         })
     }
 

@@ -28,6 +28,7 @@
 //! - A table's contents are visible to the walker before the link to it is; the link is, before any leaf below counts as
 //!   mapped. When `map` or `unmap` returns, its leaves are visible.
 
+mod anchor;
 mod descriptor;
 mod geometry;
 mod leaves;
@@ -40,6 +41,7 @@ mod tests;
 mod unmap;
 mod walk;
 
+pub use anchor::Anchor;
 pub use descriptor::{MAIR, MAIR_DEVICE, MAIR_NON_CACHEABLE, MAIR_WRITE_BACK};
 pub use geometry::{Geometry, Granule, Stage};
 pub use leaves::Leaves;

@@ -63,6 +63,12 @@ impl Near {
         (table.number == iova >> TABLE_SHIFT).then_some(table.entries)
     }
 
+    /// [`Self::find`] for who keeps the page table for as long as he has the entries.
+    pub fn find_kept(&self, iova: u64) -> Option<&'static Entries> {
+        let table = self.0[place(iova)].get()?;
+        (table.number == iova >> TABLE_SHIFT).then_some(table.entries)
+    }
+
     /// Notes the table of a granule that maps the pages around `iova`, and lives at least as long as this.
     pub fn note(&self, granule: Granule, iova: u64, table: &TableBlock) {
         if granule == Granule::K4

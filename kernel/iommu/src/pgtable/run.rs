@@ -28,7 +28,7 @@ struct Piece<'a> {
 impl PageTable {
     /// The block that is all of `iova`: its level, the table and the index in it. `None` if it is none, or a table is missing.
     #[inline(always)]
-    fn block(&self, iova: IovaRange) -> Option<(usize, &Node, usize)> {
+    pub(super) fn block(&self, iova: IovaRange) -> Option<(usize, &Node, usize)> {
         let (start, len) = (iova.start().get(), iova.len());
         let [table, above] = self.shape.blocks;
         let level = if len == table {

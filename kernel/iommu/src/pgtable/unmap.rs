@@ -37,6 +37,11 @@ impl Leaf {
     /// How many kinds there are.
     pub const KINDS: usize = LAST + 1;
 
+    /// A block of that level.
+    pub(super) const fn block(level: u8) -> Self {
+        Self(level)
+    }
+
     /// Counts the kinds from 0: that of [`Leaf::GROUP`], then the levels of blocks and pages.
     #[inline]
     pub const fn kind(self) -> usize {

@@ -12,6 +12,8 @@ use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::Mutex;
 
 pub struct FakeMemory {
+    /// The walker sees what was stored; publishing is a barrier.
+    coherent: bool,
     state: Mutex<State>,
 }
 
@@ -56,8 +58,17 @@ impl SeenLeaf {
 
 impl FakeMemory {
     pub fn new() -> &'static Self {
+        Self::make(false)
+    }
+
+    /// Memory that the walker snoops.
+    pub fn coherent() -> &'static Self {
+        Self::make(true)
+    }
+
+    fn make(coherent: bool) -> &'static Self {
         let state = State { next: 0x1_0000_0000, ..State::default() };
-        Box::leak(Box::new(Self { state: Mutex::new(state) }))
+        Box::leak(Box::new(Self { coherent, state: Mutex::new(state) }))
     }
 
     /// Makes tables whose links are checked at every publication.
@@ -91,7 +102,8 @@ impl FakeMemory {
     pub fn leaves(&self, table: &PageTable) -> Vec<SeenLeaf> {
         let mut leaves = Vec::new();
         let state = self.state.lock().unwrap();
-        state.walk(table.root().get(), table.geometry(), first_level(table.geometry()), 0, &mut leaves, false);
+        let level = first_level(table.geometry());
+        state.walk(table.root().get(), table.geometry(), level, 0, &mut leaves, self.coherent);
         leaves
     }
 
@@ -103,7 +115,8 @@ impl FakeMemory {
         loop {
             let shift = shift(geometry, level);
             let mask = if level == first_level(geometry) { u64::MAX } else { (1 << bits(geometry)) - 1 };
-            let entry = state.blocks[&phys].seen[(iova >> shift & mask) as usize];
+            let (block, index) = (&state.blocks[&phys], (iova >> shift & mask) as usize);
+            let entry = if self.coherent { block.words[index].load(SeqCst) } else { block.seen[index] };
             match entry & 3 {
                 3 if level < 3 => (phys, level) = (output(entry), level + 1),
                 3 | 1 if (entry & 3 == 3) == (level == 3) => {
@@ -203,6 +216,10 @@ unsafe impl TableMemory for FakeMemory {
             state.root = None;
         }
         state.pool.push(words);
+    }
+
+    fn publishes_by_barrier(&self) -> bool {
+        self.coherent
     }
 
     fn publish(&self, words: &[AtomicU64]) {

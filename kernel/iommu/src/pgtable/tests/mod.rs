@@ -1,5 +1,6 @@
 //! Tests of the tables, against memory whose walker sees only what was published.
 
+mod anchors;
 mod exclusive;
 mod fake;
 mod model;

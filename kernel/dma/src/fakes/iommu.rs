@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "implements the unsafe traits of the contract")]
 
-use super::{FakeMemory, Hardware};
+use super::{FakeMemory, Hardware, tables};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -12,6 +12,7 @@ use core::any::Any;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use iommu::contract::{AddressSpace, Aperture, Iommu};
+use iommu::pgtable::{Anchor, Leaves, PageTable};
 use iommu::{
     Access, AttachError, Fault, FaultReason, Iova, IovaRange, MapError, PAGE_SIZE, PhysAddr, PhysRange, Prot,
     RevokeError, StreamId,
@@ -28,15 +29,25 @@ struct Knobs {
     syncs: AtomicU64,
     revocations: AtomicU64,
     on_revoke: IrqMutex<Option<OnRange>>,
+    on_clear: IrqMutex<Option<OnRange>>,
     on_map: IrqMutex<Option<OnRange>>,
 }
 
 /// What a test does while a mapping or a revocation has begun and is not complete.
 type OnRange = Arc<dyn Fn(IovaRange) + Send + Sync>;
 
+fn tell(listener: &IrqMutex<Option<OnRange>>, ranges: &[IovaRange]) {
+    let listener = listener.lock().clone();
+    if let Some(f) = listener {
+        ranges.iter().for_each(|range| f(*range));
+    }
+}
+
 /// An IOMMU for tests.
 pub struct FakeIommu {
     name: String,
+    /// Address spaces are real tables.
+    tables: bool,
     knobs: Arc<Knobs>,
     streams: IrqMutex<BTreeMap<StreamId, Stream>>,
     faults: IrqMutex<Vec<Fault>>,
@@ -50,8 +61,20 @@ enum Stream {
 impl FakeIommu {
     /// Makes an IOMMU that blocks every stream.
     pub fn new(name: &str) -> Arc<Self> {
+        Self::make(name, false)
+    }
+
+    /// As [`FakeIommu::new`], with address spaces that are the tables of [`iommu::pgtable`], with anchors in them. A mapping through
+    /// an anchor is found at once, and neither counted nor told to [`FakeIommu::on_map`]; where IOMMUs are [caching](FakeIommu::caching)
+    /// there are no anchors.
+    pub fn with_tables(name: &str) -> Arc<Self> {
+        Self::make(name, true)
+    }
+
+    fn make(name: &str, tables: bool) -> Arc<Self> {
         Arc::new(Self {
             name: name.into(),
+            tables,
             knobs: Arc::new(Knobs {
                 no_privileges: AtomicBool::new(false),
                 caching: AtomicBool::new(false),
@@ -62,6 +85,7 @@ impl FakeIommu {
                 syncs: AtomicU64::new(0),
                 revocations: AtomicU64::new(0),
                 on_revoke: IrqMutex::new(None),
+                on_clear: IrqMutex::new(None),
                 on_map: IrqMutex::new(None),
             }),
             streams: IrqMutex::default(),
@@ -98,6 +122,11 @@ impl FakeIommu {
     /// Calls `f` with each range that is being revoked, before its revocation has any effect.
     pub fn on_revoke(&self, f: impl Fn(IovaRange) + Send + Sync + 'static) {
         *self.knobs.on_revoke.lock() = Some(Arc::new(f));
+    }
+
+    /// Calls `f` with each range that is being revoked, when it is no longer mapped and devices still reach what they have translated.
+    pub fn on_clear(&self, f: impl Fn(IovaRange) + Send + Sync + 'static) {
+        *self.knobs.on_clear.lock() = Some(Arc::new(f));
     }
 
     /// Calls `f` with each range that is being mapped, before that has any effect.
@@ -170,7 +199,8 @@ unsafe impl Iommu for FakeIommu {
 
     fn create(&self) -> Result<Arc<dyn AddressSpace>, AttachError> {
         // The kernel's, as a driver's objects are.
-        let space = FakeSpace { knobs: self.knobs.clone(), state: IrqMutex::default() };
+        let real = if self.tables { Some(tables::make()?) } else { None };
+        let space = FakeSpace { knobs: self.knobs.clone(), state: IrqMutex::default(), real };
         Ok(base::fallible::arc(space).map_err(|_| AttachError::OutOfMemory)?)
     }
 
@@ -203,6 +233,8 @@ unsafe impl Iommu for FakeIommu {
 pub struct FakeSpace {
     knobs: Arc<Knobs>,
     state: IrqMutex<Tables>,
+    /// In place of [`Tables::table`] and [`Tables::units`].
+    real: Option<Arc<PageTable>>,
 }
 
 type Pages = BTreeMap<u64, (u64, Prot)>;
@@ -244,7 +276,11 @@ impl FakeSpace {
         let page = iova.align_down(PAGE_SIZE).get();
         let mut state = self.state.lock();
         let cached = state.tlb.get(&page).copied();
-        let (phys, prot) = match cached.or_else(|| state.table.get(&page).copied()) {
+        let walked = || match &self.real {
+            Some(real) => real.translate(Iova::new(page)).map(|(phys, prot)| (phys.get(), prot)),
+            None => state.table.get(&page).copied(),
+        };
+        let (phys, prot) = match cached.or_else(walked) {
             Some(entry) if !state.absent.contains(&page) => entry,
             _ => return Err(FaultReason::NotMapped),
         };
@@ -271,7 +307,56 @@ impl FakeSpace {
 
     /// Pages that are mapped.
     pub fn mapped_pages(&self) -> usize {
-        self.state.lock().table.len()
+        match &self.real {
+            None => self.state.lock().table.len(),
+            Some(real) => {
+                let leaves = real.leaves(self.aperture().range).by_size;
+                leaves.iter().map(|(size, count)| (size * count / PAGE_SIZE) as usize).sum()
+            }
+        }
+    }
+
+    fn map_really(&self, real: &PageTable, iova: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), MapError> {
+        let caching = self.knobs.caching.load(Ordering::SeqCst);
+        let mut state = self.state.lock();
+        real.map_exclusively::<true>(iova, runs, prot)?;
+        if caching {
+            state.absent.extend((iova.start().get()..iova.end().get()).step_by(PAGE_SIZE as usize));
+        }
+        self.knobs.maps.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Clears what is mapped in `range`. Returns what was not.
+    fn clear(&self, range: IovaRange) -> Result<Option<Iova>, RevokeError> {
+        if let Some(real) = &self.real {
+            return Ok(real.unmap(range)?.missing);
+        }
+        let mut missing = None;
+        let mut state = self.state.lock();
+        for page in (range.start().get()..range.end().get()).step_by(PAGE_SIZE as usize) {
+            state.units.remove(&page);
+            if state.table.remove(&page).is_none() {
+                missing = missing.or(Some(Iova::new(page)));
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Has devices forget what they have translated in `ranges`, which was cleared.
+    fn invalidate(&self, ranges: &[IovaRange]) -> Result<(), RevokeError> {
+        tell(&self.knobs.on_clear, ranges);
+        let wedged = self.knobs.wedged.load(Ordering::SeqCst);
+        let within = |page: &u64| ranges.iter().any(|range| range.contains(Iova::new(*page)));
+        let mut state = self.state.lock();
+        state.absent.retain(|page| !within(page));
+        if wedged {
+            return Err(RevokeError::TimedOut);
+        }
+        state.tlb.retain(|page, _| !within(page));
+        drop(state);
+        self.knobs.revocations.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
 }
 
@@ -322,6 +407,9 @@ unsafe impl AddressSpace for FakeSpace {
         }
         let unable = self.knobs.no_privileges.load(Ordering::SeqCst);
         let pagewise = prot.contains(Prot::PAGEWISE);
+        if let Some(real) = &self.real {
+            return self.map_really(real, iova, runs, if unable { prot - Prot::PRIVILEGED } else { prot });
+        }
         let prot = if unable { prot - Prot::PRIVILEGED } else { prot } - Prot::PAGEWISE;
         let mut state = self.state.lock();
         if let Some((page, _)) = state.table.range(iova.start().get()..iova.end().get()).next() {
@@ -364,33 +452,41 @@ unsafe impl AddressSpace for FakeSpace {
                 return Err(RevokeError::SplitsBlock(Iova::new(first)));
             }
         }
-        let on_revoke = self.knobs.on_revoke.lock().clone();
-        if let Some(f) = on_revoke {
-            ranges.iter().for_each(|range| f(*range));
-        }
-        let wedged = self.knobs.wedged.load(Ordering::SeqCst);
+        tell(&self.knobs.on_revoke, ranges);
         let mut missing = None;
-        let mut state = self.state.lock();
         for range in ranges {
-            for page in (range.start().get()..range.end().get()).step_by(PAGE_SIZE as usize) {
-                state.absent.remove(&page);
-                state.units.remove(&page);
-                if state.table.remove(&page).is_none() {
-                    missing = missing.or(Some(Iova::new(page)));
-                }
-                if !wedged {
-                    state.tlb.remove(&page);
-                }
-            }
+            missing = missing.or(self.clear(*range)?);
         }
-        if wedged {
-            return Err(RevokeError::TimedOut);
-        }
-        self.knobs.revocations.fetch_add(1, Ordering::SeqCst);
+        self.invalidate(ranges)?;
         missing.map_or(Ok(()), |iova| Err(RevokeError::NotMapped(iova)))
     }
 
+    fn anchor(&self, range: IovaRange) -> Option<Anchor> {
+        if self.knobs.caching.load(Ordering::SeqCst) {
+            return None;
+        }
+        self.real.as_ref()?.anchor(range)
+    }
+
+    unsafe fn revoke_anchored(&self, anchor: &Anchor) -> Result<(), RevokeError> {
+        let _hardware = Hardware::enter();
+        let range = anchor.range();
+        if !self.real.as_ref().is_some_and(|real| anchor.is_of(real)) {
+            return Err(RevokeError::OutOfAperture(range));
+        }
+        tell(&self.knobs.on_revoke, &[range]);
+        anchor.clear();
+        self.invalidate(&[range])
+    }
+
+    fn leaves(&self, range: IovaRange) -> Option<Leaves> {
+        self.real.as_ref().map(|real| real.leaves(range))
+    }
+
     fn translate(&self, iova: Iova) -> Option<(PhysAddr, Prot)> {
+        if let Some(real) = &self.real {
+            return real.translate(iova);
+        }
         let page = iova.align_down(PAGE_SIZE).get();
         let (phys, prot) = *self.state.lock().table.get(&page)?;
         Some((PhysAddr::new(phys + (iova.get() - page)), prot))

@@ -8,6 +8,7 @@ mod hardware;
 mod iommu;
 mod memory;
 mod system;
+mod tables;
 
 pub use self::iommu::{FakeBusMaster, FakeIommu, FakeSpace};
 pub use hardware::Hardware;

@@ -51,8 +51,16 @@ impl FakeSystem {
 
     /// Makes a machine with this memory.
     pub fn with_memory(config: FakeMemoryConfig) -> Self {
-        let (memory, iommu) = (FakeMemory::new(config), FakeIommu::new("fake-iommu"));
-        Self { memory, iommu, next_stream: AtomicU32::new(1) }
+        Self::with_iommu(config, FakeIommu::new("fake-iommu"))
+    }
+
+    /// Makes a machine whose devices snoop the caches, and whose address spaces are real tables ([`FakeIommu::with_tables`]).
+    pub fn with_tables() -> Self {
+        Self::with_iommu(FakeMemoryConfig::default(), FakeIommu::with_tables("fake-iommu"))
+    }
+
+    fn with_iommu(config: FakeMemoryConfig, iommu: Arc<FakeIommu>) -> Self {
+        Self { memory: FakeMemory::new(config), iommu, next_stream: AtomicU32::new(1) }
     }
 
     /// Adds a device without limits, in a domain of its own.

@@ -18,8 +18,8 @@ mod tests;
 
 pub(crate) use lapsed::Lapsed;
 pub use loan::Loan;
-pub(crate) use loan::Refused;
-use loan::{Kind, Special};
+use loan::Special;
+pub(crate) use loan::{Kind, Refused};
 
 use crate::coherent::{Coherent, DeviceShared, Unpublished};
 use crate::combined::WriteCombined;
@@ -180,9 +180,11 @@ impl Device {
     pub unsafe fn with_policy(config: DeviceConfig<'_>, policy: Policy) -> Result<Self, Error> {
         config.limits.check()?;
         let name = fallible::text(config.name).ok_or(Error::OutOfMemory)?;
-        let translated = Translated::new(config.group, &name)?;
-        let backend = match Copying::of(&policy) {
-            None if config.coherent => Backend::Translated(translated),
+        let copying = Copying::of(&policy);
+        let plain = copying.is_none() && config.coherent;
+        let translated = Translated::new(config.group, &name, plain)?;
+        let backend = match copying {
+            None if plain => Backend::Translated(translated),
             copying => Backend::SpecialTranslated(translated, copying),
         };
         Self::register(name, config.limits, config.coherent, config.memory, backend, &policy)
@@ -238,8 +240,13 @@ impl Device {
         backend: Backend,
         policy: &Policy,
     ) -> Result<Self, Error> {
-        let translated = matches!(backend, Backend::Translated(_) | Backend::SpecialTranslated(..));
-        let records = fallible::arc(Records::new(name.clone(), translated)?).map_err(|_| Error::OutOfMemory)?;
+        let translated = match &backend {
+            Backend::Translated(translated) | Backend::SpecialTranslated(translated, _) => Some(translated),
+            Backend::Direct(_) | Backend::SpecialDirect(..) => None,
+        };
+        let berths = translated.and_then(Translated::berths).cloned();
+        let records =
+            fallible::arc(Records::new(name.clone(), translated.is_some(), berths)?).map_err(|_| Error::OutOfMemory)?;
         stats::register(&records)?;
         let memory = match policy.bounce {
             Bounce::Restricted(pool) => pool,

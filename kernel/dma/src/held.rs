@@ -91,11 +91,36 @@ impl<D: Direction, M: Spans> Held<D, M> {
         }
     }
 
+    /// Lends `memory` at an address that is not kept for it, if that is what the quick way was refused for.
+    ///
+    /// # Errors
+    ///
+    /// Why not, or why the quick way was refused.
+    #[inline(never)]
+    fn elsewhere(
+        device: &Device,
+        memory: &M,
+        prot: Prot,
+        mask: u64,
+        site: Site,
+        refused: Refused,
+    ) -> Result<Loan, Refused> {
+        let Refused::NotKept = refused else { return Err(refused) };
+        let (runs, longest) = (memory.spans_runs(), memory.longest_run());
+        // SAFETY: as in `lend_slowly`.
+        unsafe { device.lend_elsewhere(runs, longest, memory.spans_len(), prot, mask, site) }
+    }
+
     #[cold]
     #[inline(never)]
     fn not_quickly(device: &Device, memory: &M, extra: Prot, site: Site, refused: Refused) -> Result<Loan, Error> {
+        let mask = device.limits().address_mask;
+        let refused = match Self::elsewhere(device, memory, D::PROT | extra, mask, site, refused) {
+            Ok(loan) => return Ok(loan),
+            Err(refused) => refused,
+        };
         match refused {
-            Refused::Special => Self::lend_slowly(device, None, memory, extra, site),
+            Refused::Special | Refused::NotKept => Self::lend_slowly(device, None, memory, extra, site),
             Refused::Iova(error) => bounce::lend::<D, M>(device, None, memory, site, error.into()),
             Refused::Map(error) => bounce::lend::<D, M>(device, None, memory, site, error.into()),
         }
@@ -151,9 +176,16 @@ impl<D: Direction, M: Spans> Held<D, M> {
         site: Site,
         refused: Refused,
     ) -> Result<Loan, Error> {
+        let mask = device.limits().coherent_mask;
+        let refused = match Self::elsewhere(device, memory, prot, mask, site, refused) {
+            Ok(loan) => return Ok(loan),
+            Err(refused) => refused,
+        };
         match refused {
             // SAFETY: as in `lend_slowly`.
-            Refused::Special => unsafe { device.lend_coherent(memory.spans_runs(), memory.spans_len(), prot, site) },
+            Refused::Special | Refused::NotKept => unsafe {
+                device.lend_coherent(memory.spans_runs(), memory.spans_len(), prot, site)
+            },
             Refused::Iova(error) => Err(error.into()),
             Refused::Map(error) => Err(error.into()),
         }
@@ -270,8 +302,9 @@ impl<D: Direction, M: Spans> Held<D, M> {
             return Err(unsafe { Self::lose(&loan, &mut memory, cause) });
         }
         loan.finish(site);
+        let coherent = loan.device.is_coherent();
         // SAFETY: the two belong together; it has been revoked, as the caller promises, and the loan has finished.
-        Ok(unsafe { Self::conclude(loan, memory) })
+        Ok(unsafe { Self::conclude(loan, memory, coherent) })
     }
 
     /// # Safety
@@ -281,20 +314,30 @@ impl<D: Direction, M: Spans> Held<D, M> {
     unsafe fn end(loan: Loan, memory: M, site: Site) -> Result<M, Quarantined> {
         // Neither is dropped before the outcome is known, whatever happens.
         let (loan, memory) = (ManuallyDrop::new(loan), ManuallyDrop::new(memory));
-        // Looked up once: after the call nothing is known of what lies behind a reference. Its error goes nowhere but to where it is
-        // dealt with: an outcome that is handed on is written to memory again.
+        // Looked up once: after a call nothing is known of what lies behind a reference. Errors go nowhere but to where they are dealt
+        // with: an outcome that is handed on is written to memory again.
+        if loan.is_anchored() {
+            if let Err(cause) = loan.end_anchored(site) {
+                // Objects of their own, which are not there on the quick way (see `lend_as`).
+                let (loan, mut memory) = (loan, memory);
+                // SAFETY: they are gone.
+                return Err(unsafe { Self::lose(&loan, &mut memory, cause) });
+            }
+            // SAFETY: the caller's promise; it has been revoked, and has finished. A device that has berths snoops.
+            return Ok(unsafe { Self::conclude(loan, memory, true) });
+        }
         let translated = loan.translated();
         if let Some(way) = translated
             && let Err(cause) = way.space().revoke(&[loan.range()])
         {
-            // Objects of their own, which are not there on the quick way (see `lend_as`).
             let (loan, mut memory) = (loan, memory);
-            // SAFETY: they are gone.
+            // SAFETY: as above.
             return Err(unsafe { Self::lose(&loan, &mut memory, cause) });
         }
         loan.finish_by(translated, site);
+        let coherent = loan.device.is_coherent();
         // SAFETY: the caller's promise; it has been revoked, and has finished.
-        Ok(unsafe { Self::conclude(loan, memory) })
+        Ok(unsafe { Self::conclude(loan, memory, coherent) })
     }
 
     /// Everything by value: what the rare ways refer to would have to be in memory on all of them.
@@ -303,8 +346,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
     ///
     /// The two belong together, the loan has been revoked and has finished.
     #[inline(always)]
-    unsafe fn conclude(loan: ManuallyDrop<Loan>, memory: ManuallyDrop<M>) -> M {
-        let coherent = loan.device.is_coherent();
+    unsafe fn conclude(loan: ManuallyDrop<Loan>, memory: ManuallyDrop<M>, coherent: bool) -> M {
         // Before the memory moves, so that what it is made of need not be kept meanwhile.
         if let Some(copied) = ManuallyDrop::into_inner(loan).into_copy() {
             bounce::take_over::<D, M>(copied, &memory, coherent);

@@ -80,6 +80,7 @@ extern crate alloc;
 extern crate std;
 
 mod attributed;
+mod berth;
 mod bounce;
 mod buffer;
 mod bytes;

@@ -17,6 +17,7 @@
 //! here. [`Exact`] is under an [`IrqMutex`] of its device; its table grows under it, so the heap's lock comes after it.
 
 use crate::Error;
+use crate::berth::{Berths, Number};
 use crate::device::SHARDS;
 use crate::lent::Segment;
 use crate::site::{AtomicSite, Site};
@@ -71,6 +72,18 @@ impl Slot {
     /// Only counted, because nothing translates.
     const COUNTED: Self = Self(u32::MAX - 1);
     const EXACT: u32 = 1 << 31;
+
+    /// That of a mapping that has a berth, and its record there.
+    #[inline(always)]
+    pub(crate) fn berth(number: Number) -> Self {
+        Self(number)
+    }
+
+    /// The number of the berth.
+    #[inline(always)]
+    pub(crate) fn number(self) -> Number {
+        self.0
+    }
 }
 
 #[repr(C, align(64))]
@@ -210,6 +223,8 @@ pub(crate) struct Sums {
 pub(crate) struct Records {
     name: Arc<str>,
     table: Option<Box<[Place; PLACES]>>,
+    /// Those of mappings whose ranges are kept.
+    berths: Option<Arc<Berths>>,
     counted: [Arc<Counted>; SHARDS],
     /// Every mapping, where the tracker is on.
     exact: Option<IrqMutex<Exact>>,
@@ -221,7 +236,7 @@ pub(crate) struct Records {
 
 impl Records {
     /// Makes the records of a device that something translates for, or nothing does.
-    pub(crate) fn new(name: Arc<str>, translated: bool) -> Result<Self, Error> {
+    pub(crate) fn new(name: Arc<str>, translated: bool, berths: Option<Arc<Berths>>) -> Result<Self, Error> {
         let exact = crate::tracker::is_on().then(|| IrqMutex::new(Exact::new()));
         let (table, history) = match (translated, &exact) {
             (false, _) => (None, None),
@@ -237,7 +252,7 @@ impl Records {
         // As many as that.
         let counted = all.try_into().map_err(|_| Error::OutOfMemory)?;
         let forgotten = AtomicBool::new(false);
-        Ok(Self { name, table, counted, exact, history, forgotten, quarantined: AtomicU64::new(0) })
+        Ok(Self { name, table, berths, counted, exact, history, forgotten, quarantined: AtomicU64::new(0) })
     }
 
     pub(crate) fn name(&self) -> &Arc<str> {
@@ -371,6 +386,9 @@ impl Records {
                 f(live);
             }
         }
+        if let Some(berths) = &self.berths {
+            berths.for_each_live(&mut f);
+        }
         if let Some(exact) = &self.exact {
             exact.lock().live().for_each(f);
         }
@@ -388,14 +406,17 @@ impl Records {
         };
         let history = self.history.as_deref().into_iter().flatten();
         let in_table = self.places().chain(history).filter_map(read).filter(|ended| ended.range.contains(address));
-        let last = in_table.max_by_key(|ended| ended.when);
+        let in_berths = self.berths.iter().flat_map(|berths| berths.ended(address));
+        let last = in_table.chain(in_berths).max_by_key(|ended| ended.when);
         let exact = self.exact.as_ref().and_then(|exact| exact.lock().last_ended(address));
         last.into_iter().chain(exact).max_by_key(|ended| ended.when)
     }
 
     /// Whether mappings have ended that [`Records::last_ended`] does not know any more.
     pub(crate) fn has_forgotten(&self) -> bool {
-        self.forgotten.load(Ordering::Relaxed) || self.exact.as_ref().is_some_and(|exact| exact.lock().has_forgotten())
+        self.forgotten.load(Ordering::Relaxed)
+            || self.berths.as_ref().is_some_and(|berths| berths.has_forgotten())
+            || self.exact.as_ref().is_some_and(|exact| exact.lock().has_forgotten())
     }
 
     /// Whether mappings are counted only, because nothing translates for the device and the tracker is off.
@@ -419,6 +440,9 @@ impl Records {
         for place in self.places() {
             sums.total += place.uses.load(Ordering::Acquire);
             sums.total_bytes += place.bytes.load(Ordering::Relaxed);
+        }
+        if let Some(berths) = &self.berths {
+            berths.add_to(&mut sums);
         }
         if let Some(exact) = &self.exact {
             let (total, total_bytes) = exact.lock().totals();

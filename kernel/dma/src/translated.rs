@@ -3,16 +3,19 @@
 
 #![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space that it has by pointer")]
 
+use crate::berth::{Berths, Taken};
 use crate::buffer::longest;
-use crate::device::Refused;
-use crate::{Error, Limits};
+use crate::device::{Kind, Refused};
+use crate::record::Slot;
+use crate::site::Site;
+use crate::{Error, Limits, tracker};
 use alloc::sync::Arc;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 use iommu::contract::AddressSpace;
 use iommu::domain::Domain;
 use iommu::group::{AttachmentState, Group};
-use iommu::{AttachError, Iova, IovaError, IovaRange, PAGE_SIZE, PhysAddr, PhysRange, Prot};
+use iommu::{AttachError, Iova, IovaError, IovaRange, PAGE_SIZE, PhysAddr, PhysRange, Prot, RevokeError};
 
 /// Pages in the largest range that the allocator of addresses keeps ready for each core.
 pub(crate) const READY_PAGES: u64 = 64;
@@ -22,6 +25,8 @@ pub(crate) struct Translated {
     group: Arc<Group>,
     left: AtomicBool,
     domain: Arc<Domain>,
+    /// None where the tracker records every mapping by itself, and of a device that is special.
+    berths: Option<Arc<Berths>>,
     space: Space,
     /// The smallest and the largest leaf of the space, in bytes.
     page_size: u64,
@@ -62,15 +67,17 @@ impl Space {
 }
 
 impl Translated {
-    /// The way of a group that is attached to its default DMA domain.
-    pub(crate) fn new(group: Arc<Group>, device: &Arc<str>) -> Result<Self, Error> {
+    /// The way of a group that is attached to its default DMA domain. `plain`: of a device that nothing is special about.
+    pub(crate) fn new(group: Arc<Group>, device: &Arc<str>, plain: bool) -> Result<Self, Error> {
         let Some(domain) = group.domain() else { return Err(not_attached(group.current(), device)) };
         let space = Space::new(domain.space().clone());
         let aperture = space.get().aperture();
         let largest_leaf = 1 << (63 - aperture.page_sizes.max(PAGE_SIZE).leading_zeros());
         let page_size = aperture.page_size().max(PAGE_SIZE);
+        let berths = if tracker::is_on() || !plain { None } else { Some(Berths::new(domain.clone())?) };
         group.enter();
         Ok(Self {
+            berths,
             group,
             left: AtomicBool::new(false),
             domain,
@@ -98,6 +105,10 @@ impl Translated {
     pub(crate) fn leave(&self) -> Result<(), AttachError> {
         if self.left.swap(true, Ordering::AcqRel) {
             return Ok(());
+        }
+        // From here on all ask for more than the group's state.
+        if let Some(berths) = &self.berths {
+            berths.close();
         }
         self.group.leave().map(drop)
     }
@@ -151,16 +162,112 @@ impl Translated {
         }
     }
 
-    /// As [`Translated::map`], for the way that is taken again and again.
+    /// As [`Translated::map`], for the way that is taken again and again: at a range that has a berth. `None` where there is none.
     ///
     /// # Safety
     ///
     /// As [`AddressSpace::map`].
     #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "what a mapping is made of")]
+    pub(crate) unsafe fn map_in_berth(
+        &self,
+        runs: &[PhysRange],
+        longest: impl Fn() -> u64,
+        len: u64,
+        prot: Prot,
+        limits: &Limits,
+        mask: u64,
+        site: Site,
+    ) -> Option<Result<(Iova, Slot, Kind), Refused>> {
+        // As in `map`. A device that has left has no berths.
+        if !self.group.is_in_default() {
+            return Some(Err(Refused::Special));
+        }
+        let berths = self.berths.as_deref()?;
+        let taken = berths.take(len, mask, matches!(runs, [_]), || self.align(&longest, len, limits))?;
+        if let Some(anchor) = taken.anchor
+            && let [run] = runs
+            // SAFETY: the caller's promise; nobody else has the range.
+            && unsafe { anchor.map(*run, prot) }
+        {
+            taken.berth.begin(taken.start, prot, site);
+            return Some(Ok((taken.start, Slot::berth(taken.berth.number()), Kind::Anchored)));
+        }
+        // SAFETY: the caller's promise.
+        Some(unsafe { self.map_at_berth(berths, taken, len, runs, prot, site) })
+    }
+
+    /// Maps what is no single leaf at a range that has a berth.
+    ///
+    /// # Safety
+    ///
+    /// As [`AddressSpace::map`].
+    #[inline(never)]
+    unsafe fn map_at_berth(
+        &self,
+        berths: &Berths,
+        taken: Taken<'_>,
+        len: u64,
+        runs: &[PhysRange],
+        prot: Prot,
+        site: Site,
+    ) -> Result<(Iova, Slot, Kind), Refused> {
+        let Taken { berth, start, .. } = taken;
+        let range = IovaRange::new(start, len).unwrap_or_default();
+        // SAFETY: the caller's promise; nobody else has the range.
+        match unsafe { self.space().map(range, runs, prot) } {
+            Ok(()) => {
+                berth.begin(start, prot, site);
+                Ok((start, Slot::berth(berth.number()), Kind::Berthed))
+            }
+            Err(error) => {
+                berths.put_back(berth);
+                Err(Refused::Map(error))
+            }
+        }
+    }
+
+    /// Revokes what was mapped at the anchor of a berth, and takes note of its end.
+    ///
+    /// # Safety
+    ///
+    /// The caller has the berth, and has it no more if this succeeds.
+    #[inline(always)]
+    pub(crate) unsafe fn end_anchored(&self, slot: Slot, start: Iova, site: Site) -> Result<(), RevokeError> {
+        // Who has mapped there had them.
+        let Some(berths) = self.berths.as_deref() else { return Err(RevokeError::Dead) };
+        let berth = berths.berth(slot.number());
+        // SAFETY: the caller's promise.
+        let Some(anchor) = (unsafe { berth.anchor() }) else { return Err(RevokeError::Dead) };
+        // SAFETY: the berths of this device have anchors of its space only.
+        unsafe { self.space().revoke_anchored(anchor) }?;
+        berths.end(berth, start, site);
+        Ok(())
+    }
+
+    /// Takes note of the end of a mapping that had a berth, after its revocation.
+    #[inline(always)]
+    pub(crate) fn end_in_berth(&self, slot: Slot, range: IovaRange, site: Site) {
+        if let Some(berths) = &self.berths {
+            berths.end(berths.berth(slot.number()), range.start(), site);
+        }
+    }
+
+    /// The ranges that are kept for this device.
+    pub(crate) fn berths(&self) -> Option<&Arc<Berths>> {
+        self.berths.as_ref()
+    }
+
+    /// As [`Translated::map`], wherever there is room, for what nothing is special about.
+    ///
+    /// # Safety
+    ///
+    /// As [`AddressSpace::map`].
+    #[inline(never)]
     pub(crate) unsafe fn map_quickly(
         &self,
         runs: &[PhysRange],
-        longest: impl FnOnce() -> u64,
+        longest: u64,
         len: u64,
         prot: Prot,
         limits: &Limits,
@@ -170,6 +277,7 @@ impl Translated {
         if !self.is_attached() {
             return Err(Refused::Special);
         }
+        let longest = || longest;
         let align = self.align(longest, len, limits);
         let range = match self.domain.iova().allocate(len, align, Iova::new(mask)) {
             Ok(range) => range,
@@ -282,6 +390,19 @@ impl Translated {
             Some(boundary) => align.max(len.checked_next_power_of_two().unwrap_or(boundary).min(boundary)),
             None => align,
         }
+    }
+
+    /// Gives an address range back, after its revocation; keeps it for this device, if there is room.
+    #[inline(never)]
+    pub(crate) fn release_or_keep(&self, range: IovaRange) {
+        if !self.keep(range) {
+            self.release(range);
+        }
+    }
+
+    /// Keeps an address range for this device, after its revocation, if there is room. `false`: it is to be given back.
+    pub(crate) fn keep(&self, range: IovaRange) -> bool {
+        self.berths.as_ref().is_some_and(|berths| berths.moor(range, self.space()))
     }
 
     /// Gives an address range back, after its revocation.

@@ -55,21 +55,27 @@ impl Device {
     /// them. Called once for each of them. `sorted`: they are by address; otherwise this sorts them. The first of them will be had
     /// first again, so that what lapses together next time is in order too.
     pub(crate) fn settle(&self, loans: &mut [Lapsed], sorted: bool) {
-        let records = &*self.0.records;
-        let mut plain = true;
-        for loan in loans.iter() {
-            records.end(loan.slot, loan.range(), loan.site, loan.site);
-            plain &= loan.kind == Kind::Plain;
-        }
         // What lapses is translated.
         let Some(translated) = self.translated_way() else { return };
         if !sorted {
             loans.sort_unstable_by_key(Lapsed::start);
         }
-        if plain {
-            return translated.release_all(loans.iter().rev().map(Lapsed::range));
+        let mut others = loans.len();
+        if let Some(berths) = translated.berths() {
+            let mut ending = berths.end_many();
+            for loan in loans.iter().rev().filter(|loan| loan.kind.has_berth()) {
+                ending.add(berths.berth(loan.slot.number()), loan.whole.iova, loan.site);
+                others -= 1;
+            }
         }
-        translated.release_all(loans.iter().rev().filter(|loan| loan.kind == Kind::Plain).map(Lapsed::range));
+        if others == 0 {
+            return;
+        }
+        for loan in loans.iter().filter(|loan| !loan.kind.has_berth()) {
+            self.0.records.end(loan.slot, loan.range(), loan.site, loan.site);
+        }
+        let given_up = |loan: &&Lapsed| loan.kind == Kind::Plain && !translated.keep(loan.range());
+        translated.release_all(loans.iter().rev().filter(given_up).map(Lapsed::range));
         for loan in loans.iter().filter(|loan| loan.kind == Kind::Fixed) {
             translated.release_fixed(loan.range());
         }

@@ -29,7 +29,7 @@ impl Device {
     pub(crate) unsafe fn lend_quickly(
         &self,
         runs: &[PhysRange],
-        longest: impl FnOnce() -> u64,
+        longest: impl Fn() -> u64,
         len: u64,
         prot: Prot,
         mask: u64,
@@ -38,10 +38,13 @@ impl Device {
         let inner = &**self.0;
         match &inner.backend {
             Backend::Translated(translated) => {
+                let limits = &inner.limits;
                 // SAFETY: the caller's promise.
-                let range = unsafe { translated.map_quickly(runs, longest, len, prot, &inner.limits, mask) }?;
-                let slot = inner.records.begin(range, prot, site);
-                Ok(self.loan(Segment { iova: range.start(), len }, slot, Kind::Plain, site))
+                match unsafe { translated.map_in_berth(runs, &longest, len, prot, limits, mask, site) } {
+                    Some(Ok((iova, slot, kind))) => Ok(self.loan(Segment { iova, len }, slot, kind, site)),
+                    Some(Err(refused)) => Err(refused),
+                    None => Err(Refused::NotKept),
+                }
             }
             Backend::Direct(direct) => match runs {
                 [run] if mask >= inner.limits.address_mask => {
@@ -52,6 +55,31 @@ impl Device {
             },
             _ => Err(Refused::Special),
         }
+    }
+
+    /// [`Device::lend_quickly`] through an IOMMU, where no range is kept for it.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// # Safety
+    ///
+    /// As [`Device::lend`].
+    pub(crate) unsafe fn lend_elsewhere(
+        &self,
+        runs: &[PhysRange],
+        longest: u64,
+        len: u64,
+        prot: Prot,
+        mask: u64,
+        site: Site,
+    ) -> Result<Loan, Refused> {
+        let Backend::Translated(translated) = &self.0.backend else { return Err(Refused::Special) };
+        // SAFETY: the caller's promise.
+        let range = unsafe { translated.map_quickly(runs, longest, len, prot, &self.0.limits, mask) }?;
+        let slot = self.0.records.begin(range, prot, site);
+        Ok(self.loan(Segment { iova: range.start(), len }, slot, Kind::Plain, site))
     }
 
     /// As [`Device::lend_quickly`], where nothing translates, of many runs, which are named in `segments` alone. `None` where the memory has
@@ -309,11 +337,14 @@ impl Device {
         mapped_at: Site,
         site: Site,
     ) {
+        if kind.has_berth() {
+            return translated.end_in_berth(slot, range, site);
+        }
         self.0.records.end(slot, range, mapped_at, site);
         match kind {
-            Kind::Plain => translated.release(range),
+            Kind::Plain => translated.release_or_keep(range),
             Kind::Fixed => translated.release_fixed(range),
-            Kind::Reserved | Kind::Direct => (),
+            _ => (),
         }
     }
 

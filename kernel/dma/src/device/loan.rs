@@ -10,12 +10,14 @@ use crate::translated::Translated;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use iommu::contract::AddressSpace;
-use iommu::{Iova, IovaError, IovaRange, MapError, Prot};
+use iommu::{Iova, IovaError, IovaRange, MapError, Prot, RevokeError};
 
 /// Why [`Device::lend_quickly`] did not.
 pub(crate) enum Refused {
     /// There is something special: [`Device::lend`] sees to it, or says what is wrong.
     Special,
+    /// No address is kept for it: [`Device::lend_elsewhere`] finds one.
+    NotKept,
     /// There is no address.
     Iova(IovaError),
     /// The address space does not take it.
@@ -57,7 +59,11 @@ impl Special {
 /// How an address range was had. (As large as a [`Slot`]: a loan without padding moves word by word.)
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
+    /// It was kept for the device, and is mapped by the leaf that its anchor knows; its berth is the loan's.
+    Anchored,
+    /// It was kept for the device, and is mapped otherwise; its berth is the loan's.
+    Berthed,
     /// It was allocated.
     Plain,
     /// Its driver wanted it: it was reserved.
@@ -66,6 +72,14 @@ pub(super) enum Kind {
     Reserved,
     /// It is where the memory is: nothing translates.
     Direct,
+}
+
+impl Kind {
+    /// Whether the slot is the number of a berth.
+    #[inline(always)]
+    pub(super) fn has_berth(self) -> bool {
+        matches!(self, Self::Anchored | Self::Berthed)
+    }
 }
 
 /// The addresses of a segment that a device was told.
@@ -157,6 +171,26 @@ impl Loan {
             Kind::Direct => None,
             _ => self.device.translated_way(),
         }
+    }
+
+    /// Whether it is mapped by the leaf that the anchor of its berth knows.
+    #[inline(always)]
+    pub(crate) fn is_anchored(&self) -> bool {
+        self.kind == Kind::Anchored
+    }
+
+    /// Revokes an anchored loan, takes note of its end and makes its berth ready for the next. Called once; the
+    /// loan is dropped then, or if this fails counted by [`Loan::count_lost`], and forgotten.
+    ///
+    /// # Errors
+    ///
+    /// See [`RevokeError`].
+    #[inline(always)]
+    pub(crate) fn end_anchored(&self, site: Site) -> Result<(), RevokeError> {
+        // It was mapped by an anchor.
+        let Some(way) = self.device.translated_way() else { return Err(RevokeError::Dead) };
+        // SAFETY: the loan has the berth (invariant of `Kind`).
+        unsafe { way.end_anchored(self.slot, self.whole.iova, site) }
     }
 
     /// Takes note of the loan's end, and gives its address range back, after a successful revocation of it. Called once; the loan is

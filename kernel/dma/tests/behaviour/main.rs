@@ -4,6 +4,7 @@
 
 mod allocations;
 mod backends;
+mod berths;
 mod borrowed;
 mod bouncing;
 mod coherent;

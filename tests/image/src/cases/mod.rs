@@ -1,6 +1,7 @@
 //! The tests, by what they are about.
 
 mod allocation;
+mod berths;
 mod boot;
 mod bytes;
 mod carried;

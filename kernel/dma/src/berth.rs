@@ -1,0 +1,360 @@
+//! Address ranges that stay a device's when a mapping ends, for its next mapping of that size.
+//!
+//! A driver maps and unmaps buffers of the same few sizes for ever. So the range of a mapping that has ended is *berthed*: it stays
+//! allocated, together with the place of its leaf in the tables ([`Anchor`]) and its own record, and the next mapping of its
+//! length on that core takes all of it by one exchange. What is berthed is mapped nowhere: its revocation has returned `Ok`.
+//!
+//! There are [`COUNT`] berths for each device. A mapping that finds none goes the general way ([`crate::translated`]), and has its
+//! range berthed when it ends, if a berth is vacant. Ranges that nobody uses are given up when the domain has no address left for
+//! somebody ([`Keep`]), and when a range that is in use finds no berth vacant, those of other sizes.
+//!
+//! # Invariants
+//!
+//! - A berth is on one stack at most: vacant ones on `vacant`, those that are ready on a core's, by size. Whoever has taken one off
+//!   has it alone, until he puts it on one. (Its number is then in a loan, or in a variable.)
+//! - The range of a berth that is not vacant is allocated in `domain`, and nobody else has it.
+//! - The anchor is changed by who has the berth, while it is vacant to everybody else.
+//!
+//! # Locking
+//!
+//! None. The stacks are words: the number of the uppermost, and above it how many have been taken off, so that a word that was read is the
+//! same stack if it is still the same word (2^47 changes in between apart). Records are read by who explains a fault, as those of [`crate::record`].
+
+#![expect(unsafe_code, reason = "what a berth holds is its holder's alone")]
+
+mod ending;
+mod history;
+mod mooring;
+#[cfg(test)]
+mod tests;
+
+use crate::site::{AtomicSite, Site};
+use crate::{Error, device::SHARDS};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use base::time::Stamp;
+use base::{cpu, fallible};
+use core::cell::UnsafeCell;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
+use iommu::domain::Domain;
+use iommu::iova::Keep;
+use iommu::pgtable::Anchor;
+use iommu::{Iova, PAGE_SIZE, Prot};
+
+/// Places for berths, of which that of number 0 is none.
+const PLACES: usize = 512;
+/// Berths of a device.
+pub(crate) const COUNT: usize = PLACES - 1;
+/// Stacks of a core, for ranges of 4 KiB up to 128 MiB by the power of two that holds them.
+const CLASSES: usize = 16;
+/// The most bytes of a range that is berthed.
+const LONGEST: u64 = 2 << 20;
+
+/// Bits of a stack's word that are the number of its uppermost berth; 0 where there is none.
+const TOP: u64 = 0xffff;
+/// Nothing is put there any more.
+const CLOSED: u64 = TOP + 1;
+/// The bits above count what was taken off.
+const CHANGE: u64 = CLOSED << 1;
+
+/// Bits of a berth's tag, as those of a place in the records: the address stands above.
+const LIVE: u64 = 1;
+const ENDED: u64 = 1 << 2;
+const PROT_SHIFT: u32 = 3;
+
+/// Which berth: from 1 up to [`COUNT`].
+pub(crate) type Number = u32;
+
+/// One of them.
+#[repr(align(128))]
+pub(crate) struct Berth {
+    tag: AtomicU64,
+    len: AtomicU64,
+    /// Mappings that have been here since the range was berthed.
+    uses: AtomicU64,
+    mapped_at: AtomicSite,
+    /// When the last one ended ([`Stamp`]).
+    when: AtomicU64,
+    unmapped_at: AtomicSite,
+    /// The number of the next on the same stack; 0 where there is none.
+    next: AtomicU32,
+    /// The stack on which it is put: [`class`].
+    class: AtomicU32,
+    number: Number,
+    anchor: UnsafeCell<Option<Anchor>>,
+}
+
+// SAFETY: all but the anchor are atomics; the anchor is reached by who has the berth only (invariant), and may be sent.
+unsafe impl Sync for Berth {}
+
+impl Berth {
+    const fn new(number: Number) -> Self {
+        Self {
+            tag: AtomicU64::new(0),
+            number,
+            len: AtomicU64::new(0),
+            uses: AtomicU64::new(0),
+            mapped_at: AtomicSite::new(),
+            when: AtomicU64::new(0),
+            unmapped_at: AtomicSite::new(),
+            // All are vacant at first, each above the one behind it.
+            next: AtomicU32::new(if (number as usize) < COUNT { number + 1 } else { 0 }),
+            class: AtomicU32::new(0),
+            anchor: UnsafeCell::new(None),
+        }
+    }
+
+    #[inline(always)]
+    fn start(&self) -> u64 {
+        self.tag.load(Relaxed) & !(PAGE_SIZE - 1)
+    }
+}
+
+/// Berths one above the other.
+struct Stack(AtomicU64);
+
+impl Stack {
+    const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+}
+
+/// A stack as somebody saw it.
+struct Seen<'a> {
+    word: u64,
+    /// The word without the uppermost.
+    without: u64,
+    uppermost: &'a Berth,
+}
+
+/// What is ready on a core, by size.
+#[repr(align(128))]
+struct Core([Stack; CLASSES]);
+
+/// The stack of a core for ranges of `len` bytes. (Others may share it.)
+#[inline(always)]
+fn class(len: u64) -> usize {
+    len.wrapping_sub(1).leading_zeros() as usize % CLASSES
+}
+
+/// The berths of a device.
+pub(crate) struct Berths {
+    domain: Arc<Domain>,
+    cores: [Core; SHARDS],
+    berths: Box<[Berth; PLACES]>,
+    vacant: Stack,
+    /// Mappings whose ranges have been given up, and their bytes.
+    before: [AtomicU64; 2],
+    /// The address space has anchors.
+    anchored: AtomicBool,
+    /// A berth has had to forget what was last in it.
+    forgotten: AtomicBool,
+}
+
+/// A berth that was taken for a mapping.
+pub(crate) struct Taken<'a> {
+    /// Which.
+    pub berth: &'a Berth,
+    /// Where its range begins; it is as long as was asked for.
+    pub start: Iova,
+    /// Where the range's leaf stands, if it has one.
+    pub anchor: Option<&'a Anchor>,
+}
+
+impl Berth {
+    /// Its number.
+    #[inline(always)]
+    pub(crate) fn number(&self) -> Number {
+        self.number
+    }
+
+    /// Records that the range, which is the caller's, has been mapped.
+    #[inline(always)]
+    pub(crate) fn begin(&self, start: Iova, prot: Prot, site: Site) {
+        // A plain addition: the berth is ours.
+        self.uses.store(self.uses.load(Relaxed).wrapping_add(1), Relaxed);
+        // Who sees what is written from here on sees that there is one use more.
+        fence(Release);
+        self.mapped_at.store(site);
+        self.tag.store(start.get() | (u64::from(prot.bits()) << PROT_SHIFT) | LIVE, Release);
+    }
+
+    /// The anchor.
+    ///
+    /// # Safety
+    ///
+    /// The caller has the berth.
+    #[inline(always)]
+    pub(crate) unsafe fn anchor(&self) -> Option<&Anchor> {
+        // SAFETY: the caller's promise (invariant).
+        unsafe { &*self.anchor.get() }.as_ref()
+    }
+}
+
+impl Berths {
+    /// Makes berths of `domain`, all vacant.
+    pub(crate) fn new(domain: Arc<Domain>) -> Result<Arc<Self>, Error> {
+        let mut berths = Vec::new();
+        berths.try_reserve_exact(PLACES)?;
+        berths.extend((0..PLACES as Number).map(Berth::new));
+        // It has the length that was asked for.
+        let berths = berths.into_boxed_slice().try_into().map_err(|_| Error::OutOfMemory)?;
+        let all = Self {
+            cores: [const { Core([const { Stack::new() }; CLASSES]) }; SHARDS],
+            berths,
+            vacant: Stack(AtomicU64::new(1)),
+            before: [const { AtomicU64::new(0) }; 2],
+            anchored: AtomicBool::new(false),
+            forgotten: AtomicBool::new(false),
+            domain,
+        };
+        let all = fallible::arc(all).map_err(|_| Error::OutOfMemory)?;
+        let keeper: Arc<dyn Keep> = all.clone();
+        all.domain.iova().add_keeper(Arc::downgrade(&keeper))?;
+        Ok(all)
+    }
+
+    /// What is ready on this core for ranges of so many bytes.
+    #[inline(always)]
+    fn stack(&self, len: u64) -> &Stack {
+        &self.cores[cpu::index() % SHARDS].0[class(len)]
+    }
+
+    /// The stack of this core for the ranges of a berth's length.
+    #[inline(always)]
+    fn stack_of(&self, berth: &Berth) -> &Stack {
+        &self.cores[cpu::index() % SHARDS].0[berth.class.load(Relaxed) as usize % CLASSES]
+    }
+
+    /// The berth of that number.
+    #[inline(always)]
+    pub(crate) fn berth(&self, number: Number) -> &Berth {
+        &self.berths[number as usize % PLACES]
+    }
+
+    /// Takes the uppermost berth of a stack.
+    #[inline(always)]
+    fn pop(&self, stack: &Stack) -> Option<&Berth> {
+        let seen = self.look(stack)?;
+        if Self::take_off(stack, &seen) { Some(seen.uppermost) } else { self.pop_again(stack) }
+    }
+
+    #[inline(always)]
+    fn look(&self, stack: &Stack) -> Option<Seen<'_>> {
+        // Acquire: what is below the uppermost was written before it was put there.
+        let word = stack.0.load(Acquire);
+        if word & TOP == 0 {
+            return None;
+        }
+        let uppermost = self.berth((word & TOP) as Number);
+        let without = ((word & !TOP) | u64::from(uppermost.next.load(Relaxed))).wrapping_add(CHANGE);
+        Some(Seen { word, without, uppermost })
+    }
+
+    /// `false` if anything has been taken off or put on since.
+    #[inline(always)]
+    fn take_off(stack: &Stack, seen: &Seen<'_>) -> bool {
+        // Acquire: what its last holder did is over.
+        stack.0.compare_exchange(seen.word, seen.without, Acquire, Relaxed).is_ok()
+    }
+
+    /// Somebody else was there at the same time.
+    #[cold]
+    #[inline(never)]
+    fn pop_again(&self, stack: &Stack) -> Option<&Berth> {
+        self.pop(stack)
+    }
+
+    /// Puts a berth on a stack. The caller has it, and then has it no more: unless the stack is closed, which returns `false`.
+    #[inline(always)]
+    fn push(&self, stack: &Stack, berth: &Berth) -> bool {
+        let word = stack.0.load(Relaxed);
+        if word & CLOSED != 0 {
+            return false;
+        }
+        berth.next.store((word & TOP) as u32, Relaxed);
+        let new = (word & !TOP) | u64::from(berth.number);
+        // Release: what this holder did is over, for the next.
+        match stack.0.compare_exchange(word, new, Release, Relaxed) {
+            Ok(_) => true,
+            Err(_) => self.push_again(stack, berth),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn push_again(&self, stack: &Stack, berth: &Berth) -> bool {
+        self.push(stack, berth)
+    }
+
+    /// Takes a berth with a range of exactly `len` bytes that ends at or before `limit`, and is aligned to `align` unless it is one leaf.
+    /// A range that is one block is for memory in one `run` only: the tables below it that pages have would be in the way of every
+    /// block to come.
+    #[inline(always)]
+    pub(crate) fn take(&self, len: u64, limit: u64, run: bool, align: impl Fn() -> u64) -> Option<Taken<'_>> {
+        let berth = self.pop(self.stack(len))?;
+        match Self::suits(berth, len, limit, run, &align) {
+            Some(taken) => Some(taken),
+            None => self.take_another(berth, len, limit, run, align()),
+        }
+    }
+
+    #[inline(always)]
+    fn suits<'a>(berth: &'a Berth, len: u64, limit: u64, run: bool, align: &impl Fn() -> u64) -> Option<Taken<'a>> {
+        let start = berth.start();
+        // SAFETY: the berth was taken off a stack: it is the caller's alone (invariant).
+        let anchor = unsafe { berth.anchor() };
+        if berth.len.load(Relaxed) != len
+            || start.wrapping_add(len).wrapping_sub(1) > limit
+            || match anchor {
+                Some(anchor) => !run && anchor.is_block(),
+                None => start & align().wrapping_sub(1) != 0,
+            }
+        {
+            return None;
+        }
+        Some(Taken { berth, start: Iova::new(start), anchor })
+    }
+
+    /// [`Self::take`] where the uppermost, which has been taken off, does not suit: looks below it, and leaves the others in their order.
+    #[cold]
+    #[inline(never)]
+    fn take_another<'a>(&'a self, first: &'a Berth, len: u64, limit: u64, run: bool, align: u64) -> Option<Taken<'a>> {
+        let mut others = [Some(first), None, None, None, None, None, None, None];
+        let mut found = None;
+        for place in others.iter_mut().skip(1) {
+            let Some(berth) = self.pop(self.stack(len)) else { break };
+            found = Self::suits(berth, len, limit, run, &|| align);
+            if found.is_some() {
+                break;
+            }
+            *place = Some(berth);
+        }
+        others.into_iter().rev().flatten().for_each(|berth| self.put_back(berth));
+        found
+    }
+
+    /// Puts a berth back that was taken and not used.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn put_back(&self, berth: &Berth) {
+        if !self.push(self.stack_of(berth), berth) {
+            self.vacate(berth);
+            self.push(&self.vacant, berth);
+        }
+    }
+
+    /// Records that the range of a berth, which the caller has, has been revoked, and makes it ready for the next mapping.
+    #[inline(always)]
+    pub(crate) fn end(&self, berth: &Berth, start: Iova, unmapped_at: Site) {
+        // Nobody reads these two while the mapping lives.
+        berth.when.store(Stamp::now().as_raw(), Relaxed);
+        berth.unmapped_at.store(unmapped_at);
+        berth.tag.store(start.get() | ENDED, Release);
+        if !self.push(self.stack_of(berth), berth) {
+            self.put_back(berth);
+        }
+    }
+}

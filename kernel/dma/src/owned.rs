@@ -21,23 +21,28 @@
 //! # Locking
 //!
 //! One [`IrqMutex`] for the list of raw ranges, a leaf but for the heap's; not held while mapping or revoking. One maps in a domain at
-//! a time ([`Domain::begin_mapping`]).
+//! a time ([`Domain::begin_mapping`]). What was placed last is placed again by a short way (`anchors`).
 
 #![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
 
+mod anchors;
+
+use self::anchors::{Anchors, Remembered};
 use crate::held;
 use crate::quarantine::{self, Quarantined};
 use crate::site::Site;
 use crate::{Buffer, Device, Direction, Error, Rejected, View};
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::{Deadline, IrqMutex, fallible, wait_until};
 use core::fmt;
+use core::hint::cold_path;
 use core::marker::PhantomData;
 use core::mem::{self, ManuallyDrop};
 use core::panic::Location;
 use iommu::contract::{AddressSpace, Iommu};
-use iommu::domain::{Domain, DomainKind, ReservedKind, Revoking};
+use iommu::domain::{Domain, DomainKind, ReservedKind, Revoking, Turn};
 use iommu::group::{AttachmentState, Group};
 use iommu::{
     AttachError, IdentityCapability, Iova, IovaError, IovaRange, MapError, PAGE_SIZE, PhysAddr, PhysRange, Prot,
@@ -62,6 +67,8 @@ struct Inner {
     fixed: Vec<Fixed>,
     /// What `map_raw` has mapped.
     raw: IrqMutex<Vec<IovaRange>>,
+    /// Of what was placed last.
+    anchors: Anchors,
 }
 
 /// Whether all of `iova` leads to `to` already, with the rights of `prot`.
@@ -123,7 +130,7 @@ impl OwnedDomain {
         let coherent = device.is_coherent();
         let name = fallible::text(name).ok_or(Error::OutOfMemory)?;
         let domain = fallible::arc(domain).map_err(|_| Error::OutOfMemory)?;
-        let inner = fallible::arc(Inner { name, domain, coherent, fixed, raw });
+        let inner = fallible::arc(Inner { name, domain, coherent, fixed, raw, anchors: Anchors::new() });
         inner.map(Self).map_err(|_| Error::OutOfMemory)
     }
 
@@ -157,16 +164,16 @@ impl OwnedDomain {
     pub fn map_owned<D: Direction, B: Buffer>(&self, iova: Iova, buffer: B) -> Result<Placed<D, B>, Rejected<B>> {
         let site = Location::caller();
         match self.place::<D, B>(iova, &buffer) {
-            Ok(range) => {
+            Ok((range, anchor)) => {
                 let buffer = ManuallyDrop::new(buffer);
-                Ok(Placed { domain: self.clone(), range, buffer, site, direction: PhantomData })
+                Ok(Placed { domain: self.clone(), range, anchor, buffer, site, direction: PhantomData })
             }
             Err(error) => Err(Rejected { buffer, error }),
         }
     }
 
     #[inline(always)]
-    fn place<D: Direction, B: Buffer>(&self, iova: Iova, buffer: &B) -> Result<IovaRange, Error> {
+    fn place<D: Direction, B: Buffer>(&self, iova: Iova, buffer: &B) -> Result<(IovaRange, Placement), Error> {
         let len = buffer.spans_len();
         let Some(range) = IovaRange::new(iova, len) else { return Err(Error::BadSize(len)) };
         if !self.0.coherent {
@@ -174,8 +181,77 @@ impl OwnedDomain {
         }
         // SAFETY: `buffer` is owned: nobody has a reference into it (contract of Spans). When this succeeds it goes into a
         // `Placed`, which gives it back, or frees it, only after a successful revocation.
-        unsafe { self.map(range, buffer.spans_runs(), D::PROT) }?;
-        Ok(range)
+        let anchor = unsafe { self.map_or_anchor(range, buffer.spans_runs(), D::PROT) }?;
+        Ok((range, anchor))
+    }
+
+    /// Maps `runs` at `range`, in turn, by an anchor if there is one for it.
+    ///
+    /// # Safety
+    ///
+    /// As [`iommu::contract::AddressSpace::map`].
+    #[inline(always)] // As `map` below.
+    unsafe fn map_or_anchor(&self, range: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<Placement, Error> {
+        let prot = self.prot(prot);
+        // Of a range that has an anchor it has been checked whether it may be mapped.
+        let turn = self.0.domain.take_turn(range)?;
+        // SAFETY: the turn is of this domain.
+        let anchor = unsafe { self.0.anchors.take(range, &turn) };
+        if let Some(remembered) = anchor {
+            if let [run] = runs
+                // SAFETY: the caller's promise. Nobody else maps while we have the turn.
+                && unsafe { remembered.anchor().map_inline(*run, prot) }
+            {
+                return match turn.mapped(range) {
+                    Ok(()) => Ok(Some(remembered)),
+                    Err(error) => Err(self.give_up_anchored(range, remembered, error)),
+                };
+            }
+            cold_path();
+            self.0.anchors.give_back(remembered);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.map_first(turn, range, runs, prot) }
+    }
+
+    /// [`Self::map_or_anchor`] where no anchor is remembered, or it does not fit.
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::map_or_anchor`].
+    #[inline(never)]
+    unsafe fn map_first(
+        &self,
+        turn: Turn<'_>,
+        range: IovaRange,
+        runs: &[PhysRange],
+        prot: Prot,
+    ) -> Result<Placement, Error> {
+        self.0.domain.check(range)?;
+        let anchors = &self.0.anchors;
+        if let [run] = runs
+            // SAFETY: the turn is of this domain.
+            && let Some(made) = unsafe { anchors.make(range, &**self.0.domain.space(), &turn) }
+        {
+            // SAFETY: the caller's promise. Nobody else maps while we have the turn.
+            if unsafe { made.anchor().map(*run, prot) } {
+                return match turn.mapped(range) {
+                    Ok(()) => Ok(Some(made)),
+                    Err(error) => Err(self.give_up_anchored(range, made, error)),
+                };
+            }
+            anchors.give_back(made);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.map_in_turn(turn, range, runs, prot) }.map(|()| None)
+    }
+
+    /// Ends a mapping by an anchor that must not be, because of `error`.
+    #[cold]
+    #[inline(never)]
+    fn give_up_anchored(&self, range: IovaRange, anchor: Box<Remembered>, error: IovaError) -> Error {
+        self.0.anchors.give_back(anchor);
+        self.give_up(range, error)
     }
 
     /// Maps the physical `runs` one after another at `iova`, until [`OwnedDomain::unmap`] or the end of the domain.
@@ -259,24 +335,69 @@ impl OwnedDomain {
     /// As [`iommu::contract::AddressSpace::map`].
     #[inline(always)] // Else what is at hand is put by for the call.
     pub(crate) unsafe fn map(&self, range: IovaRange, runs: &[PhysRange], prot: Prot) -> Result<(), Error> {
-        let prot = if self.0.coherent { prot } else { prot | Prot::NON_COHERENT };
-        let domain = &self.0.domain;
-        let turn = domain.begin_mapping(range)?;
+        let turn = self.0.domain.begin_mapping(range)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.map_in_turn(turn, range, runs, self.prot(prot)) }
+    }
+
+    /// [`Self::map`], for who has the turn.
+    ///
+    /// # Safety
+    ///
+    /// As [`iommu::contract::AddressSpace::map`].
+    #[inline(always)] // As above.
+    unsafe fn map_in_turn(
+        &self,
+        turn: Turn<'_>,
+        range: IovaRange,
+        runs: &[PhysRange],
+        prot: Prot,
+    ) -> Result<(), Error> {
         // SAFETY: the caller's promise. Nobody else maps while we have the turn.
-        match unsafe { domain.space().map(range, runs, prot) } {
-            Ok(()) => match turn.mapped(range) {
-                Ok(()) => Ok(()),
-                Err(error) => self.give_up(range, error),
-            },
+        match unsafe { self.0.domain.space().map(range, runs, prot) } {
+            Ok(()) => turn.mapped(range).map_err(|error| self.give_up(range, error)),
             Err(error) => Err(refused(range, error)),
         }
     }
 
+    /// `prot`, and what the domain's devices need besides.
+    #[inline(always)]
+    fn prot(&self, prot: Prot) -> Prot {
+        if self.0.coherent { prot } else { prot | Prot::NON_COHERENT }
+    }
+
     /// Ends a mapping that must not be, because of `error`.
     #[cold]
-    fn give_up(&self, range: IovaRange, error: IovaError) -> Result<(), Error> {
-        self.revoke(range).map_err(Error::Revoke)?;
-        Err(error.into())
+    fn give_up(&self, range: IovaRange, error: IovaError) -> Error {
+        match self.revoke(range) {
+            Ok(()) => error.into(),
+            Err(cause) => Error::Revoke(cause),
+        }
+    }
+
+    /// [`Self::revoke`] of what was mapped by an anchor.
+    #[inline(always)] // As above.
+    fn revoke_anchored(&self, range: IovaRange, remembered: Box<Remembered>) -> Result<(), RevokeError> {
+        let revoking = self.0.domain.begin_revoking(range);
+        // SAFETY: what this domain remembers are anchors of its own address space.
+        match unsafe { self.0.domain.space().revoke_anchored(remembered.anchor()) } {
+            Ok(()) => {
+                revoking.succeeded();
+                self.0.anchors.give_back(remembered);
+                Ok(())
+            }
+            Err(cause) => {
+                self.lose_anchored(revoking, remembered);
+                Err(cause)
+            }
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn lose_anchored(&self, revoking: Revoking<'_>, remembered: Box<Remembered>) {
+        self.lose(revoking);
+        self.0.anchors.give_up(remembered);
     }
 
     /// Ends what is mapped at `range`. Where that fails the range is never used again, and the address space stays.
@@ -355,11 +476,15 @@ fn taken(error: AttachError, device: &Device) -> Error {
     }
 }
 
+/// What a mapping was made by; `None`: in the general way.
+type Placement = Option<Box<Remembered>>;
+
 /// A buffer in an owned domain, in direction `D`: [`Placed::unmap`] and dropping it revoke, `mem::forget` leaks it.
 #[must_use = "dropping a mapping ends it"]
 pub struct Placed<D: Direction, B: Buffer> {
     domain: OwnedDomain,
     range: IovaRange,
+    anchor: Placement,
     buffer: ManuallyDrop<B>,
     site: Site,
     direction: PhantomData<D>,
@@ -422,7 +547,11 @@ impl<D: Direction, B: Buffer> Placed<D, B> {
     /// Called once; the buffer is not used afterwards.
     #[inline(always)]
     unsafe fn end(&mut self) -> Result<B, Quarantined> {
-        match self.domain.revoke(self.range) {
+        let revoked = match self.anchor.take() {
+            Some(anchor) => self.domain.revoke_anchored(self.range, anchor),
+            None => self.domain.revoke(self.range),
+        };
+        match revoked {
             Ok(()) => {
                 // SAFETY: the caller's promise. After the revocation no device reaches the memory.
                 let buffer = unsafe { ManuallyDrop::take(&mut self.buffer) };

@@ -25,6 +25,7 @@ mod moving;
 mod owned;
 mod ownership;
 mod parts;
+mod placing;
 mod remap;
 mod reports;
 mod reserve;

@@ -140,7 +140,7 @@ impl<D: Direction> MappedBytes<D> {
         }
     }
 
-    /// The device's address of the first byte. All others follow it where [`Lent::segments`] is one segment.
+    /// The device's address of the first byte. All others follow it where [`Lent::segments`](crate::Lent::segments) is one segment.
     pub fn iova(&self) -> Iova {
         self.segments().first().map(|segment| segment.iova).unwrap_or_default()
     }
@@ -225,7 +225,7 @@ fn lend<D: Direction>(device: &Device, bytes: &Bytes, site: Site) -> Result<Loan
 lent_by_held!([D: Direction] MappedBytes<D>, D, |this| Self::len(this));
 
 impl<D: Direction> MappedBytes<D> {
-    /// See [`Lent::segments`].
+    /// See [`Lent::segments`](crate::Lent::segments).
     pub fn segments(&self) -> &[Segment] {
         self.held.loan().segments()
     }

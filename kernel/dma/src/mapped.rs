@@ -33,7 +33,7 @@ impl<D: Direction, B: Buffer> Mapped<D, B> {
         }
     }
 
-    /// The device's address of the first byte. All others follow it where [`Lent::segments`] is one segment, as it always is
+    /// The device's address of the first byte. All others follow it where [`Lent::segments`](crate::Lent::segments) is one segment, as it always is
     /// behind an IOMMU.
     #[inline]
     pub fn iova(&self) -> Iova {
@@ -51,7 +51,7 @@ impl<D: Direction, B: Buffer> Mapped<D, B> {
         self.len() == 0
     }
 
-    /// See [`Lent::segments`].
+    /// See [`Lent::segments`](crate::Lent::segments).
     #[inline]
     pub fn segments(&self) -> &[Segment] {
         self.held.loan().segments()

@@ -187,7 +187,7 @@ pub struct Attachment<D: Direction> {
 }
 
 impl<D: Direction> Attachment<D> {
-    /// The device's address of the first byte. All others follow it where [`Lent::segments`] is one segment.
+    /// The device's address of the first byte. All others follow it where [`Lent::segments`](crate::Lent::segments) is one segment.
     pub fn iova(&self) -> Iova {
         self.held.loan().start()
     }

@@ -2,8 +2,8 @@
 //!
 //! # Locking
 //!
-//! None on the way of a mapping but those of the group, the address allocator and the page table below, which are taken one
-//! after the other.
+//! None on the way of a mapping at a range that is kept for the device ([`crate::berth`]); on the general way those of the group, the
+//! address allocator and the page table below, which are taken one after the other.
 //!
 //! Nor do cores that map for the same device write to the same memory: a loan keeps the device alive by a handle of the core that it was
 //! made on ([`Shard`]).

@@ -27,8 +27,8 @@
 //!
 //! Nothing is allocated when a mapping lapses: a core has room for [`COUNT`] loans of a device twice, from the first on. A loan that has
 //! lapsed is four words there, written once; its token is the memory, the place, and a handle of the device. Ranges that lapse one
-//! behind the other are one for the flush; it gives all addresses back in one go to where they are had from next
-//! (`iommu::iova`), in such an order that what lapses together next is in order again.
+//! behind the other are one for the flush; it makes all of their ranges ready for the next mappings in one go
+//! (`crate::berth`), in such an order that what lapses together next is in order again.
 //!
 //! # After a failure
 //!

@@ -26,31 +26,30 @@
 #![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
 
 mod anchors;
+mod attached;
+mod placed;
+
+use attached::Away;
+pub use attached::{IdentityAttachment, OwnedAttachment, vouch};
+pub use placed::Placed;
+use placed::Placement;
 
 use self::anchors::{Anchors, Remembered};
 use crate::held;
-use crate::quarantine::{self, Quarantined};
-use crate::site::Site;
-use crate::{Buffer, Device, Direction, Error, Rejected, View};
+use crate::{Buffer, Device, Direction, Error, Rejected};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use base::{Deadline, IrqMutex, fallible, wait_until};
+use base::{IrqMutex, fallible};
 use core::fmt;
 use core::hint::cold_path;
 use core::marker::PhantomData;
 use core::mem::{self, ManuallyDrop};
 use core::panic::Location;
-use iommu::contract::{AddressSpace, Iommu};
+use iommu::contract::AddressSpace;
 use iommu::domain::{Domain, DomainKind, ReservedKind, Revoking, Turn};
-use iommu::group::{AttachmentState, Group};
-use iommu::{
-    AttachError, IdentityCapability, Iova, IovaError, IovaRange, MapError, PAGE_SIZE, PhysAddr, PhysRange, Prot,
-    RevokeError, StreamId,
-};
-
-/// Milliseconds that another core may take for a change of the same group.
-const BUSY_MILLIS: u64 = 2_000;
+use iommu::group::AttachmentState;
+use iommu::{AttachError, Iova, IovaError, IovaRange, MapError, PAGE_SIZE, PhysAddr, PhysRange, Prot, RevokeError};
 
 /// A mapping that a device needs wherever it is attached.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -473,266 +472,5 @@ fn taken(error: AttachError, device: &Device) -> Error {
     match error {
         AttachError::Owned => Error::OwnedDomain(device.shared_name().clone()),
         error => Error::Attach(error),
-    }
-}
-
-/// What a mapping was made by; `None`: in the general way.
-type Placement = Option<Box<Remembered>>;
-
-/// A buffer in an owned domain, in direction `D`: [`Placed::unmap`] and dropping it revoke, `mem::forget` leaks it.
-#[must_use = "dropping a mapping ends it"]
-pub struct Placed<D: Direction, B: Buffer> {
-    domain: OwnedDomain,
-    range: IovaRange,
-    anchor: Placement,
-    buffer: ManuallyDrop<B>,
-    site: Site,
-    direction: PhantomData<D>,
-}
-
-impl<D: Direction, B: Buffer> Placed<D, B> {
-    /// Where it is.
-    pub fn range(&self) -> IovaRange {
-        self.range
-    }
-
-    /// Looks at the memory while devices have it. Where they do not snoop the caches, see [`Placed::sync_for_cpu`] and
-    /// [`Placed::sync_for_device`].
-    pub fn view(&self) -> View<'_, D, B> {
-        View::new(&self.buffer)
-    }
-
-    /// Lets the CPU see what devices have written so far to the `len` bytes at `offset`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`].
-    pub fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), Error> {
-        crate::buffer::check_range(&*self.buffer, offset, len)?;
-        base::barrier::device_read();
-        if self.domain.0.coherent { Ok(()) } else { held::fetch::<D, B>(&self.buffer, offset, len) }
-    }
-
-    /// Lets devices see what the CPU has written so far to the `len` bytes at `offset`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`].
-    pub fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), Error> {
-        crate::buffer::check_range(&*self.buffer, offset, len)?;
-        if !self.domain.0.coherent {
-            held::prepare::<D, B>(&self.buffer, offset, len)?;
-        }
-        base::barrier::device_write();
-        Ok(())
-    }
-
-    /// Revokes every device's access through this domain and gives the buffer back.
-    ///
-    /// # Errors
-    ///
-    /// [`Quarantined`] if the revocation failed: the buffer is lost.
-    #[inline]
-    pub fn unmap(self) -> Result<B, Quarantined> {
-        let mut this = ManuallyDrop::new(self);
-        // SAFETY: `this` is not used afterwards, and not dropped.
-        let result = unsafe { this.end() };
-        // SAFETY: as above: taken once. (What is left has nothing to drop.)
-        drop(unsafe { core::ptr::read(&raw const this.domain) });
-        result
-    }
-
-    /// # Safety
-    ///
-    /// Called once; the buffer is not used afterwards.
-    #[inline(always)]
-    unsafe fn end(&mut self) -> Result<B, Quarantined> {
-        let revoked = match self.anchor.take() {
-            Some(anchor) => self.domain.revoke_anchored(self.range, anchor),
-            None => self.domain.revoke(self.range),
-        };
-        match revoked {
-            Ok(()) => {
-                // SAFETY: the caller's promise. After the revocation no device reaches the memory.
-                let buffer = unsafe { ManuallyDrop::take(&mut self.buffer) };
-                if !self.domain.0.coherent {
-                    // The whole of the memory is always in range.
-                    let _ = held::fetch::<D, B>(&buffer, 0, buffer.spans_len());
-                }
-                if D::DEVICE_WRITES {
-                    base::barrier::device_read();
-                }
-                Ok(buffer)
-            }
-            Err(cause) => Err(self.quarantined(cause)),
-        }
-    }
-
-    /// The buffer is never dropped.
-    #[cold]
-    #[inline(never)]
-    fn quarantined(&self, cause: RevokeError) -> Quarantined {
-        let device = self.domain.0.name.clone();
-        let lost = Quarantined { device, range: self.range, cause, mapped_at: self.site };
-        quarantine::add(&lost);
-        lost
-    }
-}
-
-impl<D: Direction, B: Buffer> Drop for Placed<D, B> {
-    fn drop(&mut self) {
-        // SAFETY: in `drop`, which runs once (`unmap` keeps it from running), and last.
-        drop(unsafe { self.end() });
-    }
-}
-
-impl<D: Direction, B: Buffer> fmt::Debug for Placed<D, B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Placed({} in {}, {:?})", self.range, self.domain.0.name, D::PROT)
-    }
-}
-
-/// A device that is not in its DMA domain. Puts it back when dropped.
-struct Away {
-    device: Device,
-}
-
-impl Away {
-    fn group(&self) -> Result<&Arc<Group>, Error> {
-        Ok(self.device.translated()?.group())
-    }
-
-    /// Waits while another core changes the group, which can only be to block it.
-    fn settled<R>(&self, change: impl Fn(&Group) -> Result<R, AttachError>) -> Result<R, Error> {
-        let group = self.group()?;
-        let deadline = Deadline::after_millis(BUSY_MILLIS);
-        loop {
-            match change(group) {
-                Err(AttachError::Busy) if !deadline.has_passed() => {
-                    let _ = wait_until(deadline, || group.current() != AttachmentState::Changing);
-                }
-                result => return Ok(result?),
-            }
-        }
-    }
-
-    fn end(&self) -> Result<(), Error> {
-        match self.settled(Group::detach_owned) {
-            // It was blocked meanwhile: there is nothing to go back from.
-            Err(Error::Attach(AttachError::NotOwned)) => Ok(()),
-            result => result,
-        }
-    }
-}
-
-impl Drop for Away {
-    fn drop(&mut self) {
-        let Err(error) = self.end() else { return };
-        log::error!("{} is blocked: it could not be put back into its DMA domain: {error}", self.device.name());
-        if let Err(error) = self.settled(Group::block) {
-            log::error!("{}: {error}", self.device.name());
-        }
-    }
-}
-
-/// A device in an owned domain. Dropping it puts the device back into its DMA domain, with all that is mapped there.
-#[must_use = "dropping an attachment ends it"]
-pub struct OwnedAttachment {
-    away: Away,
-    domain: OwnedDomain,
-}
-
-impl OwnedAttachment {
-    /// The device.
-    pub fn device(&self) -> &Device {
-        &self.away.device
-    }
-
-    /// The domain that it is attached to.
-    pub fn domain(&self) -> &OwnedDomain {
-        &self.domain
-    }
-
-    /// Exchanges the domain for `to` while the device may be at work: each of its accesses sees the old domain or the new one,
-    /// and from the return on the new one only.
-    ///
-    /// # Errors
-    ///
-    /// As [`OwnedDomain::attach`]; the device is where it was then.
-    pub fn swap(&mut self, to: &OwnedDomain) -> Result<(), Error> {
-        to.check(&self.away.device)?;
-        let from = &self.domain.0.domain;
-        self.away.settled(|group| group.swap_owned(from, to.0.domain.clone()))?;
-        self.domain = to.clone();
-        Ok(())
-    }
-
-    /// Puts the device back into its DMA domain.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Attach`]; the device is blocked then.
-    pub fn detach(self) -> Result<(), Error> {
-        // If it fails, the drop tries again, and blocks.
-        self.away.end()
-    }
-}
-
-impl fmt::Debug for OwnedAttachment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "OwnedAttachment({} to {})", self.away.device.name(), self.domain.0.name)
-    }
-}
-
-/// Vouches for one device, for [`IdentityAttachment::new`].
-///
-/// # Safety
-///
-/// As [`IdentityCapability::vouch`], for the group of the device that the capability will be used for.
-pub unsafe fn vouch() -> IdentityCapability {
-    fn let_through(iommu: &dyn Iommu, stream: StreamId) -> Result<(), AttachError> {
-        // SAFETY: called by a group that was given the capability below, whose maker has promised what this needs.
-        unsafe { iommu.bypass(stream) }
-    }
-    // SAFETY: the caller's promise.
-    unsafe { IdentityCapability::vouch(let_through) }
-}
-
-/// A device that is not translated. Dropping it puts the device back into its DMA domain.
-#[must_use = "dropping an attachment ends it"]
-pub struct IdentityAttachment {
-    away: Away,
-}
-
-impl IdentityAttachment {
-    /// Lets `device` reach all of memory untranslated, in place of its DMA domain.
-    ///
-    /// # Errors
-    ///
-    /// As [`OwnedDomain::attach`].
-    pub fn new(device: &Device, capability: IdentityCapability) -> Result<Self, Error> {
-        let group = device.translated()?.group();
-        group.attach_identity(capability).map_err(|error| taken(error, device))?;
-        Ok(Self { away: Away { device: device.clone() } })
-    }
-
-    /// The device.
-    pub fn device(&self) -> &Device {
-        &self.away.device
-    }
-
-    /// Puts the device back into its DMA domain.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Attach`]; the device is blocked then.
-    pub fn detach(self) -> Result<(), Error> {
-        self.away.end()
-    }
-}
-
-impl fmt::Debug for IdentityAttachment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "IdentityAttachment({})", self.away.device.name())
     }
 }

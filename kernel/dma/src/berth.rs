@@ -28,7 +28,8 @@ mod mooring;
 #[cfg(test)]
 mod tests;
 
-use crate::site::{AtomicSite, Site};
+use crate::record::Entry;
+use crate::site::Site;
 use crate::{Error, device::SHARDS};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -37,11 +38,11 @@ use base::time::Stamp;
 use base::{cpu, fallible};
 use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use iommu::Iova;
 use iommu::domain::Domain;
 use iommu::iova::Keep;
 use iommu::pgtable::Anchor;
-use iommu::{Iova, PAGE_SIZE, Prot};
 
 /// Places for berths, of which that of number 0 is none.
 const PLACES: usize = 512;
@@ -59,25 +60,14 @@ const CLOSED: u64 = TOP + 1;
 /// The bits above count what was taken off.
 const CHANGE: u64 = CLOSED << 1;
 
-/// Bits of a berth's tag, as those of a place in the records: the address stands above.
-const LIVE: u64 = 1;
-const ENDED: u64 = 1 << 2;
-const PROT_SHIFT: u32 = 3;
-
 /// Which berth: from 1 up to [`COUNT`].
 pub(crate) type Number = u32;
 
 /// One of them.
 #[repr(align(128))]
 pub(crate) struct Berth {
-    tag: AtomicU64,
-    len: AtomicU64,
-    /// Mappings that have been here since the range was berthed.
-    uses: AtomicU64,
-    mapped_at: AtomicSite,
-    /// When the last one ended ([`Stamp`]).
-    when: AtomicU64,
-    unmapped_at: AtomicSite,
+    /// The range, and what is mapped there or was, since the range was berthed. Its owner has the berth.
+    pub(crate) entry: Entry,
     /// The number of the next on the same stack; 0 where there is none.
     next: AtomicU32,
     /// The stack on which it is put: [`class`].
@@ -92,23 +82,13 @@ unsafe impl Sync for Berth {}
 impl Berth {
     const fn new(number: Number) -> Self {
         Self {
-            tag: AtomicU64::new(0),
+            entry: Entry::new(),
             number,
-            len: AtomicU64::new(0),
-            uses: AtomicU64::new(0),
-            mapped_at: AtomicSite::new(),
-            when: AtomicU64::new(0),
-            unmapped_at: AtomicSite::new(),
             // All are vacant at first, each above the one behind it.
             next: AtomicU32::new(if (number as usize) < COUNT { number + 1 } else { 0 }),
             class: AtomicU32::new(0),
             anchor: UnsafeCell::new(None),
         }
-    }
-
-    #[inline(always)]
-    fn start(&self) -> u64 {
-        self.tag.load(Relaxed) & !(PAGE_SIZE - 1)
     }
 }
 
@@ -168,17 +148,6 @@ impl Berth {
     #[inline(always)]
     pub(crate) fn number(&self) -> Number {
         self.number
-    }
-
-    /// Records that the range, which is the caller's, has been mapped.
-    #[inline(always)]
-    pub(crate) fn begin(&self, start: Iova, prot: Prot, site: Site) {
-        // A plain addition: the berth is ours.
-        self.uses.store(self.uses.load(Relaxed).wrapping_add(1), Relaxed);
-        // Who sees what is written from here on sees that there is one use more.
-        fence(Release);
-        self.mapped_at.store(site);
-        self.tag.store(start.get() | (u64::from(prot.bits()) << PROT_SHIFT) | LIVE, Release);
     }
 
     /// The anchor.
@@ -303,19 +272,19 @@ impl Berths {
 
     #[inline(always)]
     fn suits<'a>(berth: &'a Berth, len: u64, limit: u64, run: bool, align: &impl Fn() -> u64) -> Option<Taken<'a>> {
-        let start = berth.start();
+        let start = berth.entry.start();
         // SAFETY: the berth was taken off a stack: it is the caller's alone (invariant).
         let anchor = unsafe { berth.anchor() };
-        if berth.len.load(Relaxed) != len
-            || start.wrapping_add(len).wrapping_sub(1) > limit
+        if berth.entry.bytes() != len
+            || start.get().wrapping_add(len).wrapping_sub(1) > limit
             || match anchor {
                 Some(anchor) => !run && anchor.is_block(),
-                None => start & align().wrapping_sub(1) != 0,
+                None => start.get() & align().wrapping_sub(1) != 0,
             }
         {
             return None;
         }
-        Some(Taken { berth, start: Iova::new(start), anchor })
+        Some(Taken { berth, start, anchor })
     }
 
     /// [`Self::take`] where the uppermost, which has been taken off, does not suit: looks below it, and leaves the others in their order.
@@ -349,10 +318,7 @@ impl Berths {
     /// Records that the range of a berth, which the caller has, has been revoked, and makes it ready for the next mapping.
     #[inline(always)]
     pub(crate) fn end(&self, berth: &Berth, start: Iova, unmapped_at: Site) {
-        // Nobody reads these two while the mapping lives.
-        berth.when.store(Stamp::now().as_raw(), Relaxed);
-        berth.unmapped_at.store(unmapped_at);
-        berth.tag.store(start.get() | ENDED, Release);
+        berth.entry.end(start, Stamp::now(), unmapped_at);
         if !self.push(self.stack_of(berth), berth) {
             self.put_back(berth);
         }

@@ -16,32 +16,28 @@
 //! line, and what is only counted is counted by each core for itself, beside the handles of its loans. The reports are for people: nothing that must be safe is decided
 //! here. [`Exact`] is under an [`IrqMutex`] of its device; its table grows under it, so the heap's lock comes after it.
 
+mod entry;
+
+pub(crate) use entry::Entry;
+
 use crate::Error;
 use crate::berth::{Berths, Number};
 use crate::device::SHARDS;
 use crate::lent::Segment;
-use crate::site::{AtomicSite, Site};
+use crate::site::Site;
 use crate::tracker::Exact;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::time::Stamp;
 use base::{Instant, IrqMutex, cpu, fallible};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use iommu::{Iova, IovaRange, PAGE_SIZE, Prot};
 
 /// Places of the table, a power of two.
 const PLACES: usize = 1024;
 /// Places that one mapping tries.
 const PROBES: usize = 8;
-
-/// Bits of a place's tag. It is 0 as long as the place was never used.
-const LIVE: u64 = 1;
-/// Somebody is writing the place. (Beside the one above: the two are looked for together.)
-const BUSY: u64 = 1 << 1;
-const ENDED: u64 = 1 << 2;
-/// The permissions stand above those bits, the page's address above the permissions.
-const PROT_SHIFT: u32 = 3;
 
 /// A live mapping as the records show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,83 +84,32 @@ impl Slot {
 
 #[repr(C, align(64))]
 struct Place {
-    tag: AtomicU64,
-    len: AtomicU64,
-    mapped_at: AtomicSite,
-    /// When the mapping ended ([`Stamp`]).
-    when: AtomicU64,
-    unmapped_at: AtomicSite,
-    /// Mappings that have stood here, and their bytes in sum.
-    uses: AtomicU64,
+    entry: Entry,
+    /// Bytes in sum of the mappings that have been here.
     bytes: AtomicU64,
 }
 
 impl Place {
     const fn new() -> Self {
-        Self {
-            tag: AtomicU64::new(0),
-            len: AtomicU64::new(0),
-            mapped_at: AtomicSite::new(),
-            when: AtomicU64::new(0),
-            unmapped_at: AtomicSite::new(),
-            uses: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-        }
-    }
-
-    /// Whether a mapping may be recorded here, at this moment.
-    #[inline(always)]
-    fn is_free(&self) -> bool {
-        self.tag.load(Ordering::Relaxed) & (LIVE | BUSY) == 0
+        Self { entry: Entry::new(), bytes: AtomicU64::new(0) }
     }
 
     /// Records a mapping here, unless there is a live one. Whatever ended here before is forgotten.
     #[inline(always)]
     fn claim(&self, range: IovaRange, prot: Prot, site: Site, forgotten: &AtomicBool) -> bool {
-        let old = self.tag.load(Ordering::Relaxed);
-        if old & (LIVE | BUSY) != 0
-            || self.tag.compare_exchange(old, BUSY, Ordering::Acquire, Ordering::Relaxed).is_err()
-        {
-            return false;
-        }
-        // Who sees what is written from here on sees that the place is busy.
-        fence(Ordering::Release);
-        let (start, len) = (range.start().get(), range.len());
-        self.len.store(len, Ordering::Relaxed);
-        self.mapped_at.store(site);
-        // Plain additions: the place is ours.
-        self.uses.store(self.uses.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        self.bytes.store(self.bytes.load(Ordering::Relaxed).wrapping_add(len), Ordering::Relaxed);
-        if old != 0 && (old ^ start) / PAGE_SIZE != 0 {
+        let Some(forgets) = self.entry.claim(range, prot, site) else { return false };
+        // A plain addition: the place is ours.
+        self.bytes.store(self.bytes.load(Ordering::Relaxed).wrapping_add(range.len()), Ordering::Relaxed);
+        if forgets {
             forgotten.store(true, Ordering::Relaxed);
         }
-        // The range is made of pages.
-        let tag = (start & !(PAGE_SIZE - 1)) | (u64::from(prot.bits()) << PROT_SHIFT) | LIVE;
-        self.tag.store(tag, Ordering::Release);
         true
     }
 
     /// Notes the end of the mapping that was recorded here.
     #[inline(always)]
     fn end(&self, start: Iova, unmapped_at: Site) {
-        // Nobody reads these two while the mapping lives.
-        self.when.store(Stamp::now().as_raw(), Ordering::Relaxed);
-        self.unmapped_at.store(unmapped_at);
-        self.tag.store((start.get() & !(PAGE_SIZE - 1)) | ENDED, Ordering::Release);
-    }
-
-    /// Reads the place, if its tag has `state` and did not change meanwhile.
-    fn read<T>(&self, state: u64, f: impl FnOnce(u64, IovaRange) -> T) -> Option<T> {
-        let tag = self.tag.load(Ordering::Acquire);
-        if tag & state == 0 {
-            return None;
-        }
-        let uses = self.uses.load(Ordering::Relaxed);
-        let range = IovaRange::new(Iova::new(tag).align_down(PAGE_SIZE), self.len.load(Ordering::Relaxed));
-        let value = f(tag, range?);
-        fence(Ordering::Acquire);
-        let same = self.tag.load(Ordering::Relaxed) == tag && self.uses.load(Ordering::Relaxed) == uses;
-        same.then_some(value)
+        self.entry.end(start.align_down(PAGE_SIZE), Stamp::now(), unmapped_at);
     }
 }
 
@@ -305,7 +250,7 @@ impl Records {
         if let Some(table) = &self.table {
             for probe in 1..PROBES {
                 let index = hash(range).wrapping_add(probe) & (PLACES - 1);
-                if table[index].is_free() {
+                if table[index].entry.is_free() {
                     return self.claim_from(probe, range, prot, site);
                 }
             }
@@ -377,15 +322,7 @@ impl Records {
 
     /// Calls `f` with each live mapping that is recorded, in no order.
     pub(crate) fn for_each_live(&self, mut f: impl FnMut(LiveMapping)) {
-        for place in self.places() {
-            let read = |tag: u64, range| {
-                let prot = Prot::from_bits_truncate((tag >> PROT_SHIFT) as u8);
-                LiveMapping { range, prot, site: place.mapped_at.load(), since: None }
-            };
-            if let Some(live) = place.read(LIVE, read) {
-                f(live);
-            }
-        }
+        self.places().filter_map(|place| place.entry.live_mapping()).for_each(&mut f);
         if let Some(berths) = &self.berths {
             berths.for_each_live(&mut f);
         }
@@ -396,16 +333,9 @@ impl Records {
 
     /// The mapping with `address` that ended last.
     pub(crate) fn last_ended(&self, address: Iova) -> Option<EndedMapping> {
-        let read = |place: &Place| {
-            place.read(ENDED, |_, range| EndedMapping {
-                range,
-                mapped_at: place.mapped_at.load(),
-                unmapped_at: place.unmapped_at.load(),
-                when: Stamp::from_raw(place.when.load(Ordering::Relaxed)).instant(),
-            })
-        };
         let history = self.history.as_deref().into_iter().flatten();
-        let in_table = self.places().chain(history).filter_map(read).filter(|ended| ended.range.contains(address));
+        let in_table = self.places().chain(history).filter_map(|place| place.entry.ended_mapping());
+        let in_table = in_table.filter(|ended| ended.range.contains(address));
         let in_berths = self.berths.iter().flat_map(|berths| berths.ended(address));
         let last = in_table.chain(in_berths).max_by_key(|ended| ended.when);
         let exact = self.exact.as_ref().and_then(|exact| exact.lock().last_ended(address));
@@ -438,7 +368,7 @@ impl Records {
     pub(crate) fn sums(&self) -> Sums {
         let mut sums = self.sum_counted();
         for place in self.places() {
-            sums.total += place.uses.load(Ordering::Acquire);
+            sums.total += place.entry.uses();
             sums.total_bytes += place.bytes.load(Ordering::Relaxed);
         }
         if let Some(berths) = &self.berths {

@@ -190,7 +190,7 @@ impl Translated {
             // SAFETY: the caller's promise; nobody else has the range.
             && unsafe { anchor.map(*run, prot) }
         {
-            taken.berth.begin(taken.start, prot, site);
+            taken.berth.entry.begin(taken.start, prot, site);
             return Some(Ok((taken.start, Slot::berth(taken.berth.number()), Kind::Anchored)));
         }
         // SAFETY: the caller's promise.
@@ -217,7 +217,7 @@ impl Translated {
         // SAFETY: the caller's promise; nobody else has the range.
         match unsafe { self.space().map(range, runs, prot) } {
             Ok(()) => {
-                berth.begin(start, prot, site);
+                berth.entry.begin(start, prot, site);
                 Ok((start, Slot::berth(berth.number()), Kind::Berthed))
             }
             Err(error) => {

@@ -1,6 +1,6 @@
 //! Mappings that end together: their berths are ready by one exchange.
 
-use super::{Berth, Berths, CLOSED, ENDED, TOP};
+use super::{Berth, Berths, CLOSED, TOP};
 use crate::site::Site;
 use base::time::Stamp;
 use core::sync::atomic::Ordering::{Relaxed, Release};
@@ -25,9 +25,7 @@ impl<'a> Ending<'a> {
     /// Records that the range of a berth, which the caller has, has been revoked. It will be above those that came before.
     #[inline]
     pub(crate) fn add(&mut self, berth: &'a Berth, start: Iova, unmapped_at: Site) {
-        berth.when.store(self.when.as_raw(), Relaxed);
-        berth.unmapped_at.store(unmapped_at);
-        berth.tag.store(start.get() | ENDED, Release);
+        berth.entry.end(start, self.when, unmapped_at);
         if let Some((top, bottom)) = self.ends {
             if top.class.load(Relaxed) == berth.class.load(Relaxed) {
                 berth.next.store(top.number, Relaxed);

@@ -2,14 +2,13 @@
 
 #![expect(unsafe_code, reason = "changes the anchor of a berth that it has")]
 
-use super::{Berth, Berths, CLOSED, COUNT, ENDED, LONGEST, Stack, class};
+use super::{Berth, Berths, CLOSED, COUNT, LONGEST, Stack, class};
 use crate::device::SHARDS;
 use base::cpu;
-use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
-use core::sync::atomic::fence;
+use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 use iommu::contract::AddressSpace;
 use iommu::iova::Keep;
-use iommu::{Iova, IovaRange, PAGE_SIZE};
+use iommu::{IovaRange, PAGE_SIZE};
 
 impl Berths {
     /// Berths a range that was allocated and has been revoked, if there is room. `false`: it is the caller's as before.
@@ -29,15 +28,10 @@ impl Berths {
         }
         // SAFETY: the berth was taken off a stack: it is the caller's alone (invariant).
         unsafe { *berth.anchor.get() = anchor };
-        if berth.tag.load(Relaxed) & ENDED != 0 {
+        if berth.entry.assign(range) {
             self.forgotten.store(true, Relaxed);
         }
-        // Who sees what is written from here on sees that there is nothing to be read.
-        berth.tag.store(0, Relaxed);
-        fence(Release);
-        berth.len.store(range.len(), Relaxed);
         berth.class.store(class(range.len()) as u32, Relaxed);
-        berth.tag.store(range.start().get(), Release);
         self.put_back(berth);
         true
     }
@@ -55,16 +49,16 @@ impl Berths {
     /// Gives up the range of a berth that the caller has.
     #[cold]
     pub(super) fn vacate(&self, berth: &Berth) {
-        let (start, len, uses) = (berth.start(), berth.len.load(Relaxed), berth.uses.load(Relaxed));
+        let (start, len, uses) = (berth.entry.start(), berth.entry.bytes(), berth.entry.uses());
         let [mappings, bytes] = &self.before;
         // The sums first: who adds up meanwhile counts some twice rather than not at all.
         mappings.fetch_add(uses, AcqRel);
         bytes.fetch_add(uses.wrapping_mul(len), AcqRel);
         // What was last there stays on record until another range is here.
-        berth.uses.store(0, Relaxed);
+        berth.entry.forget_uses();
         // SAFETY: the caller has the berth.
         unsafe { *berth.anchor.get() = None };
-        let Some(range) = IovaRange::new(Iova::new(start), len) else { return };
+        let Some(range) = IovaRange::new(start, len) else { return };
         if let Err(error) = self.domain.iova().free(range) {
             log::error!("dma: address range {range} is lost: {error}");
         }

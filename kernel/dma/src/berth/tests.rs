@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::fakes::{FakeDevice, FakeSystem};
-use iommu::IovaRange;
+use iommu::{IovaRange, PAGE_SIZE};
 
 fn berths() -> Arc<Berths> {
     let FakeDevice { domain, .. } = FakeSystem::new().device("disk").unwrap();
@@ -46,16 +46,15 @@ fn what_ends_together_is_ready_in_the_order_in_which_it_came_the_last_first() {
     let berths = berths();
     let pages = |berth: &Berth, pages: u64| {
         let range = berths.domain.iova().allocate(pages * PAGE_SIZE, PAGE_SIZE, Iova::new(u64::MAX)).unwrap();
-        berth.len.store(range.len(), Relaxed);
+        berth.entry.assign(range);
         berth.class.store(class(range.len()) as u32, Relaxed);
-        berth.tag.store(range.start().get() | LIVE, Relaxed);
     };
     let sizes = [1, 1, 2, 1, 2, 2, 2];
     let taken = sizes.map(|_| berths.pop(&berths.vacant).unwrap());
     taken.iter().zip(sizes).for_each(|(berth, size)| pages(berth, size));
     let end = || {
         let mut ending = berths.end_many();
-        taken.iter().for_each(|berth| ending.add(berth, Iova::new(berth.start()), core::panic::Location::caller()));
+        taken.iter().for_each(|berth| ending.add(berth, berth.entry.start(), core::panic::Location::caller()));
     };
     let ready = |pages: u64| {
         let stack = berths.stack(pages * PAGE_SIZE);
@@ -69,7 +68,7 @@ fn what_ends_together_is_ready_in_the_order_in_which_it_came_the_last_first() {
     end();
     assert_eq!((ready(1), ready(2)), (vec![], vec![]));
     for berth in taken {
-        let range = IovaRange::new(Iova::new(berth.start()), berth.len.load(Relaxed)).unwrap();
+        let range = IovaRange::new(berth.entry.start(), berth.entry.bytes()).unwrap();
         assert!(berths.domain.iova().free(range).is_err(), "it has been given back");
     }
     let vacant = core::iter::from_fn(|| berths.pop(&berths.vacant)).count();

@@ -19,7 +19,8 @@
 //! address twice: a mapping first claims every entry by compare-exchange from *empty* to a value that is invalid to hardware,
 //! and only when it has claimed all of them writes leaves. So of two overlapping mappings at most one succeeds, and the other
 //! is undone without hardware having seen any of it. [`PageTable::map_exclusively`] is for callers who keep the rule for certain:
-//! there a page's entry is looked at and then stored.
+//! there a page's entry is looked at and then stored. So is it by [`Anchor::map`], which finds it once for many mappings; a block's
+//! entry, in whose place a table could be linked, is exchanged.
 //!
 //! # Invariants
 //!

@@ -13,6 +13,7 @@
 //! - A berth is on one stack at most: vacant ones on `vacant`, those that are ready on a core's, by size. Whoever has taken one off
 //!   has it alone, until he puts it on one. (Its number is then in a loan, or in a variable.)
 //! - The range of a berth that is not vacant is allocated in `domain`, and nobody else has it.
+//! - A berth that is on no stack keeps the device's [`Body`].
 //! - The anchor is changed by who has the berth, while it is vacant to everybody else.
 //!
 //! # Locking
@@ -28,17 +29,19 @@ mod mooring;
 #[cfg(test)]
 mod tests;
 
+use crate::Error;
+use crate::device::{Body, SHARDS};
 use crate::record::Entry;
 use crate::site::Site;
-use crate::{Error, device::SHARDS};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::time::Stamp;
 use base::{cpu, fallible};
 use core::cell::UnsafeCell;
+use core::ptr::null_mut;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64};
 use iommu::Iova;
 use iommu::domain::Domain;
 use iommu::iova::Keep;
@@ -129,6 +132,8 @@ pub(crate) struct Berths {
     before: [AtomicU64; 2],
     /// The address space has anchors.
     anchored: AtomicBool,
+    /// The device's, which a berth that is out keeps.
+    body: AtomicPtr<Body>,
     /// A berth has had to forget what was last in it.
     forgotten: AtomicBool,
 }
@@ -176,6 +181,7 @@ impl Berths {
             vacant: Stack(AtomicU64::new(1)),
             before: [const { AtomicU64::new(0) }; 2],
             anchored: AtomicBool::new(false),
+            body: AtomicPtr::new(null_mut()),
             forgotten: AtomicBool::new(false),
             domain,
         };
@@ -311,7 +317,7 @@ impl Berths {
     pub(crate) fn put_back(&self, berth: &Berth) {
         if !self.push(self.stack_of(berth), berth) {
             self.vacate(berth);
-            self.push(&self.vacant, berth);
+            self.give_back(berth);
         }
     }
 

@@ -5,17 +5,20 @@
 //! None on the way of a mapping at a range that is kept for the device ([`crate::berth`]); on the general way those of the group, the
 //! address allocator and the page table below, which are taken one after the other.
 //!
-//! Nor do cores that map for the same device write to the same memory: a loan keeps the device alive by a handle of the core that it was
-//! made on ([`Shard`]).
+//! Nor do cores that map for the same device write to the same memory: what keeps it alive is counted by its owners, and for its loans
+//! by each core ([`body`]).
 
 #![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
 
+mod body;
 mod lapsed;
 mod lending;
 mod loan;
 #[cfg(all(test, feature = "fakes"))]
 mod tests;
 
+pub(crate) use body::Body;
+use body::Handle;
 pub(crate) use lapsed::Lapsed;
 pub use loan::Loan;
 use loan::Special;
@@ -32,7 +35,7 @@ use crate::memory::{DmaMemory, PageRequest};
 use crate::pages::round_up;
 use crate::policy::{self, Source};
 use crate::pool::PoolRef;
-use crate::record::{Counted, Records};
+use crate::record::Records;
 use crate::scoped::{self, Scoped};
 use crate::stats::{self, DeviceStats};
 use crate::tracker::{self, Report};
@@ -42,9 +45,8 @@ use crate::{
     Pages, PeerRange, Policy, Pool, Rejected,
 };
 use alloc::sync::Arc;
-use base::{cpu, fallible};
+use base::fallible;
 use core::fmt;
-use core::ops::Deref;
 use core::panic::Location;
 use core::sync::atomic::{AtomicU64, Ordering};
 use iommu::group::{AttachmentState, Group};
@@ -83,30 +85,10 @@ pub struct DirectConfig<'a> {
 
 /// One bus master. Clones are the same device; its mappings keep it, and with it the address space, alive.
 #[derive(Clone)]
-pub struct Device(Arc<Shard>);
+pub struct Device(Handle);
 
 /// Cores that do not count their loans in one place. (Those of further cores are counted with the loans of these.)
 pub(crate) const SHARDS: usize = 16;
-
-/// What a handle counts. A device has one for its owner's handles and the first core's loans, and that one has one for the loans of each
-/// other core: so that cores which map for one device do not contend for one count. Whoever has only a handle of a loan of another
-/// core makes loans that count where that one does.
-#[repr(align(64))]
-struct Shard {
-    inner: Arc<Inner>,
-    /// Where the records count for it what is only counted.
-    counted: Arc<Counted>,
-    /// By core. The first one has none, and where this is one of the others, nobody has.
-    others: [Option<Arc<Shard>>; SHARDS],
-}
-
-impl Deref for Shard {
-    type Target = Inner;
-    #[inline(always)]
-    fn deref(&self) -> &Inner {
-        &self.inner
-    }
-}
 
 struct Inner {
     name: Arc<str>,
@@ -120,6 +102,24 @@ struct Inner {
     /// Copies that were lent.
     copies: AtomicU64,
     lazy: Lazy,
+}
+
+impl Inner {
+    #[inline]
+    fn way(&self) -> Way<'_> {
+        match &self.backend {
+            Backend::Translated(translated) | Backend::SpecialTranslated(translated, _) => Way::Translated(translated),
+            Backend::Direct(direct) | Backend::SpecialDirect(direct, _) => Way::Direct(direct),
+        }
+    }
+
+    #[inline(always)]
+    fn translated_way(&self) -> Option<&Translated> {
+        match self.way() {
+            Way::Translated(translated) => Some(translated),
+            Way::Direct(_) => None,
+        }
+    }
 }
 
 /// The way of a device's memory to its addresses. What is special about a device is another variant, so that the others do not
@@ -255,25 +255,7 @@ impl Device {
         let (trusted, pool, copies) = (policy.trusted, Source::new(&policy.bounce), AtomicU64::new(0));
         let inner =
             Inner { name, limits, coherent, memory, backend, records, trusted, pool, copies, lazy: Lazy::new() };
-        let inner = fallible::arc(inner).map_err(|_| Error::OutOfMemory)?;
-        let shard = |core: usize, others| {
-            let (inner, counted) = (inner.clone(), inner.records.counted(core).clone());
-            fallible::arc(Shard { inner, counted, others }).map_err(|_| Error::OutOfMemory)
-        };
-        let mut others = [const { None }; SHARDS];
-        for (core, other) in others.iter_mut().enumerate().skip(1) {
-            *other = Some(shard(core, [const { None }; SHARDS])?);
-        }
-        shard(0, others).map(Self)
-    }
-
-    /// A handle for a loan that is made on this core.
-    #[inline(always)]
-    fn for_loan(&self) -> Self {
-        match &self.0.others[cpu::index() % SHARDS] {
-            Some(own) => Self(own.clone()),
-            None => self.clone(),
-        }
+        Handle::new(inner).map(Self)
     }
 
     /// Its name in reports.
@@ -336,18 +318,12 @@ impl Device {
 
     #[inline]
     fn way(&self) -> Way<'_> {
-        match &self.0.backend {
-            Backend::Translated(translated) | Backend::SpecialTranslated(translated, _) => Way::Translated(translated),
-            Backend::Direct(direct) | Backend::SpecialDirect(direct, _) => Way::Direct(direct),
-        }
+        self.0.way()
     }
 
     #[inline(always)]
     fn translated_way(&self) -> Option<&Translated> {
-        match self.way() {
-            Way::Translated(translated) => Some(translated),
-            Way::Direct(_) => None,
-        }
+        self.0.translated_way()
     }
 
     /// Whether it snoops the CPU's caches.
@@ -425,7 +401,7 @@ impl Device {
 
     /// A pool for copies, of memory that the device reaches.
     pub(crate) fn make_pool(&self, bytes: u64) -> Result<Pool, Error> {
-        let Inner { name, limits, memory, .. } = &**self.0;
+        let Inner { name, limits, memory, .. } = &*self.0;
         match self.way() {
             Way::Translated(translated) => Pool::new(name, *memory, bytes, translated.space().aperture().output_max),
             Way::Direct(Direct { windows, .. }) => {
@@ -675,7 +651,7 @@ impl Device {
 impl PartialEq for Device {
     #[inline]
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0.inner, &other.0.inner)
+        self.0.is(&other.0)
     }
 }
 impl Eq for Device {}

@@ -301,8 +301,9 @@ impl<D: Direction, M: Spans> Held<D, M> {
             // SAFETY: they are gone.
             return Err(unsafe { Self::lose(&loan, &mut memory, cause) });
         }
-        loan.finish(site);
+        // Before the device may be gone.
         let coherent = loan.device.is_coherent();
+        loan.finish(site);
         // SAFETY: the two belong together; it has been revoked, as the caller promises, and the loan has finished.
         Ok(unsafe { Self::conclude(loan, memory, coherent) })
     }
@@ -326,6 +327,11 @@ impl<D: Direction, M: Spans> Held<D, M> {
             // SAFETY: the caller's promise; it has been revoked, and has finished. A device that has berths snoops.
             return Ok(unsafe { Self::conclude(loan, memory, true) });
         }
+        if loan.is_passed() {
+            loan.leave();
+            // SAFETY: the caller's promise; nothing translates, and the device snoops.
+            return Ok(unsafe { Self::conclude(loan, memory, true) });
+        }
         let translated = loan.translated();
         if let Some(way) = translated
             && let Err(cause) = way.space().revoke(&[loan.range()])
@@ -334,8 +340,9 @@ impl<D: Direction, M: Spans> Held<D, M> {
             // SAFETY: as above.
             return Err(unsafe { Self::lose(&loan, &mut memory, cause) });
         }
-        loan.finish_by(translated, site);
+        // As in `settle`.
         let coherent = loan.device.is_coherent();
+        loan.finish_by(translated, site);
         // SAFETY: the caller's promise; it has been revoked, and has finished.
         Ok(unsafe { Self::conclude(loan, memory, coherent) })
     }

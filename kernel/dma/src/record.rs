@@ -13,12 +13,14 @@
 //! # Locking
 //!
 //! None for the table: writers own the place that they claimed; readers check that it did not change under them. A place is a cache
-//! line, and what is only counted is counted by each core for itself, beside the handles of its loans. The reports are for people: nothing that must be safe is decided
+//! line, and what is only counted is counted by each core for itself. The reports are for people: nothing that must be safe is decided
 //! here. [`Exact`] is under an [`IrqMutex`] of its device; its table grows under it, so the heap's lock comes after it.
 
 mod entry;
+mod tally;
 
 pub(crate) use entry::Entry;
+pub(crate) use tally::Tally;
 
 use crate::Error;
 use crate::berth::{Berths, Number};
@@ -30,7 +32,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use base::time::Stamp;
-use base::{Instant, IrqMutex, cpu, fallible};
+use base::{Instant, IrqMutex, cpu};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use iommu::{Iova, IovaRange, PAGE_SIZE, Prot};
 
@@ -66,7 +68,7 @@ impl Slot {
     /// Only counted, for want of a place.
     const NONE: Self = Self(u32::MAX);
     /// Only counted, because nothing translates.
-    const COUNTED: Self = Self(u32::MAX - 1);
+    pub(crate) const COUNTED: Self = Self(u32::MAX - 1);
     const EXACT: u32 = 1 << 31;
 
     /// That of a mapping that has a berth, and its record there.
@@ -113,45 +115,18 @@ impl Place {
     }
 }
 
-/// The count of this core. Sums over all of them are what is of interest: a mapping may end on another core than it has begun on.
-#[inline(always)]
-fn of_this_core(counted: &[Arc<Counted>; SHARDS]) -> &Counted {
-    &counted[cpu::index() % SHARDS]
+/// What a core counts of a device. Sums over all of them are what is of interest: a mapping may end on another core than it has begun on.
+#[repr(align(128))]
+pub(crate) struct OfCore {
+    /// Loans that keep the device: where nothing translates these are all mappings that there are.
+    pub(crate) tally: Tally,
+    /// Mappings that found no place.
+    unplaced: Tally,
 }
 
-/// Mappings without a place of their own: those that found none, those of a device that nothing translates for (begun and ended
-/// as one word each, the number in the low half and the pages in the high half: differences are exact).
-#[repr(align(64))]
-pub(crate) struct Counted {
-    begun: AtomicU64,
-    ended: AtomicU64,
-}
-
-impl Counted {
+impl OfCore {
     const fn new() -> Self {
-        Self { begun: AtomicU64::new(0), ended: AtomicU64::new(0) }
-    }
-
-    #[inline(always)]
-    fn word(len: u64) -> u64 {
-        1 | (len / PAGE_SIZE) << 32
-    }
-
-    /// Takes note of a mapping that nothing translates.
-    #[inline(always)]
-    pub(crate) fn begin(&self, len: u64) -> Slot {
-        self.begun.fetch_add(Self::word(len), Ordering::Relaxed);
-        Slot::COUNTED
-    }
-
-    /// Takes note of the end of a mapping that [`Counted::begin`] has counted. `false` if it was recorded.
-    #[inline(always)]
-    pub(crate) fn end(&self, slot: Slot, len: u64) -> bool {
-        if slot != Slot::COUNTED {
-            return false;
-        }
-        self.ended.fetch_add(Self::word(len), Ordering::Release);
-        true
+        Self { tally: Tally::new(), unplaced: Tally::new() }
     }
 }
 
@@ -170,7 +145,7 @@ pub(crate) struct Records {
     table: Option<Box<[Place; PLACES]>>,
     /// Those of mappings whose ranges are kept.
     berths: Option<Arc<Berths>>,
-    counted: [Arc<Counted>; SHARDS],
+    cores: [OfCore; SHARDS],
     /// Every mapping, where the tracker is on.
     exact: Option<IrqMutex<Exact>>,
     /// What the table would remember if there were one.
@@ -189,15 +164,9 @@ impl Records {
             (true, Some(_)) => (None, Some(table()?)),
         };
 
-        let mut all = Vec::new();
-        all.try_reserve_exact(SHARDS)?;
-        for _ in 0..SHARDS {
-            all.push(fallible::arc(Counted::new()).map_err(|_| Error::OutOfMemory)?);
-        }
-        // As many as that.
-        let counted = all.try_into().map_err(|_| Error::OutOfMemory)?;
+        let cores = [const { OfCore::new() }; SHARDS];
         let forgotten = AtomicBool::new(false);
-        Ok(Self { name, table, berths, counted, exact, history, forgotten, quarantined: AtomicU64::new(0) })
+        Ok(Self { name, table, berths, cores, exact, history, forgotten, quarantined: AtomicU64::new(0) })
     }
 
     pub(crate) fn name(&self) -> &Arc<str> {
@@ -224,9 +193,15 @@ impl Records {
         Some(self.begin_elsewhere(range, prot, site))
     }
 
-    /// Where the mappings of a core are counted that nothing translates.
-    pub(crate) fn counted(&self, core: usize) -> &Arc<Counted> {
-        &self.counted[core % SHARDS]
+    /// What this core counts.
+    #[inline(always)]
+    pub(crate) fn of_this_core(&self) -> &OfCore {
+        &self.cores[cpu::index() % SHARDS]
+    }
+
+    /// Lets no loan begin or end from here on without a word to who counts; returns how many there are.
+    pub(crate) fn close_tallies(&self) -> u64 {
+        Tally::close_all(self.cores.iter().map(|core| &core.tally))
     }
 
     /// The ways below save no registers: while a device has more mappings than there are places, each of them goes there.
@@ -275,7 +250,7 @@ impl Records {
 
     #[inline(always)]
     fn count(&self, range: IovaRange) -> Slot {
-        of_this_core(&self.counted).begun.fetch_add(Counted::word(range.len()), Ordering::Relaxed);
+        self.of_this_core().unplaced.begin(range.len());
         Slot::NONE
     }
 
@@ -294,7 +269,7 @@ impl Records {
         if slot != Slot::NONE && slot != Slot::COUNTED {
             return self.end_exactly(slot, range, mapped_at, unmapped_at);
         }
-        of_this_core(&self.counted).ended.fetch_add(Counted::word(range.len()), Ordering::Release);
+        self.of_this_core().unplaced.end(range.len());
         self.forgotten.store(true, Ordering::Relaxed);
     }
 
@@ -387,17 +362,8 @@ impl Records {
     }
 
     fn sum_counted(&self) -> Sums {
-        // Those that have ended first, of all cores: a mapping that comes and goes in between then counts as live rather than as less
-        // than nothing.
-        let sum = |word: fn(&Arc<Counted>) -> &AtomicU64| {
-            self.counted.iter().map(word).fold(0_u64, |sum, word| sum.wrapping_add(word.load(Ordering::Acquire)))
-        };
-        let ended = sum(|counted| &counted.ended);
-        let begun = sum(|counted| &counted.begun);
-        let live = begun.wrapping_sub(ended);
-        let split = |word: u64| (word & u64::from(u32::MAX), (word >> 32) * PAGE_SIZE);
-        let ((live, live_bytes), (total, total_bytes)) = (split(live), split(begun));
-        Sums { live, live_bytes, total, total_bytes }
+        let tallies = self.only_counts();
+        Tally::sums(|| self.cores.iter().map(|core| if tallies { &core.tally } else { &core.unplaced }))
     }
 
     fn places(&self) -> impl Iterator<Item = &Place> {

@@ -1,10 +1,14 @@
 //! How ranges get a berth, and how they are given up.
 
-#![expect(unsafe_code, reason = "changes the anchor of a berth that it has")]
+#![expect(
+    unsafe_code,
+    reason = "changes the anchor of a berth that it has, and gives up the device when it comes back"
+)]
 
 use super::{Berth, Berths, CLOSED, COUNT, LONGEST, Stack, class};
-use crate::device::SHARDS;
+use crate::device::{Body, SHARDS};
 use base::cpu;
+use core::ptr::NonNull;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed};
 use iommu::contract::AddressSpace;
 use iommu::iova::Keep;
@@ -23,7 +27,7 @@ impl Berths {
             self.anchored.store(true, Relaxed);
         } else if range.len() == LONGEST && self.anchored.load(Relaxed) {
             // Tables are linked in the place of its block: the next mapping that could be one had better be elsewhere.
-            self.push(&self.vacant, berth);
+            self.give_back(berth);
             return false;
         }
         // SAFETY: the berth was taken off a stack: it is the caller's alone (invariant).
@@ -72,6 +76,35 @@ impl Berths {
         self.give_up();
     }
 
+    /// Says whose they are: once, before any of them is used.
+    pub(crate) fn belong_to(&self, body: NonNull<Body>) {
+        self.body.store(body.as_ptr(), Relaxed);
+    }
+
+    /// Has every berth leave the device's body, those that are out when they come back. Each of them is one of what holds the body.
+    pub(crate) fn close_for_good(&self) {
+        self.close();
+        self.vacant.0.fetch_or(CLOSED, Relaxed);
+        while self.pop(&self.vacant).is_some() {
+            self.leave();
+        }
+    }
+
+    /// Makes a berth without a range vacant, which the caller has. He uses neither the berths nor the device any more, unless he
+    /// keeps them.
+    pub(super) fn give_back(&self, berth: &Berth) {
+        if !self.push(&self.vacant, berth) {
+            self.leave();
+        }
+    }
+
+    fn leave(&self) {
+        if let Some(body) = NonNull::new(self.body.load(Relaxed)) {
+            // SAFETY: a berth that was out is one of its holds, and comes back once (invariant).
+            unsafe { Body::leave(body) };
+        }
+    }
+
     fn all_ready(&self) -> impl Iterator<Item = &Stack> {
         self.cores.iter().flat_map(|core| &core.0)
     }
@@ -84,7 +117,7 @@ impl Keep for Berths {
             for _ in 0..COUNT {
                 let Some(berth) = self.pop(stack) else { break };
                 self.vacate(berth);
-                self.push(&self.vacant, berth);
+                self.give_back(berth);
             }
         }
     }

@@ -12,7 +12,7 @@ impl Loan {
     /// revocation, by who ends the loan.)
     #[inline(always)]
     pub(crate) fn can_lapse(&self) -> bool {
-        self.special.is_none() && self.kind != Kind::Direct
+        self.special.is_none() && !matches!(self.kind, Kind::Direct | Kind::Passed)
     }
 
     /// Takes the handle of the device apart from the rest. Only of a loan that [can lapse](Loan::can_lapse).
@@ -22,7 +22,7 @@ impl Loan {
         debug_assert!(special.is_none(), "a special loan lapses");
         // There is none: nothing to drop, and nobody has to look.
         core::mem::forget(special);
-        (device, Lapsed { whole, site, slot, kind })
+        (Device::clone(&device), Lapsed { whole, site, slot, kind })
     }
 }
 
@@ -78,6 +78,10 @@ impl Device {
         translated.release_all(loans.iter().rev().filter(given_up).map(Lapsed::range));
         for loan in loans.iter().filter(|loan| loan.kind == Kind::Fixed) {
             translated.release_fixed(loan.range());
+        }
+        for loan in loans.iter().filter(|loan| !loan.kind.has_berth()) {
+            // SAFETY: interim
+            unsafe { self.leave(loan.whole.len) };
         }
     }
 

@@ -35,7 +35,7 @@ impl Device {
         mask: u64,
         site: Site,
     ) -> Result<Loan, Refused> {
-        let inner = &**self.0;
+        let inner = &*self.0;
         match &inner.backend {
             Backend::Translated(translated) => {
                 let limits = &inner.limits;
@@ -49,7 +49,7 @@ impl Device {
             Backend::Direct(direct) => match runs {
                 [run] if mask >= inner.limits.address_mask => {
                     let Some(iova) = direct.near(*run) else { return Err(Refused::Special) };
-                    Ok(self.counted(Segment { iova, len }, site))
+                    Ok(self.counted(Segment { iova, len }, Kind::Passed, site))
                 }
                 _ => Err(Refused::Special),
             },
@@ -96,14 +96,14 @@ impl Device {
         segments: &mut Vec<Segment>,
         site: Site,
     ) -> Option<Loan> {
-        let inner = &**self.0;
+        let inner = &*self.0;
         let Backend::Direct(direct) = &inner.backend else { return None };
         let limits = &inner.limits;
         if !direct.windows.fill(runs, limits.address_mask, limits.min_align, segments).ok()? {
             return None;
         }
         let iova = segments.first()?.iova;
-        Some(self.counted(Segment { iova, len }, site))
+        Some(self.counted(Segment { iova, len }, Kind::Passed, site))
     }
 
     /// Lends the memory of `runs`, `len` bytes: at `at`, or wherever there is room.
@@ -240,7 +240,7 @@ impl Device {
     ) -> Result<Loan, Error> {
         let snooped = self.0.coherent || prot.contains(Prot::MMIO);
         let prot = if snooped { prot } else { prot | Prot::NON_COHERENT };
-        let Inner { limits, name, .. } = &**self.0;
+        let Inner { limits, name, .. } = &*self.0;
         let (range, kind) = match at {
             // SAFETY: the caller's promise is what `map` asks for.
             None => (unsafe { translated.map(runs, len, prot, limits, mask, name) }?, Kind::Plain),
@@ -298,30 +298,31 @@ impl Device {
 
     /// Lends memory that no IOMMU translates for, and that is one segment, and counts it.
     #[inline(always)]
-    fn counted(&self, segment: Segment, site: Site) -> Loan {
-        let device = self.for_loan();
-        let slot = device.0.counted.begin(segment.len);
-        Loan { device, whole: segment, site, slot, kind: Kind::Direct, special: None }
+    fn counted(&self, segment: Segment, kind: Kind, site: Site) -> Loan {
+        self.loan(segment, Slot::COUNTED, kind, site)
     }
 
     /// Lends memory that no IOMMU translates for, and that is one segment; recorded, if there is a tracker.
     fn one(&self, segment: Segment, prot: Prot, site: Site) -> Loan {
         match self.0.records.begin_tracked(segment, prot, site) {
             Some(slot) => self.loan(segment, slot, Kind::Direct, site),
-            None => self.counted(segment, site),
+            None => self.counted(segment, Kind::Direct, site),
         }
     }
 
     /// A loan as most are.
     #[inline(always)]
     pub(super) fn loan(&self, whole: Segment, slot: Slot, kind: Kind, site: Site) -> Loan {
+        if !kind.has_berth() {
+            self.enter(whole.len);
+        }
         Loan { device: self.for_loan(), whole, site, slot, kind, special: None }
     }
 
     /// Takes note of the end of a loan of `whole` that nothing translated.
     #[inline(always)]
     pub(super) fn finish_direct(&self, whole: Segment, slot: Slot, mapped_at: Site, site: Site) {
-        if !self.0.counted.end(slot, whole.len) {
+        if slot != Slot::COUNTED {
             self.0.records.end(slot, as_range(whole), mapped_at, site);
         }
     }
@@ -380,7 +381,7 @@ impl Device {
         mask: u64,
         site: Site,
     ) -> Result<Loan, Error> {
-        let Inner { limits, name, .. } = &**self.0;
+        let Inner { limits, name, .. } = &*self.0;
         if at.is_some() {
             return Err(Error::NotIsolated(name.clone()));
         }

@@ -9,6 +9,7 @@ use crate::site::Site;
 use crate::translated::Translated;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::mem::ManuallyDrop;
 use iommu::contract::AddressSpace;
 use iommu::{Iova, IovaError, IovaRange, MapError, Prot, RevokeError};
 
@@ -27,7 +28,8 @@ pub(crate) enum Refused {
 /// The address side of a mapping: what the device was told. Small, because it moves with the memory. Ends by [`Loan::finish`] only;
 /// forgetting it leaks.
 pub struct Loan {
-    pub(crate) device: Device,
+    /// Not counted ([`super::body`]): the berth or the tally keeps it until the loan has finished.
+    pub(crate) device: ManuallyDrop<Device>,
     /// All of it, as one; [`Special`] has the rest to say, where there is more.
     pub(super) whole: Segment,
     pub(crate) site: Site,
@@ -72,6 +74,8 @@ pub(crate) enum Kind {
     Reserved,
     /// It is where the memory is: nothing translates.
     Direct,
+    /// Likewise, and nothing is special about the device, nor is the mapping recorded.
+    Passed,
 }
 
 impl Kind {
@@ -117,13 +121,10 @@ impl Loan {
         self.special.as_ref().and_then(|special| special[0].copied.as_ref())
     }
 
-    /// Drops all but the copy that was lent. After [`Loan::finish`].
+    /// Drops all but the copy that was lent. After [`Loan::finish`], when the device may be gone.
     #[inline(always)]
     pub(crate) fn into_copy(self) -> Option<Bounced> {
-        // Each for itself: what the drop of one refers to is then not all of it.
-        let Self { device, special, .. } = self;
-        drop(device);
-        let [special] = *special?;
+        let [special] = *self.special?;
         special.copied
     }
 
@@ -168,7 +169,7 @@ impl Loan {
     #[inline(always)]
     pub(crate) fn translated(&self) -> Option<&Translated> {
         match self.kind {
-            Kind::Direct => None,
+            Kind::Direct | Kind::Passed => None,
             _ => self.device.translated_way(),
         }
     }
@@ -189,12 +190,13 @@ impl Loan {
     pub(crate) fn end_anchored(&self, site: Site) -> Result<(), RevokeError> {
         // It was mapped by an anchor.
         let Some(way) = self.device.translated_way() else { return Err(RevokeError::Dead) };
-        // SAFETY: the loan has the berth (invariant of `Kind`).
+        // SAFETY: the loan has the berth (invariant of `Kind`), and whoever has the loan is done with the device.
         unsafe { way.end_anchored(self.slot, self.whole.iova, site) }
     }
 
-    /// Takes note of the loan's end, and gives its address range back, after a successful revocation of it. Called once; the loan is
-    /// dropped then. (After one that failed it is counted by [`Loan::count_lost`], and forgotten.)
+    /// Takes note of the loan's end, gives its address range back and stops keeping the device, after a successful revocation of it.
+    /// Called once; the loan is dropped then, and its device not used any more. (After one that failed it is counted by
+    /// [`Loan::count_lost`], and forgotten.)
     #[inline(always)]
     pub(crate) fn finish(&self, site: Site) {
         self.finish_by(self.translated(), site);
@@ -206,6 +208,22 @@ impl Loan {
         match translated {
             Some(way) => self.device.finish(way, self.range(), self.slot, self.kind, self.site, site),
             None => self.device.finish_direct(self.whole, self.slot, self.site, site),
+        }
+        self.leave();
+    }
+
+    /// Whether nothing translates for it, nothing is special about its device, and it is not recorded.
+    #[inline(always)]
+    pub(crate) fn is_passed(&self) -> bool {
+        self.kind == Kind::Passed
+    }
+
+    /// Stops keeping the device: the last that happens to a loan. (One with a berth has done so when that was ready for the next.)
+    #[inline(always)]
+    pub(crate) fn leave(&self) {
+        if !self.kind.has_berth() {
+            // SAFETY: it was entered when it was made, and nobody uses it any more.
+            unsafe { self.device.leave(self.whole.len) };
         }
     }
 
@@ -224,7 +242,9 @@ impl Loan {
         records.end(slot, as_range(whole), site, site);
         let [slot, other] =
             [first, second].map(|segment| records.begin(as_range(segment), prot - Prot::PAGEWISE, site));
-        let second = device.loan(second, other, kind, site);
+        // One more of them, and no more pages.
+        device.enter(0);
+        let second = Self { device: device.for_loan(), whole: second, site, slot: other, kind, special: None };
         (Self { device, whole: first, site, slot, kind, special: None }, second)
     }
 }

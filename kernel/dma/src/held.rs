@@ -13,6 +13,7 @@ use crate::device::{Loan, Refused};
 use crate::lent::Segment;
 use crate::quarantine::{self, Quarantined};
 use crate::site::Site;
+use crate::words::by_words;
 use crate::{Device, Direction, Error};
 use alloc::vec::Vec;
 use core::marker::PhantomData;
@@ -36,6 +37,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
     /// Lends `memory` with more attributes than its direction's.
     #[inline(always)]
     pub(crate) fn lend_as(device: &Device, memory: M, extra: Prot, site: Site) -> Result<Self, (M, Error)> {
+        let memory = by_words(memory);
         let (len, mask) = (memory.spans_len(), device.limits().address_mask);
         // SAFETY: as in `lend_slowly`.
         match unsafe { Self::quickly(device, &memory, len, D::PROT | extra, mask, site) } {
@@ -318,6 +320,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
         // Looked up once: after a call nothing is known of what lies behind a reference. Errors go nowhere but to where they are dealt
         // with: an outcome that is handed on is written to memory again.
         if loan.is_anchored() {
+            let memory = ManuallyDrop::new(by_words(ManuallyDrop::into_inner(memory)));
             if let Err(cause) = loan.end_anchored(site) {
                 // Objects of their own, which are not there on the quick way (see `lend_as`).
                 let (loan, mut memory) = (loan, memory);
@@ -328,6 +331,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
             return Ok(unsafe { Self::conclude(loan, memory, true) });
         }
         if loan.is_passed() {
+            let memory = ManuallyDrop::new(by_words(ManuallyDrop::into_inner(memory)));
             loan.leave();
             // SAFETY: the caller's promise; nothing translates, and the device snoops.
             return Ok(unsafe { Self::conclude(loan, memory, true) });

@@ -124,6 +124,7 @@ pub mod tracker;
 mod translated;
 pub mod vcm;
 mod view;
+mod words;
 
 pub use buffer::Buffer;
 pub use bytes::{Bytes, MappedBytes};

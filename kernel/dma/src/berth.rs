@@ -10,10 +10,11 @@
 //!
 //! # Invariants
 //!
-//! - A berth is on one stack at most: vacant ones on `vacant`, those that are ready on a core's, by size. Whoever has taken one off
+//! - A berth is on one stack at most: vacant ones on `vacant`, those that are ready on a core's, by size, those of mappings that have
+//!   lapsed on another of the core's ([`lapsing`]). Whoever has taken one off
 //!   has it alone, until he puts it on one. (Its number is then in a loan, or in a variable.)
 //! - The range of a berth that is not vacant is allocated in `domain`, and nobody else has it.
-//! - A berth that is on no stack keeps the device's [`Body`].
+//! - A berth that is neither vacant nor ready keeps the device's [`Body`].
 //! - The anchor is changed by who has the berth, while it is vacant to everybody else.
 //!
 //! # Locking
@@ -23,29 +24,32 @@
 
 #![expect(unsafe_code, reason = "what a berth holds is its holder's alone")]
 
-mod ending;
+mod array;
 mod history;
+mod lapsing;
 mod mooring;
 #[cfg(test)]
 mod tests;
 
 use crate::Error;
 use crate::device::{Body, SHARDS};
+use crate::lazy;
 use crate::record::Entry;
 use crate::site::Site;
-use alloc::boxed::Box;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
+use array::Rented;
 use base::time::Stamp;
 use base::{cpu, fallible};
 use core::cell::UnsafeCell;
 use core::ptr::null_mut;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64};
-use iommu::Iova;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
 use iommu::domain::Domain;
 use iommu::iova::Keep;
 use iommu::pgtable::Anchor;
+use iommu::{Iova, RevokeError};
+use lapsing::Lapsed;
+use spin::Once;
 
 /// Places for berths, of which that of number 0 is none.
 const PLACES: usize = 512;
@@ -77,7 +81,15 @@ pub(crate) struct Berth {
     class: AtomicU32,
     number: Number,
     anchor: UnsafeCell<Option<Anchor>>,
+    /// What lapsed here could not be revoked.
+    lost: AtomicBool,
+    /// The core on which a mapping has lapsed here last.
+    core: AtomicU8,
+    /// Mappings that have lapsed here and been revoked since.
+    lapses: AtomicU64,
 }
+
+const _: () = assert!(size_of::<Berth>() == 128);
 
 // SAFETY: all but the anchor are atomics; the anchor is reached by who has the berth only (invariant), and may be sent.
 unsafe impl Sync for Berth {}
@@ -87,10 +99,12 @@ impl Berth {
         Self {
             entry: Entry::new(),
             number,
-            // All are vacant at first, each above the one behind it.
-            next: AtomicU32::new(if (number as usize) < COUNT { number + 1 } else { 0 }),
+            next: AtomicU32::new(array::below(number)),
             class: AtomicU32::new(0),
             anchor: UnsafeCell::new(None),
+            lost: AtomicBool::new(false),
+            core: AtomicU8::new(0),
+            lapses: AtomicU64::new(0),
         }
     }
 }
@@ -112,9 +126,19 @@ struct Seen<'a> {
     uppermost: &'a Berth,
 }
 
-/// What is ready on a core, by size.
+/// What is a core's.
 #[repr(align(128))]
-struct Core([Stack; CLASSES]);
+struct Core {
+    /// What is ready, by size.
+    ready: [Stack; CLASSES],
+    lapsed: Lapsed,
+}
+
+impl Core {
+    const fn new() -> Self {
+        Self { ready: [const { Stack::new() }; CLASSES], lapsed: Lapsed::new() }
+    }
+}
 
 /// The stack of a core for ranges of `len` bytes. (Others may share it.)
 #[inline(always)]
@@ -124,9 +148,12 @@ fn class(len: u64) -> usize {
 
 /// The berths of a device.
 pub(crate) struct Berths {
+    /// The device's.
+    name: Arc<str>,
     domain: Arc<Domain>,
     cores: [Core; SHARDS],
-    berths: Box<[Berth; PLACES]>,
+    berths: Rented,
+    _room: lazy::Room,
     vacant: Stack,
     /// Mappings whose ranges have been given up, and their bytes.
     before: [AtomicU64; 2],
@@ -134,6 +161,8 @@ pub(crate) struct Berths {
     anchored: AtomicBool,
     /// The device's, which a berth that is out keeps.
     body: AtomicPtr<Body>,
+    /// Why a flush has failed.
+    failed: Once<RevokeError>,
     /// A berth has had to forget what was last in it.
     forgotten: AtomicBool,
 }
@@ -168,16 +197,15 @@ impl Berth {
 }
 
 impl Berths {
-    /// Makes berths of `domain`, all vacant.
-    pub(crate) fn new(domain: Arc<Domain>) -> Result<Arc<Self>, Error> {
-        let mut berths = Vec::new();
-        berths.try_reserve_exact(PLACES)?;
-        berths.extend((0..PLACES as Number).map(Berth::new));
-        // It has the length that was asked for.
-        let berths = berths.into_boxed_slice().try_into().map_err(|_| Error::OutOfMemory)?;
+    /// Makes berths of `domain` for a device, all vacant.
+    pub(crate) fn new(domain: Arc<Domain>, name: Arc<str>) -> Result<Arc<Self>, Error> {
+        let room = lazy::Room::new()?;
         let all = Self {
-            cores: [const { Core([const { Stack::new() }; CLASSES]) }; SHARDS],
-            berths,
+            name,
+            cores: [const { Core::new() }; SHARDS],
+            berths: array::Rented::new()?,
+            _room: room,
+            failed: Once::new(),
             vacant: Stack(AtomicU64::new(1)),
             before: [const { AtomicU64::new(0) }; 2],
             anchored: AtomicBool::new(false),
@@ -188,25 +216,26 @@ impl Berths {
         let all = fallible::arc(all).map_err(|_| Error::OutOfMemory)?;
         let keeper: Arc<dyn Keep> = all.clone();
         all.domain.iova().add_keeper(Arc::downgrade(&keeper))?;
+        lazy::register(&all)?;
         Ok(all)
     }
 
     /// What is ready on this core for ranges of so many bytes.
     #[inline(always)]
     fn stack(&self, len: u64) -> &Stack {
-        &self.cores[cpu::index() % SHARDS].0[class(len)]
+        &self.cores[cpu::index() % SHARDS].ready[class(len)]
     }
 
     /// The stack of this core for the ranges of a berth's length.
     #[inline(always)]
     fn stack_of(&self, berth: &Berth) -> &Stack {
-        &self.cores[cpu::index() % SHARDS].0[berth.class.load(Relaxed) as usize % CLASSES]
+        &self.cores[cpu::index() % SHARDS].ready[berth.class.load(Relaxed) as usize % CLASSES]
     }
 
     /// The berth of that number.
     #[inline(always)]
-    pub(crate) fn berth(&self, number: Number) -> &Berth {
-        &self.berths[number as usize % PLACES]
+    pub(crate) fn berth(&self, number: Number) -> &'static Berth {
+        &self.berths.0[number as usize % PLACES]
     }
 
     /// Takes the uppermost berth of a stack.
@@ -281,13 +310,14 @@ impl Berths {
         let start = berth.entry.start();
         // SAFETY: the berth was taken off a stack: it is the caller's alone (invariant).
         let anchor = unsafe { berth.anchor() };
-        if berth.entry.bytes() != len
-            || start.get().wrapping_add(len).wrapping_sub(1) > limit
-            || match anchor {
-                Some(anchor) => !run && anchor.is_block(),
-                None => start.get() & align().wrapping_sub(1) != 0,
-            }
-        {
+        if berth.entry.bytes() != len || start.get().wrapping_add(len).wrapping_sub(1) > limit {
+            return None;
+        }
+        let unfit = match anchor {
+            Some(anchor) => !run && anchor.is_block(),
+            None => start.get() & align().wrapping_sub(1) != 0,
+        };
+        if unfit {
             return None;
         }
         Some(Taken { berth, start, anchor })

@@ -11,7 +11,6 @@
 #![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
 
 mod body;
-mod lapsed;
 mod lending;
 mod loan;
 #[cfg(all(test, feature = "fakes"))]
@@ -19,17 +18,17 @@ mod tests;
 
 pub(crate) use body::Body;
 use body::Handle;
-pub(crate) use lapsed::Lapsed;
 pub use loan::Loan;
 use loan::Special;
 pub(crate) use loan::{Kind, Refused};
 
+use crate::berth::Berths;
 use crate::coherent::{Coherent, DeviceShared, Unpublished};
 use crate::combined::WriteCombined;
 use crate::direct::{BusWindow, Direct};
 use crate::explain::Explanation;
 use crate::hidden::HiddenPages;
-use crate::lazy::Lazy;
+use crate::lazy::{self, Strictness};
 use crate::lent::Lent;
 use crate::memory::{DmaMemory, PageRequest};
 use crate::pages::round_up;
@@ -45,10 +44,11 @@ use crate::{
     Pages, PeerRange, Policy, Pool, Rejected,
 };
 use alloc::sync::Arc;
-use base::fallible;
+use base::{Deadline, fallible};
 use core::fmt;
 use core::panic::Location;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering};
 use iommu::group::{AttachmentState, Group};
 use iommu::{Iova, PAGE_SIZE, Prot};
 
@@ -101,10 +101,29 @@ struct Inner {
     pool: Source,
     /// Copies that were lent.
     copies: AtomicU64,
-    lazy: Lazy,
+    /// Those of the way, once more: found without asking which way that is.
+    berths: Option<Arc<Berths>>,
+    /// The same, if mappings may end lazily; otherwise null.
+    lapsing: AtomicPtr<Berths>,
+    /// [`Strictness`].
+    strictness: AtomicU8,
 }
 
 impl Inner {
+    fn set_strictness(&self, strictness: Strictness) {
+        self.strictness.store(strictness as u8, Ordering::Relaxed);
+        let lapsing = self.berths.as_ref().filter(|_| strictness != Strictness::Always);
+        // INVARIANT: null, or the berths that are kept here.
+        self.lapsing.store(lapsing.map_or(null_mut(), |berths| Arc::as_ptr(berths).cast_mut()), Ordering::Relaxed);
+    }
+
+    /// The berths, if mappings may end lazily.
+    #[inline(always)]
+    fn lapsing(&self) -> Option<&Berths> {
+        // SAFETY: null, or those that are kept here (invariant), as long as this is.
+        unsafe { self.lapsing.load(Ordering::Relaxed).as_ref() }
+    }
+
     #[inline]
     fn way(&self) -> Way<'_> {
         match &self.backend {
@@ -245,16 +264,29 @@ impl Device {
             Backend::Direct(_) | Backend::SpecialDirect(..) => None,
         };
         let berths = translated.and_then(Translated::berths).cloned();
-        let records =
-            fallible::arc(Records::new(name.clone(), translated.is_some(), berths)?).map_err(|_| Error::OutOfMemory)?;
+        let records = fallible::arc(Records::new(name.clone(), translated.is_some(), berths.clone())?)
+            .map_err(|_| Error::OutOfMemory)?;
         stats::register(&records)?;
         let memory = match policy.bounce {
             Bounce::Restricted(pool) => pool,
             _ => memory,
         };
         let (trusted, pool, copies) = (policy.trusted, Source::new(&policy.bounce), AtomicU64::new(0));
-        let inner =
-            Inner { name, limits, coherent, memory, backend, records, trusted, pool, copies, lazy: Lazy::new() };
+        let inner = Inner {
+            name,
+            limits,
+            coherent,
+            memory,
+            backend,
+            records,
+            trusted,
+            pool,
+            copies,
+            berths,
+            lapsing: AtomicPtr::new(null_mut()),
+            strictness: AtomicU8::new(Strictness::Always as u8),
+        };
+        inner.set_strictness(lazy::default_strictness());
         Handle::new(inner).map(Self)
     }
 
@@ -589,9 +621,27 @@ impl Device {
         }
     }
 
-    #[inline]
-    pub(crate) fn lazy(&self) -> &Lazy {
-        &self.0.lazy
+    /// How its mappings end that may end lazily.
+    #[inline(always)]
+    pub fn strictness(&self) -> Strictness {
+        Strictness::of(self.0.strictness.load(Ordering::Relaxed))
+    }
+
+    /// Sets how its mappings end that may end lazily. What has lapsed already is flushed in its time.
+    pub fn set_strictness(&self, strictness: Strictness) {
+        self.0.set_strictness(strictness);
+    }
+
+    /// Flushes what has lapsed before the call, on all cores.
+    ///
+    /// # Errors
+    ///
+    /// [`base::TimedOut`] if another core was at it, and did not finish before `deadline`. (How the revocation went, the tokens say.)
+    pub fn flush(&self, deadline: Deadline) -> Result<(), base::TimedOut> {
+        match &self.0.berths {
+            Some(berths) => berths.flush_by(deadline),
+            None => Ok(()),
+        }
     }
 
     /// What is lent to the device, and what was.
@@ -639,7 +689,9 @@ impl Device {
         match self.way() {
             Way::Translated(translated) => {
                 translated.leave()?;
-                self.0.lazy.flush();
+                if let Some(berths) = &self.0.berths {
+                    berths.flush_all();
+                }
                 Ok(())
             }
             Way::Direct(direct) => Ok(direct.leave()?),

@@ -1,14 +1,18 @@
 //! Ending mappings lazily: cheap, and as exact as ending them strictly.
 //!
-//! [`Mapped::unmap_lazy`](crate::Mapped::unmap_lazy) hands the loan to the device's *lapses* and returns a token, [`Lapsing`]. The device may reach the memory
+//! [`Mapped::unmap_lazy`](crate::Mapped::unmap_lazy) lets the mapping *lapse* and returns a token, [`Lapsing`]. The device may reach the memory
 //! until a *flush* has revoked all that lapsed before it, with one completion; only then does the token yield the memory, and only
 //! then is the address range given out again. There is no way to the memory in between: laziness is a type, not a mode in which
 //! [`Mapped::unmap`](crate::Mapped::unmap) means less.
 //!
+//! What lapses is the range that is kept for the device's mappings of that size (`crate::berth`). A mapping that has none ends
+//! at once: the first ones of a size, those of more than 2 MiB, at an address that its driver wanted, of a device that does not snoop or that is lent copies, and all
+//! where a tracker records them.
+//!
 //! Each core has lapses of its own of each device, so that cores which end mappings at the same time have nothing to share. Flushes
 //! happen by amount (when a core has [`COUNT`] mappings or [`BYTES`] of a device: a device has no more of them anywhere than so many
 //! for each core that ends its mappings), by time ([`PERIOD`] after the first, where the kernel has a clock for it: those of all
-//! cores), and on request ([`Device::flush`], of all cores; [`Lapsing::take`], of the core on which the mapping lapsed). A token
+//! cores), and on request ([`Device::flush`](crate::Device::flush), of all cores; [`Lapsing::take`], of the core on which the mapping lapsed). A token
 //! may be taken or dropped on any core. One that is dropped leaves its memory to the flush.
 //!
 //! The table entries stay until the flush. Clearing them earlier would buy nothing: what the TLB holds it may keep until it is
@@ -17,44 +21,40 @@
 //!
 //! [`AddressSpace::revoke`]: iommu::contract::AddressSpace::revoke
 //!
-//! # Invariants
-//!
-//! Loans that lapse on a core have places, counted upwards; those between two flushes are a generation, which is flushed as one, after
-//! the one before. A loan is over when the place is below `over` of its core's lapses; its revocation has returned `Ok` if it is below
-//! `revoked` too, otherwise its memory is in quarantine.
-//!
 //! # What it costs
 //!
-//! Nothing is allocated when a mapping lapses: a core has room for [`COUNT`] loans of a device twice, from the first on. A loan that has
-//! lapsed is four words there, written once; its token is the memory, the place, and a handle of the device. Ranges that lapse one
-//! behind the other are one for the flush; it makes all of their ranges ready for the next mappings in one go
-//! (`crate::berth`), in such an order that what lapses together next is in order again.
+//! Nothing is allocated when a mapping lapses, and no lock is taken: its berth goes on the core's stack of what has lapsed, and the token is the
+//! memory, the berth, and how many mappings have lapsed there before and been revoked; the mapping is over when these are more. The token
+//! keeps no device: the berth does until the flush, and stays what it is after that. Ranges of neighbours are one
+//! for the flush; it makes all of them ready for the next mappings by one exchange, in such an order that what lapses together
+//! next is in order again.
 //!
 //! # After a failure
 //!
-//! The memory of the flush that failed, and what lapsed on that core while it was failing, goes to quarantine by name. From then on
+//! The memory of the flush that failed goes to quarantine by name, and its berths are never used again. From then on
 //! the device is [`Strictness::Always`]: its mappings end each with an outcome of its own.
 //!
 //! # Locking
 //!
-//! One [`IrqMutex`] for each core and device, a leaf, held for one push, by that core and by who flushes; and one for the list of devices
-//! with lapses, under which the heap's lock is taken. Neither is held while revoking or freeing. Flushes wait for the IOMMU and are not for handlers; the clock's
+//! None to let a mapping lapse, nor to see whether it is over. One [`IrqMutex`] for the list of devices with berths, under which the heap's lock is
+//! taken, and one for what dropped tokens have left (`orphans`). Neither is held while revoking or freeing. Flushes wait for the IOMMU and are not for handlers; the clock's
 //! handler calls [`alarm_expired`], and a core that may wait does the work ([`base::deferred`]).
 
 mod erased;
-mod lapses;
+mod orphans;
 mod token;
 
 pub use token::{Lapsing, Pending};
 
-use crate::{Device, Error};
+use crate::Error;
+use crate::berth::{Berth, Berths};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
+use base::IrqMutex;
 use base::deferred::{self, Ticket};
 use base::time::Duration;
-use base::{Deadline, IrqMutex, cpu};
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use lapses::Lapses;
+pub(crate) use orphans::{Room, free as free_orphans};
 use spin::Once;
 
 /// Mappings of a device that lapse on a core before they are flushed.
@@ -74,7 +74,7 @@ pub fn set_period(period: Duration) {
 }
 
 /// How mappings of a device end that may end lazily.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Strictness {
     /// All at once, those of [`Mapped::unmap_lazy`](crate::Mapped::unmap_lazy) too.
@@ -86,7 +86,8 @@ pub enum Strictness {
 }
 
 impl Strictness {
-    fn of(byte: u8) -> Self {
+    #[inline(always)]
+    pub(crate) fn of(byte: u8) -> Self {
         match byte {
             0 => Self::Always,
             1 => Self::UnlessAsked,
@@ -103,77 +104,50 @@ pub fn set_default_strictness(strictness: Strictness) {
     DEFAULT.store(strictness as u8, Ordering::Relaxed);
 }
 
-/// What a device keeps for its lapses.
-pub(crate) struct Lazy {
-    strictness: AtomicU8,
-    /// Of each core, made when it first has some.
-    cores: [Once<Arc<Lapses>>; cpu::MAX_CPUS],
-}
-
-impl Lazy {
-    pub(crate) fn new() -> Self {
-        let cores = [const { Once::new() }; cpu::MAX_CPUS];
-        Self { strictness: AtomicU8::new(DEFAULT.load(Ordering::Relaxed)), cores }
-    }
-
-    /// Flushes what has lapsed, unless somebody else is at it.
-    pub(crate) fn flush(&self) {
-        self.all().for_each(|lapses| {
-            lapses.flush();
-        });
-    }
-
-    fn all(&self) -> impl Iterator<Item = &Lapses> {
-        self.cores.iter().filter_map(Once::get).map(|lapses| &**lapses)
-    }
-
-    /// Those of this core, if it has had any.
-    #[inline(always)]
-    fn here(&self) -> Option<&Lapses> {
-        self.cores.get(cpu::index())?.get().map(|lapses| &**lapses)
-    }
-
-    /// Makes those of this core.
-    #[cold]
-    fn first_here(&self, coherent: bool) -> Result<&Lapses, Error> {
-        let place = self.cores.get(cpu::index()).ok_or(Error::OutOfMemory)?;
-        place.try_call_once(|| Lapses::new(coherent)).map(|lapses| &**lapses)
-    }
-}
-
-impl Device {
-    /// How its mappings end that may end lazily.
-    pub fn strictness(&self) -> Strictness {
-        Strictness::of(self.lazy().strictness.load(Ordering::Relaxed))
-    }
-
-    /// Sets how its mappings end that may end lazily. What has lapsed already is flushed in its time.
-    pub fn set_strictness(&self, strictness: Strictness) {
-        self.lazy().strictness.store(strictness as u8, Ordering::Relaxed);
-    }
-
-    /// Flushes what has lapsed before the call, on all cores.
-    ///
-    /// # Errors
-    ///
-    /// [`base::TimedOut`] if another core was at it, and did not finish before `deadline`. (How the revocation went, the tokens say.)
-    pub fn flush(&self, deadline: Deadline) -> Result<(), base::TimedOut> {
-        self.lazy().all().try_for_each(|lapses| lapses.flush_to(lapses.newest(), deadline))
-    }
+pub(crate) fn default_strictness() -> Strictness {
+    Strictness::of(DEFAULT.load(Ordering::Relaxed))
 }
 
 /// What the kernel calls to be called back: see [`set_alarm`].
 static ALARM: Once<fn(Duration)> = Once::new();
 /// The work of [`alarm_expired`].
 static TICKET: Once<Option<Ticket>> = Once::new();
-/// All lapses, for the clock.
-static ALL: IrqMutex<Vec<Weak<Lapses>>> = IrqMutex::new(Vec::new());
+/// All berths, for the clock.
+static ALL: IrqMutex<Vec<Weak<Berths>>> = IrqMutex::new(Vec::new());
+
+/// Puts a device's berths on the list.
+pub(crate) fn register(berths: &Arc<Berths>) -> Result<(), Error> {
+    let mut all = ALL.lock();
+    all.retain(|berths| berths.strong_count() != 0);
+    all.try_reserve(1)?;
+    all.push(Arc::downgrade(berths));
+    Ok(())
+}
+
+/// The berths that this is one of, if there is something to flush there or was.
+fn berths_of(berth: &Berth) -> Option<Arc<Berths>> {
+    for index in 0.. {
+        // One at a time: this may be its last owner.
+        let next = ALL.lock().get(index).map(Weak::upgrade)?;
+        if let Some(berths) = next.filter(|berths| berths.has(berth)) {
+            return Some(berths);
+        }
+    }
+    None
+}
 
 /// Gives the flushes by time their clock: `alarm` is called with the time after which [`alarm_expired`] is to be called. It may be
 /// called on any core, also while the alarm is set already; then the earlier of the two holds. Only the first call counts.
 pub fn set_alarm(alarm: fn(Duration)) {
     TICKET.call_once(|| deferred::register(flush_all));
     ALARM.call_once(|| alarm);
+}
+
+/// Something has lapsed, the first on its core. `false`: there is no clock.
+pub(crate) fn set_off() -> bool {
+    let Some(alarm) = ALARM.get() else { return false };
+    alarm(Duration::from_nanos(PERIOD_NOW.load(Ordering::Relaxed)));
+    true
 }
 
 /// Has a core that may wait flush what has lapsed, of all devices. Safe to call from a handler.
@@ -188,8 +162,8 @@ pub fn flush_all() {
     for index in 0.. {
         // One at a time: flushing waits, and the list is locked only to find the next.
         let Some(next) = ALL.lock().get(index).map(Weak::upgrade) else { break };
-        if let Some(lapses) = next {
-            lapses.flush();
+        if let Some(berths) = next {
+            berths.flush_in_time();
         }
     }
 }

@@ -74,7 +74,7 @@ impl Translated {
         let aperture = space.get().aperture();
         let largest_leaf = 1 << (63 - aperture.page_sizes.max(PAGE_SIZE).leading_zeros());
         let page_size = aperture.page_size().max(PAGE_SIZE);
-        let berths = if tracker::is_on() || !plain { None } else { Some(Berths::new(domain.clone())?) };
+        let berths = if tracker::is_on() || !plain { None } else { Some(Berths::new(domain.clone(), device.clone())?) };
         group.enter();
         Ok(Self {
             berths,
@@ -411,12 +411,6 @@ impl Translated {
         if let Err(error) = self.domain.iova().recycle(range) {
             lost(range, &error);
         }
-    }
-
-    /// Gives many address ranges back, after their revocation.
-    #[inline]
-    pub(crate) fn release_all(&self, ranges: impl Iterator<Item = IovaRange>) {
-        self.domain.iova().recycle_all(ranges, |range, error| lost(range, &error));
     }
 
     /// Gives back an address range in which nothing was mapped.

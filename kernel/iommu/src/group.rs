@@ -138,10 +138,11 @@ impl Group {
         AttachmentState::ALL.get(usize::from(current)).copied().unwrap_or(AttachmentState::Changing)
     }
 
-    /// Whether the streams are in the default domain at present: [`Group::current`] in one comparison.
+    /// Whether the streams are in the default domain at present: [`Group::current`] in one comparison. (It may change right afterwards, so
+    /// that nothing follows from it for what is in memory.)
     #[inline(always)]
     pub fn is_in_default(&self) -> bool {
-        self.current.load(Ordering::Acquire) == AttachmentState::Default as u8
+        self.current.load(Ordering::Relaxed) == AttachmentState::Default as u8
     }
 
     /// Notes what [`Group::current`] says from now on.

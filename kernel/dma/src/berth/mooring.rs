@@ -44,7 +44,7 @@ impl Berths {
     #[cold]
     fn vacate_one(&self, len: u64) -> Option<&Berth> {
         let core = &self.cores[cpu::index() % SHARDS];
-        let others = core.0.iter().enumerate().filter(|(number, _)| *number != class(len));
+        let others = core.ready.iter().enumerate().filter(|(number, _)| *number != class(len));
         let berth = others.into_iter().find_map(|(_, stack)| self.pop(stack))?;
         self.vacate(berth);
         Some(berth)
@@ -83,6 +83,7 @@ impl Berths {
 
     /// Has every berth leave the device's body, those that are out when they come back. Each of them is one of what holds the body.
     pub(crate) fn close_for_good(&self) {
+        self.close_lapsed();
         self.close();
         self.vacant.0.fetch_or(CLOSED, Relaxed);
         while self.pop(&self.vacant).is_some() {
@@ -106,7 +107,7 @@ impl Berths {
     }
 
     fn all_ready(&self) -> impl Iterator<Item = &Stack> {
-        self.cores.iter().flat_map(|core| &core.0)
+        self.cores.iter().flat_map(|core| &core.ready)
     }
 }
 

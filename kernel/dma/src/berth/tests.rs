@@ -2,11 +2,12 @@
 
 use super::*;
 use crate::fakes::{FakeDevice, FakeSystem};
+use alloc::vec::Vec;
 use iommu::{IovaRange, PAGE_SIZE};
 
 fn berths() -> Arc<Berths> {
     let FakeDevice { domain, .. } = FakeSystem::new().device("disk").unwrap();
-    Berths::new(domain).unwrap()
+    Berths::new(domain, "disk".into()).unwrap()
 }
 
 /// Caught: an exchange that compares no more than which is the uppermost (no count of changes).
@@ -40,9 +41,9 @@ fn every_berth_is_on_the_stack_once() {
     }
 }
 
-/// Caught: a list of those that ended together which is put on a stack without what was there; one of several sizes; a closed stack.
+/// Caught: what was ready before is lost; several sizes are put on one stack; a closed stack takes what is put there.
 #[test]
-fn what_ends_together_is_ready_in_the_order_in_which_it_came_the_last_first() {
+fn what_ends_together_is_ready_in_its_order_above_what_was() {
     let berths = berths();
     let pages = |berth: &Berth, pages: u64| {
         let range = berths.domain.iova().allocate(pages * PAGE_SIZE, PAGE_SIZE, Iova::new(u64::MAX)).unwrap();
@@ -53,17 +54,23 @@ fn what_ends_together_is_ready_in_the_order_in_which_it_came_the_last_first() {
     let taken = sizes.map(|_| berths.pop(&berths.vacant).unwrap());
     taken.iter().zip(sizes).for_each(|(berth, size)| pages(berth, size));
     let end = || {
-        let mut ending = berths.end_many();
-        taken.iter().for_each(|berth| ending.add(berth, berth.entry.start(), core::panic::Location::caller()));
+        let link = |below: Number, berth: &&Berth| {
+            berth.next.store(below, Relaxed);
+            berth.number
+        };
+        berths.end_all(taken.iter().rev().fold(0, link));
     };
     let ready = |pages: u64| {
         let stack = berths.stack(pages * PAGE_SIZE);
         core::iter::from_fn(|| berths.pop(stack)).map(|berth| berth.number).collect::<Vec<_>>()
     };
     let numbers = |which: &[usize]| which.iter().map(|index| taken[*index].number).collect::<Vec<_>>();
+    let lapses = taken.map(|berth| berth.lapses.load(Relaxed));
     end();
-    assert_eq!(ready(1), numbers(&[3, 1, 0]));
-    assert_eq!(ready(2), numbers(&[6, 5, 4, 2]));
+    assert_eq!(ready(1), numbers(&[3, 0, 1]));
+    assert_eq!(ready(2), numbers(&[4, 5, 6, 2]));
+    let once = |(berth, lapses): (&&Berth, u64)| berth.is_revoked(lapses) && !berth.is_revoked(lapses + 1);
+    assert!(taken.iter().zip(lapses).all(once));
     berths.close();
     end();
     assert_eq!((ready(1), ready(2)), (vec![], vec![]));
@@ -73,4 +80,49 @@ fn what_ends_together_is_ready_in_the_order_in_which_it_came_the_last_first() {
     }
     let vacant = core::iter::from_fn(|| berths.pop(&berths.vacant)).count();
     assert_eq!(vacant, COUNT);
+}
+
+/// Caught: neighbours that are joined only as they go up, or as they go down; those of a full list.
+#[test]
+fn ranges_of_neighbours_are_one_whichever_way_they_go() {
+    let berths = berths();
+    let range = berths.domain.iova().allocate(16 * PAGE_SIZE, PAGE_SIZE, Iova::new(u64::MAX)).unwrap();
+    let of = |pages: &[u64]| {
+        let at = |page: &u64| {
+            let berth = berths.berth(*page as Number + 1);
+            let start = range.start().checked_add(page * PAGE_SIZE).unwrap();
+            berth.entry.assign(IovaRange::new(start, PAGE_SIZE).unwrap());
+            berth
+        };
+        let mut ranges = lapsing::Ranges::<2>::new();
+        let fit = ranges.add(pages.iter().map(at));
+        fit.then(|| ranges.as_slice().iter().map(|range| range.len() / PAGE_SIZE).collect::<Vec<_>>())
+    };
+    assert_eq!(of(&[3, 4, 5]), Some(vec![3]));
+    assert_eq!(of(&[5, 4, 3]), Some(vec![3]));
+    assert_eq!(of(&[4, 5, 3, 6, 9, 8]), Some(vec![4, 2]));
+    assert_eq!(of(&[1, 3, 5]), None);
+    assert_eq!(of(&[]), Some(vec![]));
+}
+
+/// Caught: an array that is freed, or used again with what was in it; lapses that begin anew.
+#[test]
+fn a_berth_stays_what_it_is_when_its_device_is_gone() {
+    let (berth, lapses) = {
+        let berths = berths();
+        let berth = berths.berth(berths.pop(&berths.vacant).unwrap().number);
+        let range = berths.domain.iova().allocate(PAGE_SIZE, PAGE_SIZE, Iova::new(u64::MAX)).unwrap();
+        berth.entry.assign(range);
+        let lapses = berth.lapses.load(Relaxed);
+        berth.next.store(0, Relaxed);
+        berths.end_all(berth.number);
+        (berth, lapses)
+    };
+    assert!(berth.is_revoked(lapses));
+    // The array is some other device's, here or in another test, which knows nothing of what was there.
+    for all in [(); 4].map(|()| berths()) {
+        assert!(all.berths.0.iter().all(|berth| berth.entry.ended_mapping().is_none() && berth.entry.uses() == 0));
+        assert_eq!(core::iter::from_fn(|| all.pop(&all.vacant)).count(), COUNT);
+    }
+    assert!(berth.is_revoked(lapses));
 }

@@ -18,7 +18,7 @@
 //! None.
 
 use super::{Device, Inner};
-use crate::translated::Translated;
+use crate::lazy::Strictness;
 use crate::{Error, berth};
 use alloc::sync::Arc;
 use base::fallible;
@@ -27,6 +27,7 @@ use core::ops::Deref;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use core::sync::atomic::{AtomicBool, AtomicU64};
+use iommu::{IovaRange, PAGE_SIZE};
 
 /// More than there are loans.
 const MANY: u64 = 1 << 62;
@@ -69,7 +70,7 @@ impl Handle {
         let body = Arc::into_raw(fallible::arc(body).map_err(|_| Error::OutOfMemory)?);
         // (An Arc's object has an address.) INVARIANT: it goes when `holds` is 0.
         let this = Self(NonNull::new(body.cast_mut()).ok_or(Error::OutOfMemory)?);
-        if let Some(berths) = this.translated_way().and_then(Translated::berths) {
+        if let Some(berths) = &this.berths {
             berths.belong_to(this.0);
         }
         Ok(this)
@@ -136,7 +137,7 @@ impl Body {
         // Nobody is the last while this is going on.
         self.holds.fetch_add(MANY, Relaxed);
         let mut loans = self.inner.records.close_tallies();
-        if let Some(berths) = self.inner.translated_way().and_then(Translated::berths) {
+        if let Some(berths) = &self.inner.berths {
             // All of them: those that are not out come home at once.
             loans = loans.wrapping_add(berth::COUNT as u64);
             berths.close_for_good();
@@ -149,6 +150,13 @@ impl Body {
     #[inline(never)]
     fn hold(&self) {
         self.holds.fetch_add(1, Relaxed);
+    }
+
+    /// Takes note of what could not be revoked: nothing ends lazily here any more.
+    #[cold]
+    pub(crate) fn has_lost(&self, range: IovaRange) {
+        self.inner.records.quarantined.fetch_add(range.len() / PAGE_SIZE, Relaxed);
+        self.inner.set_strictness(Strictness::Always);
     }
 
     /// Counts one less, and frees the body if there is no other.

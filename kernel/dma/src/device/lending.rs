@@ -11,7 +11,6 @@ use crate::{Bounce, Error, Policy};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
-use iommu::contract::AddressSpace;
 use iommu::{Iova, IovaRange, PAGE_SIZE, PhysRange, Prot};
 
 impl Device {
@@ -35,13 +34,16 @@ impl Device {
         mask: u64,
         site: Site,
     ) -> Result<Loan, Refused> {
-        let inner = &*self.0;
+        let (inner, device) = (&*self.0, self.for_loan());
         match &inner.backend {
             Backend::Translated(translated) => {
                 let limits = &inner.limits;
                 // SAFETY: the caller's promise.
                 match unsafe { translated.map_in_berth(runs, &longest, len, prot, limits, mask, site) } {
-                    Some(Ok((iova, slot, kind))) => Ok(self.loan(Segment { iova, len }, slot, kind, site)),
+                    // It has a berth, which keeps the device.
+                    Some(Ok((iova, slot, kind))) => {
+                        Ok(Loan { device, whole: Segment { iova, len }, site, slot, kind, special: None })
+                    }
                     Some(Err(refused)) => Err(refused),
                     None => Err(Refused::NotKept),
                 }
@@ -353,19 +355,6 @@ impl Device {
     #[cold]
     pub(super) fn count_lost(&self, whole: Segment) {
         self.0.records.quarantined.fetch_add(whole.len / PAGE_SIZE, Ordering::Relaxed);
-    }
-
-    /// Counts what could not be revoked, and keeps the address space for ever.
-    #[cold]
-    pub(super) fn lose(&self, whole: Segment) {
-        self.count_lost(whole);
-        core::mem::forget(self.clone());
-    }
-
-    /// The address space of its loans; `None` where nothing translates.
-    #[inline]
-    pub(crate) fn space(&self) -> Option<&dyn AddressSpace> {
-        self.translated_way().map(Translated::space)
     }
 
     /// Lends memory that no IOMMU translates for.

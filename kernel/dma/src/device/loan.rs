@@ -2,7 +2,9 @@
 
 use super::Device;
 use crate::Error;
+use crate::berth::Berth;
 use crate::bounce::Bounced;
+use crate::lazy::Strictness;
 use crate::lent::{Segment, Segments};
 use crate::record::Slot;
 use crate::site::Site;
@@ -192,6 +194,27 @@ impl Loan {
         let Some(way) = self.device.translated_way() else { return Err(RevokeError::Dead) };
         // SAFETY: the loan has the berth (invariant of `Kind`), and whoever has the loan is done with the device.
         unsafe { way.end_anchored(self.slot, self.whole.iova, site) }
+    }
+
+    /// Lets it lapse, which is of a buffer, if it has a berth and the device has room: the berth, and what it is to be asked
+    /// ([`Berths::lapse`](crate::berth::Berths::lapse)). The loan is over then, and is to be forgotten.
+    #[inline(always)]
+    pub(crate) fn lapse(&self, least: Strictness) -> Option<(&'static Berth, u64)> {
+        let device = &self.device.0;
+        if !self.kind.has_berth() {
+            return None;
+        }
+        // Where a copy was lent that has none.
+        debug_assert!(self.special.is_none(), "what is special about a buffer's loan is its copy");
+        // (The least there is has been asked for where there are berths for it.)
+        if least > Strictness::UnlessAsked && self.device.strictness() < least {
+            return None;
+        }
+        let (number, len) = (self.slot.number(), self.whole.len);
+        match device.lapsing()?.lapse(number, len) {
+            Some(lapsed) => Some(lapsed),
+            None => device.berths.as_ref()?.lapse_slowly(number, len),
+        }
     }
 
     /// Takes note of the loan's end, gives its address range back and stops keeping the device, after a successful revocation of it.

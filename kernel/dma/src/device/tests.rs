@@ -103,6 +103,23 @@ fn a_loans_handle_is_as_good_as_any_for_an_owner_and_for_another_loan() {
     assert_eq!((records.strong_count(), group.current()), (0, AttachmentState::Blocked));
 }
 
+/// Caught: a device that goes without a flush, which nobody would ask for any more; one where mappings lapse after that.
+#[test]
+fn what_has_lapsed_is_flushed_when_the_last_owner_goes_and_nothing_lapses_after_that() {
+    let (device, records, group) = disk();
+    drop([page(&device), page(&device)]);
+    let [first, second] = [page(&device), page(&device)];
+    let first = first.unmap_lazy();
+    let lapses = !first.is_over();
+    assert_eq!(lapses, !tracker::is_on());
+    drop(device);
+    assert!(first.is_over() && records.strong_count() != 0);
+    assert!(second.unmap_lazy().is_over());
+    assert_eq!((records.strong_count(), group.current()), (0, AttachmentState::Blocked));
+    // The token needs no device.
+    assert_eq!(first.try_take().unwrap().len(), PAGE_SIZE);
+}
+
 /// Caught: a loan of a device that nothing translates for which does not keep it.
 #[test]
 fn a_loan_keeps_a_device_that_nothing_translates_for() {

@@ -2,18 +2,20 @@
 
 #![expect(unsafe_code, reason = "keeps memory until a revocation that covered many loans")]
 
-use super::lapses::{Lapses, Place};
-use super::{PERIOD, Strictness};
-use crate::held::{Held, fetch};
+use super::{PERIOD, Strictness, berths_of, orphans};
+use crate::berth::Berth;
+use crate::held::Held;
 use crate::quarantine::Quarantined;
 use crate::site::Site;
-use crate::{Buffer, Device, Direction};
+use crate::words::by_words;
+use crate::{Buffer, Direction};
+use alloc::sync::Arc;
 use base::Deadline;
 use core::fmt;
 use core::marker::PhantomData;
-use core::mem::ManuallyDrop;
+use core::mem::{self, ManuallyDrop};
 use core::panic::Location;
-use core::ptr::{self, NonNull};
+use core::ptr;
 use iommu::{IovaRange, RevokeError};
 
 /// A mapping that has lapsed: its device may still reach the memory, which therefore nobody else has. Dropped, it leaves the
@@ -33,19 +35,13 @@ enum Progress<B> {
 
 /// # Invariants
 ///
-/// `lapses` are the device's, of the core on which the mapping lapsed, and `place` is in them. They live as long as the device, of which this
-/// is a handle. The memory is that of the loan there, and is reached by nobody before its revocation has returned `Ok`.
+/// The mapping lapsed in `berth`, after `lapses` others that have been revoked. The memory is that of the mapping, and is reached by nobody
+/// before its revocation has returned `Ok`.
 struct Waits<B> {
-    device: ManuallyDrop<Device>,
-    lapses: NonNull<Lapses>,
-    place: Place,
+    berth: &'static Berth,
+    lapses: u64,
     memory: ManuallyDrop<B>,
 }
-
-// SAFETY: all that it is made of may be sent; the lapses are the device's, which may be used on any core.
-unsafe impl<B: Send> Send for Waits<B> {}
-// SAFETY: as above; the memory is not reached by shared reference.
-unsafe impl<B: Sync> Sync for Waits<B> {}
 
 /// Why a [`Lapsing`] did not yield its memory.
 pub enum Pending<D: Direction, B: Buffer> {
@@ -98,33 +94,20 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
 
     #[inline(always)]
     fn lapse(held: Held<D, B>, least: Strictness) -> Result<Waits<B>, Held<D, B>> {
-        let device = &held.loan().device;
-        if !held.loan().can_lapse() || (device.strictness() as u8) < least as u8 {
-            return Err(held);
-        }
-        let lapses = match device.lazy().here() {
-            Some(lapses) => NonNull::from(lapses),
-            None => match device.lazy().first_here(device.is_coherent()) {
-                Ok(lapses) => NonNull::from(lapses),
-                Err(_) => return Err(held),
-            },
-        };
-        // SAFETY: the device has the lapses for good, and the loan, or who takes it in, has the device.
-        let lapses_here = unsafe { lapses.as_ref() };
-        let Some(opening) = lapses_here.open() else { return Err(held) };
+        let Some((berth, lapses)) = held.loan().lapse(least) else { return Err(held) };
         // SAFETY: the memory is kept by hand (`ManuallyDrop`) until the loan's revocation has succeeded.
         let (loan, memory) = unsafe { held.into_parts() };
-        let (device, lapsed) = loan.into_lapsed();
-        let place = opening.push(lapsed, &device);
-        // INVARIANT: the place that was just taken, in the lapses of that device.
-        Ok(Waits { device: ManuallyDrop::new(device), lapses, place, memory: ManuallyDrop::new(memory) })
+        // The berth has all of it.
+        mem::forget(loan);
+        // INVARIANT: it has just lapsed there.
+        Ok(Waits { berth, lapses, memory: ManuallyDrop::new(memory) })
     }
 
     /// Whether a flush has covered it: [`Lapsing::try_take`] then has an answer.
     #[inline]
     pub fn is_over(&self) -> bool {
         match &self.progress {
-            Progress::Waits(waits) => waits.lapses().is_over(waits.place),
+            Progress::Waits(waits) => waits.is_over(),
             Progress::Over(_) => true,
         }
     }
@@ -175,7 +158,7 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
     fn try_take_another(self) -> Result<B, Pending<D, B>> {
         match self.into_progress() {
             Progress::Waits(waits) if waits.is_revoked() => Ok(waits.yielded::<D>()),
-            Progress::Waits(waits) if !waits.lapses().is_over(waits.place) => {
+            Progress::Waits(waits) if !waits.is_over() => {
                 Err(Pending::Still(Self { progress: Progress::Waits(waits), direction: PhantomData }))
             }
             Progress::Waits(waits) => Err(Pending::Lost(waits.lost())),
@@ -188,7 +171,7 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
     fn take_another(self, deadline: Deadline) -> Result<B, Pending<D, B>> {
         if let Progress::Waits(waits) = &self.progress {
             // Whether that was in time is seen next.
-            let _ = waits.lapses().flush_to(waits.place, deadline);
+            waits.flush(deadline);
         }
         self.try_take_another()
     }
@@ -196,14 +179,21 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
 
 impl<B> Waits<B> {
     #[inline(always)]
-    fn lapses(&self) -> &Lapses {
-        // SAFETY: the device has them for good, and this has the device (invariant).
-        unsafe { self.lapses.as_ref() }
+    fn is_revoked(&self) -> bool {
+        self.berth.is_revoked(self.lapses)
     }
 
-    #[inline(always)]
-    fn is_revoked(&self) -> bool {
-        self.lapses().is_revoked(self.place)
+    fn is_over(&self) -> bool {
+        self.is_revoked() || self.berth.is_lost()
+    }
+
+    /// Flushes until it is over, or there is no more time.
+    #[cold]
+    fn flush(&self, deadline: Deadline) {
+        // Where there are none any more it is over.
+        if let Some(berths) = berths_of(self.berth) {
+            let _ = berths.flush_to(self.berth, self.lapses, deadline);
+        }
     }
 }
 
@@ -211,29 +201,25 @@ impl<B: Buffer> Waits<B> {
     /// The memory, after [`Waits::is_revoked`] has said so.
     #[inline(always)]
     fn yielded<D: Direction>(self) -> B {
-        let coherent = self.lapses().coherent;
-        let Self { device, memory, .. } = self;
-        // The revocation has returned `Ok`: it is its owner's alone.
-        let memory = ManuallyDrop::into_inner(memory);
-        if !coherent {
-            // The whole of the memory is always in range.
-            let _ = fetch::<D, B>(&memory, 0, memory.spans_len());
-        }
+        // The revocation has returned `Ok`: it is its owner's alone. A device that has berths snoops.
+        let memory = ManuallyDrop::into_inner(self.memory);
         if D::DEVICE_WRITES {
             base::barrier::device_read();
         }
-        drop(ManuallyDrop::into_inner(device));
-        memory
+        by_words(memory)
     }
 
     /// The report of what is over and was not revoked. The memory is never dropped.
     #[cold]
     fn lost(self) -> Quarantined {
-        // It is on the list of what was lost.
-        let none = (IovaRange::default(), Location::caller(), RevokeError::Dead);
-        let (range, mapped_at, cause) = self.lapses().lost(self.place).unwrap_or(none);
-        let device = ManuallyDrop::into_inner(self.device);
-        Quarantined { device: device.shared_name().clone(), range, cause, mapped_at }
+        let lost = berths_of(self.berth).and_then(|berths| berths.what_is_lost(self.berth));
+        // What is lost keeps its device, which says what it was.
+        lost.unwrap_or_else(|| Quarantined {
+            device: Arc::default(),
+            range: IovaRange::default(),
+            cause: RevokeError::Dead,
+            mapped_at: Location::caller(),
+        })
     }
 }
 
@@ -244,31 +230,26 @@ impl<D: Direction, B: Buffer> Drop for Lapsing<D, B> {
             // SAFETY: in `drop`, which runs once.
             Progress::Over(result) => return unsafe { ManuallyDrop::drop(result) },
         };
-        // SAFETY: as above.
-        let device = unsafe { ManuallyDrop::take(&mut waits.device) };
         // SAFETY: as above. It goes to the flush, or is kept below until the revocation has returned `Ok`.
-        let memory = unsafe { ptr::read(&waits.memory) };
-        let (lapses, place) = (waits.lapses(), waits.place);
-        let left = match lapses.is_over(place) {
-            true => Err(ManuallyDrop::into_inner(memory)),
-            false => lapses.leave(place, ManuallyDrop::into_inner(memory)),
-        };
-        if let Err(memory) = left {
+        let memory = unsafe { ManuallyDrop::take(&mut waits.memory) };
+        if waits.is_revoked() {
+            return drop(memory);
+        }
+        if let Err(memory) = orphans::leave(waits.berth, waits.lapses, memory) {
             let memory = ManuallyDrop::new(memory);
-            // Over, or of a kind that cannot be left: then it is kept until it is over.
-            let _ = lapses.flush_to(place, Deadline::after(PERIOD));
-            if lapses.is_revoked(place) {
+            // Over, or of a kind that cannot be left, or too much: then it is kept until it is over.
+            waits.flush(Deadline::after(PERIOD));
+            if waits.is_revoked() {
                 drop(ManuallyDrop::into_inner(memory));
             }
         }
-        drop(device);
     }
 }
 
 impl<D: Direction, B: Buffer> fmt::Debug for Lapsing<D, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.progress {
-            Progress::Waits(waits) => write!(f, "Lapsing({}, {} bytes)", waits.device.name(), waits.memory.spans_len()),
+            Progress::Waits(waits) => write!(f, "Lapsing({} bytes)", waits.memory.spans_len()),
             Progress::Over(_) => f.write_str("Lapsing(ended)"),
         }
     }

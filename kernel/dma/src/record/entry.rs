@@ -17,8 +17,10 @@ const LIVE: u64 = 1;
 /// Somebody is writing. (Beside the one above: the two are looked for together.)
 const BUSY: u64 = 1 << 1;
 const ENDED: u64 = 1 << 2;
+/// It has ended by a flush: where its driver said so was not noted.
+const LAPSED: u64 = 1 << 3;
 /// The permissions stand above those bits, the page's address above the permissions.
-const PROT_SHIFT: u32 = 3;
+const PROT_SHIFT: u32 = 4;
 
 /// One of them.
 #[repr(C)]
@@ -127,6 +129,19 @@ impl Entry {
         self.tag.store(start.get() | ENDED, Release);
     }
 
+    /// As [`Entry::end`], of a mapping that has lapsed: where, is not known.
+    #[inline(always)]
+    pub(crate) fn end_lapsed(&self, when: Stamp) {
+        self.when.store(when.as_raw(), Relaxed);
+        self.tag.store(self.start().get() | LAPSED | ENDED, Release);
+    }
+
+    /// Knows nothing, as at first. By its owner.
+    pub(crate) fn clear(&self) {
+        self.tag.store(0, Relaxed);
+        self.forget_uses();
+    }
+
     /// Is that of `range` from here on, of which nothing is known. By its owner. Returns whether something is forgotten.
     pub(crate) fn assign(&self, range: IovaRange) -> bool {
         let forgets = self.tag.load(Relaxed) & ENDED != 0;
@@ -148,10 +163,10 @@ impl Entry {
 
     /// The mapping that has ended here last, if none is live.
     pub(crate) fn ended_mapping(&self) -> Option<EndedMapping> {
-        self.read(ENDED, |_, range| EndedMapping {
+        self.read(ENDED, |tag, range| EndedMapping {
             range,
             mapped_at: self.mapped_at.load(),
-            unmapped_at: self.unmapped_at.load(),
+            unmapped_at: if tag & LAPSED == 0 { self.unmapped_at.load() } else { None },
             when: Stamp::from_raw(self.when.load(Relaxed)).instant(),
         })
     }

@@ -73,3 +73,26 @@ impl Tally {
         Sums { live, live_bytes, total, total_bytes }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Caught: numbers without a sign; sums with what says that a tally is closed.
+    #[test]
+    fn what_is_there_when_the_tallies_are_closed_is_counted_whichever_is_closed_first() {
+        let [first, second] = [Tally::new(), Tally::new()];
+        let both = || [&first, &second].into_iter();
+        assert!(!first.begin(2 * PAGE_SIZE) && !first.begin(PAGE_SIZE) && !second.end(PAGE_SIZE));
+        // While they are being closed: one that ends where that has been done, and one that has begun there.
+        let there = Tally::close_all([&first].into_iter());
+        assert_eq!(there, 2);
+        assert!(first.end(2 * PAGE_SIZE) && first.begin(3 * PAGE_SIZE) && !second.end(3 * PAGE_SIZE));
+        let all = there.wrapping_add(Tally::close_all([&second].into_iter()));
+        // Told of: one less, and one more.
+        assert_eq!(all, 0);
+        let sums = Tally::sums(both);
+        assert_eq!((sums.live, sums.live_bytes), (0, 0));
+        assert_eq!((sums.total, sums.total_bytes), (3, 6 * PAGE_SIZE));
+    }
+}

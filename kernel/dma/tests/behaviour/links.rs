@@ -6,6 +6,7 @@ use dma::{
     NotLinked, PageSet, Pages, Part, PeerRange, Placement, Policy, PoolSource, Reservation, Staged, Stages, ToDevice,
     end_together, quarantine,
 };
+use iommu::group::AttachmentState;
 use iommu::{Iova, MapError, PhysAddr, PhysRange, Prot, RevokeError};
 use proptest::prelude::*;
 
@@ -212,6 +213,26 @@ fn a_part_of_a_link_is_unlinked_and_the_rest_stays() {
         drop(whole);
         reservation.release().unwrap();
         assert_eq!((system.memory.live_allocations(), system.memory.violations()), (0, Vec::new()));
+    }
+}
+
+/// Caught: parts that keep their device no more than the one did: it would be for ever, or not long enough.
+#[test]
+fn parts_of_a_link_keep_the_device_until_the_last_has_gone() {
+    for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0]] {
+        let system = FakeSystem::new();
+        let FakeDevice { device, group, .. } = system.device("edu").unwrap();
+        let reservation = device.reserve(16 * PAGE, Placement::At(AT)).unwrap();
+        let whole = Part::of(device.pages(4 * PAGE).unwrap()).unwrap();
+        let link: Linked<FromDevice, Part<Pages>> = reservation.link(0, whole).unwrap();
+        let Carved { before, part, after } = link.carve(PAGE, 2 * PAGE).unwrap();
+        drop((device, reservation));
+        let mut parts = [before, Some(part), after];
+        for which in order {
+            assert_eq!(group.current(), AttachmentState::Default);
+            drop(parts[which].take().unwrap());
+        }
+        assert_eq!((group.current(), system.memory.live_allocations()), (AttachmentState::Blocked, 0));
     }
 }
 

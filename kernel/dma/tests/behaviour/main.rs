@@ -15,6 +15,7 @@ mod foreign;
 mod gather;
 mod jobs;
 mod kinds;
+#[cfg(not(feature = "track"))] // Beside the tracker everything ends at once.
 mod lazy;
 mod limits;
 mod links;

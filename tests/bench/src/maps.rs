@@ -9,9 +9,7 @@ use alloc::vec::Vec;
 use base::Deadline;
 use core::hint::black_box;
 use core::sync::atomic::AtomicU64;
-use dma::{
-    Bidirectional, FromDevice, Ladder, Lapsing, Lent, PageSet, Pages, Pending, ScatterList, SharedBuffer, ToDevice,
-};
+use dma::{Bidirectional, FromDevice, Ladder, Lent, PageSet, Pages, Pending, ScatterList, SharedBuffer, ToDevice};
 use iommu::PAGE_SIZE;
 use ktest::{Outcome, TestResult};
 
@@ -69,12 +67,23 @@ const IN_TURN: u64 = 160;
 /// Bytes of such buffers, likewise.
 const BYTES_IN_TURN: u64 = 24 << 20;
 
-/// What has lapsed, as a driver takes it back that has enough in turn: it looks first, and waits if it must.
-#[inline(always)]
-fn regain(lapsed: Lapsing<Bidirectional, Pages>) -> Result<Pages, Outcome> {
-    match lapsed.try_take() {
-        Ok(pages) => Ok(pages),
-        Err(pending) => Ok(wait_for(pending)?),
+/// Places in turn, as a driver's ring has them: each is emptied and filled again when it is reached.
+struct Turns<T> {
+    places: Vec<Option<T>>,
+    next: usize,
+}
+
+impl<T> Turns<T> {
+    fn of(count: u64, make: impl Fn() -> Result<T, Outcome>) -> Result<Self, Outcome> {
+        Ok(Self { places: (0..count).map(|_| make().map(Some)).collect::<Result<_, _>>()?, next: 0 })
+    }
+
+    /// The place whose turn it is. (As everything that comes out of it, it is in memory.)
+    #[inline(always)]
+    fn next(&mut self) -> Option<&mut Option<T>> {
+        let (this, behind) = (self.next, self.next.wrapping_add(1));
+        self.next = if behind < self.places.len() { behind } else { 0 };
+        self.places.get_mut(this).map(black_box)
     }
 }
 
@@ -101,15 +110,19 @@ fn pages(stand: &Stand, name: &str, bytes: u64, batch: u32) -> TestResult {
             Ok(())
         });
     }
-    let mut lapsing = VecDeque::new();
-    for _ in 0..IN_TURN.min(BYTES_IN_TURN / bytes) {
-        lapsing.push_back(device.map::<Bidirectional, _>(adjacent(device, bytes)?)?.unmap_lazy());
-    }
+    let lapse = || Ok(device.map::<Bidirectional, _>(adjacent(device, bytes)?)?.unmap_lazy());
+    let mut lapsing = Turns::of(IN_TURN.min(BYTES_IN_TURN / bytes), lapse)?;
     stand.measure(name, batch, || {
-        let Some(oldest) = lapsing.pop_front() else { ktest::skip!("the buffers are lost") };
-        let mapped = device.map::<Bidirectional, _>(black_box(regain(oldest)?))?;
+        let Some(place) = lapsing.next() else { ktest::skip!("there are none") };
+        let Some(oldest) = place.take() else { ktest::skip!("a buffer is lost") };
+        // It has been flushed long since. A driver that has too few waits.
+        let buffer = match oldest.try_take() {
+            Ok(buffer) => buffer,
+            Err(pending) => wait_for(pending)?,
+        };
+        let mapped = device.map::<Bidirectional, _>(buffer)?;
         black_box(mapped.iova());
-        lapsing.push_back(mapped.unmap_lazy());
+        *place = Some(mapped.unmap_lazy());
         Ok(())
     })
 }
@@ -143,16 +156,17 @@ fn ring(stand: &Stand) -> TestResult {
             Ok(())
         });
     }
-    let mut lapsing = VecDeque::new();
-    for _ in 0..IN_TURN {
-        lapsing.push_back(map(adjacent(device, PAGE_SIZE)?)?.unmap_lazy());
-    }
+    let mut lapsing = Turns::of(IN_TURN, || Ok(map(adjacent(device, PAGE_SIZE)?)?.unmap_lazy()))?;
     stand.measure("ring256_4k", 1024, || {
-        let (Some(oldest), Some(lapsed)) = (flying.pop_front(), lapsing.pop_front()) else {
+        let (Some(oldest), Some(place)) = (flying.pop_front(), lapsing.next()) else {
             ktest::skip!("the ring is empty")
         };
-        lapsing.push_back(oldest.unmap_lazy());
-        flying.push_back(map(black_box(regain(lapsed)?))?);
+        let Some(lapsed) = place.replace(oldest.unmap_lazy()) else { ktest::skip!("a buffer is lost") };
+        let buffer = match lapsed.try_take() {
+            Ok(buffer) => buffer,
+            Err(pending) => wait_for(pending)?,
+        };
+        flying.push_back(map(buffer)?);
         Ok(())
     })
 }

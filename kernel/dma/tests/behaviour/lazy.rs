@@ -351,6 +351,8 @@ fn a_report_does_not_say_where_a_mapping_ended_that_has_lapsed() {
     let system = FakeSystem::new();
     let blk = system.device("blk").unwrap();
     let map = || blk.device.map::<FromDevice, _>(blk.device.pages(4096).unwrap()).unwrap();
+    // It leaves a range, of which is known what becomes of it.
+    drop(map().unmap().unwrap());
     let strictly = map();
     let iova = strictly.iova();
     let here = line!() + 1;
@@ -457,14 +459,15 @@ fn a_flush_waits_for_another_that_is_under_way() {
     std::thread::scope(|scope| {
         scope.spawn(|| blk.device.flush(soon()).unwrap());
         begun.wait();
-        assert!(blk.device.flush(Deadline::after_millis(20)).is_err() && !token.is_over());
+        let (in_time, early) = (blk.device.flush(Deadline::after_millis(20)).is_ok(), token.is_over());
         let waits = scope.spawn(|| {
-            blk.device.flush(soon()).unwrap();
+            let _ = blk.device.flush(soon());
             token.is_over()
         });
         std::thread::sleep(std::time::Duration::from_millis(20));
+        // (Nobody waits any more when something has been found out.)
         go_on.wait();
-        assert!(waits.join().unwrap());
+        assert_eq!((in_time, early, waits.join().unwrap()), (false, false, true));
     });
 }
 

@@ -11,16 +11,17 @@
 //! # Invariants
 //!
 //! - A berth is on one stack at most: vacant ones on `vacant`, those that are ready on a core's, by size, those of mappings that have
-//!   lapsed on another of the core's ([`lapsing`]). Whoever has taken one off
-//!   has it alone, until he puts it on one. (Its number is then in a loan, or in a variable.)
+//!   lapsed on another of the core's ([`lapsing`]). Whoever has taken one off has it alone, until he puts it on one. (Its number is then
+//!   in a loan, or in a variable.)
 //! - The range of a berth that is not vacant is allocated in `domain`, and nobody else has it.
 //! - A berth that is neither vacant nor ready keeps the device's [`Body`].
 //! - The anchor is changed by who has the berth, while it is vacant to everybody else.
 //!
 //! # Locking
 //!
-//! None. The stacks are words: the number of the uppermost, and above it how many have been taken off, so that a word that was read is the
-//! same stack if it is still the same word (2^47 changes in between apart). Records are read by who explains a fault, as those of [`crate::record`].
+//! None. The stacks are words: the number of the uppermost, and above it how many have been taken off, so that a word that was read is
+//! the same stack if it is still the same word (2^47 changes in between apart). Records are read by who explains a fault, as those of
+//! [`crate::record`].
 
 #![expect(unsafe_code, reason = "what a berth holds is its holder's alone")]
 

@@ -1,19 +1,19 @@
 //! Ending mappings lazily: cheap, and as exact as ending them strictly.
 //!
-//! [`Mapped::unmap_lazy`](crate::Mapped::unmap_lazy) lets the mapping *lapse* and returns a token, [`Lapsing`]. The device may reach the memory
-//! until a *flush* has revoked all that lapsed before it, with one completion; only then does the token yield the memory, and only
-//! then is the address range given out again. There is no way to the memory in between: laziness is a type, not a mode in which
+//! [`Mapped::unmap_lazy`](crate::Mapped::unmap_lazy) lets the mapping *lapse* and returns a token, [`Lapsing`]. The device may reach the
+//! memory until a *flush* has revoked all that lapsed before it, with one completion; only then does the token yield the memory, and
+//! only then is the address range given out again. There is no way to the memory in between: laziness is a type, not a mode in which
 //! [`Mapped::unmap`](crate::Mapped::unmap) means less.
 //!
 //! What lapses is the range that is kept for the device's mappings of that size (`crate::berth`). A mapping that has none ends
-//! at once: the first ones of a size, those of more than 2 MiB, at an address that its driver wanted, of a device that does not snoop or that is lent copies, and all
-//! where a tracker records them.
+//! at once: the first ones of a size, those of more than 2 MiB, at an address that its driver wanted, of a device that does not snoop or
+//! that is lent copies, and all where a tracker records them.
 //!
 //! Each core has lapses of its own of each device, so that cores which end mappings at the same time have nothing to share. Flushes
 //! happen by amount (when a core has [`COUNT`] mappings or [`BYTES`] of a device: a device has no more of them anywhere than so many
 //! for each core that ends its mappings), by time ([`PERIOD`] after the first, where the kernel has a clock for it: those of all
-//! cores), and on request ([`Device::flush`](crate::Device::flush), of all cores; [`Lapsing::take`], of the core on which the mapping lapsed). A token
-//! may be taken or dropped on any core. One that is dropped leaves its memory to the flush.
+//! cores), and on request ([`Device::flush`](crate::Device::flush), of all cores; [`Lapsing::take`], of the core on which the mapping
+//! lapsed). A token may be taken or dropped on any core. One that is dropped leaves its memory to the flush.
 //!
 //! The table entries stay until the flush. Clearing them earlier would buy nothing: what the TLB holds it may keep until it is
 //! invalidated, so that the memory must be treated as reachable in either case; and [`AddressSpace::revoke`] clears neighbours
@@ -23,11 +23,11 @@
 //!
 //! # What it costs
 //!
-//! Nothing is allocated when a mapping lapses, and no lock is taken: its berth goes on the core's stack of what has lapsed, and the token is the
-//! memory, the berth, and how many mappings have lapsed there before and been revoked; the mapping is over when these are more. The token
-//! keeps no device: the berth does until the flush, and stays what it is after that. Ranges of neighbours are one
-//! for the flush; it makes all of them ready for the next mappings by one exchange, in such an order that what lapses together
-//! next is in order again.
+//! Nothing is allocated when a mapping lapses, and no lock is taken: its berth goes on the core's stack of what has lapsed, and the token
+//! is the memory, the berth, and how many mappings have lapsed there before and been revoked; the mapping is over when these are more.
+//! The token keeps no device: the berth does until the flush, and stays what it is after that. Ranges of neighbours are one for the
+//! flush; it makes all of them ready for the next mappings by one exchange, in such an order that what lapses together next is in
+//! order again.
 //!
 //! # After a failure
 //!
@@ -36,9 +36,10 @@
 //!
 //! # Locking
 //!
-//! None to let a mapping lapse, nor to see whether it is over. One [`IrqMutex`] for the list of devices with berths, under which the heap's lock is
-//! taken, and one for what dropped tokens have left (`orphans`). Neither is held while revoking or freeing. Flushes wait for the IOMMU and are not for handlers; the clock's
-//! handler calls [`alarm_expired`], and a core that may wait does the work ([`base::deferred`]).
+//! None to let a mapping lapse, nor to see whether it is over. One [`IrqMutex`] for the list of devices with berths, under which the
+//! heap's lock is taken, and one for what dropped tokens have left (`orphans`). Neither is held while revoking or freeing. Flushes wait
+//! for the IOMMU and are not for handlers; the clock's handler calls [`alarm_expired`], and a core that may wait does the work
+//! ([`base::deferred`]).
 
 mod erased;
 mod orphans;

@@ -65,7 +65,8 @@ impl<D: Direction, B: Buffer> Mapped<D, B> {
     }
 
     /// Ends the mapping lazily: the result yields the buffer after a flush that covers it (see [`Lapsing`]). The mapping ends
-    /// at once where the device's [`Strictness`] says so, and where nothing translates.
+    /// at once where the device's [`Strictness`] says so, where nothing translates, and where it has no range that is kept for it:
+    /// [`lazy`](crate::lazy) says which have.
     #[inline(always)]
     #[track_caller]
     pub fn unmap_lazy(self) -> Lapsing<D, B> {

@@ -1,8 +1,8 @@
 //! Where berths stand: in arrays that are used again, and never freed.
 //!
 //! The token of a mapping that has lapsed looks at its berth without keeping the device, which may be gone when the mapping has been
-//! revoked. So what it looks at stays what it is: a berth, whose number of lapses only grows. There are as many arrays as there were devices with
-//! berths at one time.
+//! revoked. So what it looks at stays what it is: a berth, whose number of lapses only grows. There are as many arrays as there were
+//! devices with berths at one time.
 //!
 //! # Locking
 //!

@@ -8,7 +8,8 @@
 //! # Locking
 //!
 //! None to let one lapse: a word with the uppermost, how many there are and of how many pages. They are taken off by a flush only, all at
-//! once, so that nobody needs to know what changed in between. A flag says that a flush of this core's is under way; who finds it set does not wait here.
+//! once, so that nobody needs to know what changed in between. A flag says that a flush of this core's is under way; who finds it set
+//! does not wait here.
 
 #![expect(unsafe_code, reason = "tells the device of what is lost")]
 

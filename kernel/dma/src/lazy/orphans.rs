@@ -2,8 +2,8 @@
 //!
 //! # Locking
 //!
-//! One [`IrqMutex`], held to put in one or take out one. Whoever puts in looks under it whether the mapping is over, and who flushes takes out after it has
-//! said so: so none stays behind.
+//! One [`IrqMutex`], held to put in one or take out one. Whoever puts one in looks under it whether the mapping is over, and whoever
+//! flushes says that it is before he takes any out: so none stays behind.
 
 use super::erased::Erased;
 use crate::Error;
@@ -51,8 +51,8 @@ impl Drop for Room {
     }
 }
 
-/// Leaves memory to the flush that will revoke what lapsed in `berth` after `lapses` others. Gives it back if that is over, if there is no room, or
-/// for memory that cannot be kept here.
+/// Leaves memory to the flush that will revoke what lapsed in `berth` after `lapses` others. Gives it back if that is over, if there is
+/// no room, or for memory that cannot be kept here.
 pub(super) fn leave<M: Send + 'static>(berth: &'static Berth, lapses: u64, memory: M) -> Result<(), M> {
     let mut orphans = ORPHANS.lock();
     let full = orphans.all.len() >= orphans.room.min(orphans.all.capacity());

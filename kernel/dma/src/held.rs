@@ -320,7 +320,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
         // Looked up once: after a call nothing is known of what lies behind a reference. Errors go nowhere but to where they are dealt
         // with: an outcome that is handed on is written to memory again.
         if loan.is_anchored() {
-            let memory = ManuallyDrop::new(by_words(ManuallyDrop::into_inner(memory)));
+            let memory = by_words(memory);
             if let Err(cause) = loan.end_anchored(site) {
                 // Objects of their own, which are not there on the quick way (see `lend_as`).
                 let (loan, mut memory) = (loan, memory);
@@ -331,7 +331,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
             return Ok(unsafe { Self::conclude(loan, memory, true) });
         }
         if loan.is_passed() {
-            let memory = ManuallyDrop::new(by_words(ManuallyDrop::into_inner(memory)));
+            let memory = by_words(memory);
             loan.leave();
             // SAFETY: the caller's promise; nothing translates, and the device snoops.
             return Ok(unsafe { Self::conclude(loan, memory, true) });

@@ -158,7 +158,8 @@ impl<D: Direction, B: Buffer> Lapsing<D, B> {
     fn try_take_another(self) -> Result<B, Pending<D, B>> {
         match self.into_progress() {
             Progress::Waits(waits) if waits.is_revoked() => Ok(waits.yielded::<D>()),
-            Progress::Waits(waits) if !waits.is_over() => {
+            // (It may have been revoked since.)
+            Progress::Waits(waits) if !waits.berth.is_lost() => {
                 Err(Pending::Still(Self { progress: Progress::Waits(waits), direction: PhantomData }))
             }
             Progress::Waits(waits) => Err(Pending::Lost(waits.lost())),

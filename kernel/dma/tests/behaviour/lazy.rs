@@ -443,6 +443,36 @@ fn after_a_flush_that_failed_on_one_core_mappings_end_strictly_on_all() {
     assert_eq!((blk.device.stats().quarantined_pages, system.memory.violations()), (1, Vec::new()));
 }
 
+/// Caught: a token that is asked twice, whether it has been revoked and whether it is over, and takes what has been revoked in between
+/// for lost.
+#[test]
+fn a_token_that_is_asked_while_its_flush_ends_is_not_lost() {
+    let system = FakeSystem::new();
+    let (blk, _) = ready(&system, "blk");
+    let (give, get) = std::sync::mpsc::sync_channel::<Token>(0);
+    std::thread::scope(|scope| {
+        let asks = scope.spawn(move || {
+            get.into_iter().all(|mut token| {
+                loop {
+                    match token.try_take() {
+                        Ok(_) => break true,
+                        Err(Pending::Still(still)) => token = still,
+                        Err(Pending::Lost(_)) => break false,
+                    }
+                }
+            })
+        });
+        for _ in 0..20_000 {
+            if give.send(lapsed(&blk).1).is_err() {
+                break;
+            }
+            blk.device.flush(soon()).unwrap();
+        }
+        drop(give);
+        assert!(asks.join().unwrap());
+    });
+}
+
 /// Caught: a flush that does not wait for another that is under way; one that waits for ever.
 #[test]
 fn a_flush_waits_for_another_that_is_under_way() {

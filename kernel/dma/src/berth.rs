@@ -25,7 +25,7 @@
 
 #![expect(unsafe_code, reason = "what a berth holds is its holder's alone")]
 
-mod array;
+pub(crate) mod array;
 mod history;
 mod lapsing;
 mod mooring;
@@ -34,7 +34,6 @@ mod tests;
 
 use crate::Error;
 use crate::device::{Body, SHARDS};
-use crate::lazy;
 use crate::record::Entry;
 use crate::site::Site;
 use alloc::sync::Arc;
@@ -44,7 +43,7 @@ use base::{cpu, fallible};
 use core::cell::UnsafeCell;
 use core::ptr::null_mut;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 use iommu::domain::Domain;
 use iommu::iova::Keep;
 use iommu::pgtable::Anchor;
@@ -86,6 +85,8 @@ pub(crate) struct Berth {
     lost: AtomicBool,
     /// The core on which a mapping has lapsed here last.
     core: AtomicU8,
+    /// Which [`array`] it is in.
+    array: AtomicU16,
     /// Mappings that have lapsed here and been revoked since.
     lapses: AtomicU64,
 }
@@ -105,6 +106,7 @@ impl Berth {
             anchor: UnsafeCell::new(None),
             lost: AtomicBool::new(false),
             core: AtomicU8::new(0),
+            array: AtomicU16::new(0),
             lapses: AtomicU64::new(0),
         }
     }
@@ -154,7 +156,6 @@ pub(crate) struct Berths {
     domain: Arc<Domain>,
     cores: [Core; SHARDS],
     berths: Rented,
-    _room: lazy::Room,
     vacant: Stack,
     /// Mappings whose ranges have been given up, and their bytes.
     before: [AtomicU64; 2],
@@ -200,12 +201,10 @@ impl Berth {
 impl Berths {
     /// Makes berths of `domain` for a device, all vacant.
     pub(crate) fn new(domain: Arc<Domain>, name: Arc<str>) -> Result<Arc<Self>, Error> {
-        let room = lazy::Room::new()?;
         let all = Self {
             name,
             cores: [const { Core::new() }; SHARDS],
-            berths: array::Rented::new()?,
-            _room: room,
+            berths: Rented::new()?,
             failed: Once::new(),
             vacant: Stack(AtomicU64::new(1)),
             before: [const { AtomicU64::new(0) }; 2],
@@ -217,7 +216,7 @@ impl Berths {
         let all = fallible::arc(all).map_err(|_| Error::OutOfMemory)?;
         let keeper: Arc<dyn Keep> = all.clone();
         all.domain.iova().add_keeper(Arc::downgrade(&keeper))?;
-        lazy::register(&all)?;
+        all.berths.belong_to(Arc::downgrade(&all));
         Ok(all)
     }
 
@@ -236,7 +235,7 @@ impl Berths {
     /// The berth of that number.
     #[inline(always)]
     pub(crate) fn berth(&self, number: Number) -> &'static Berth {
-        &self.berths.0[number as usize % PLACES]
+        &self.berths.berths[number as usize % PLACES]
     }
 
     /// Takes the uppermost berth of a stack.

@@ -36,10 +36,9 @@
 //!
 //! # Locking
 //!
-//! None to let a mapping lapse, nor to see whether it is over. One [`IrqMutex`] for the list of devices with berths, under which the
-//! heap's lock is taken, and one for what dropped tokens have left (`orphans`). Neither is held while revoking or freeing. Flushes wait
-//! for the IOMMU and are not for handlers; the clock's handler calls [`alarm_expired`], and a core that may wait does the work
-//! ([`base::deferred`]).
+//! None to let a mapping lapse, nor to see whether it is over. One `IrqMutex` of each device for what dropped tokens have left
+//! (`orphans`), which is not held while revoking or freeing. Flushes wait for the IOMMU and are not for handlers; the clock's handler
+//! calls [`alarm_expired`], and a core that may wait does the work ([`base::deferred`]).
 
 mod erased;
 mod orphans;
@@ -47,15 +46,11 @@ mod token;
 
 pub use token::{Lapsing, Pending};
 
-use crate::Error;
-use crate::berth::{Berth, Berths};
-use alloc::sync::{Arc, Weak};
-use alloc::vec::Vec;
-use base::IrqMutex;
+use crate::berth::array;
 use base::deferred::{self, Ticket};
 use base::time::Duration;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-pub(crate) use orphans::{Room, free as free_orphans};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+pub(crate) use orphans::Orphans;
 use spin::Once;
 
 /// Mappings of a device that lapse on a core before they are flushed.
@@ -72,6 +67,16 @@ static PERIOD_NOW: AtomicU64 = AtomicU64::new(PERIOD.as_nanos() as u64);
 /// for it ([`set_alarm`]).
 pub fn set_period(period: Duration) {
     PERIOD_NOW.store(u64::try_from(period.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    PERIODS.fetch_add(1, Ordering::Release);
+}
+
+/// Periods that there have been: an alarm that was set for another says nothing of the one there is.
+static PERIODS: AtomicU32 = AtomicU32::new(1);
+
+/// Which period it is, from 1.
+pub(crate) fn period() -> u32 {
+    // Acquire: it is the one that this says.
+    PERIODS.load(Ordering::Acquire).max(1)
 }
 
 /// How mappings of a device end that may end lazily.
@@ -113,29 +118,6 @@ pub(crate) fn default_strictness() -> Strictness {
 static ALARM: Once<fn(Duration)> = Once::new();
 /// The work of [`alarm_expired`].
 static TICKET: Once<Option<Ticket>> = Once::new();
-/// All berths, for the clock.
-static ALL: IrqMutex<Vec<Weak<Berths>>> = IrqMutex::new(Vec::new());
-
-/// Puts a device's berths on the list.
-pub(crate) fn register(berths: &Arc<Berths>) -> Result<(), Error> {
-    let mut all = ALL.lock();
-    all.retain(|berths| berths.strong_count() != 0);
-    all.try_reserve(1)?;
-    all.push(Arc::downgrade(berths));
-    Ok(())
-}
-
-/// The berths that this is one of, if there is something to flush there or was.
-fn berths_of(berth: &Berth) -> Option<Arc<Berths>> {
-    for index in 0.. {
-        // One at a time: this may be its last owner.
-        let next = ALL.lock().get(index).map(Weak::upgrade)?;
-        if let Some(berths) = next.filter(|berths| berths.has(berth)) {
-            return Some(berths);
-        }
-    }
-    None
-}
 
 /// Gives the flushes by time their clock: `alarm` is called with the time after which [`alarm_expired`] is to be called. It may be
 /// called on any core, also while the alarm is set already; then the earlier of the two holds. Only the first call counts.
@@ -160,11 +142,5 @@ pub fn alarm_expired() {
 
 /// Flushes what has lapsed, of all devices.
 pub fn flush_all() {
-    for index in 0.. {
-        // One at a time: flushing waits, and the list is locked only to find the next.
-        let Some(next) = ALL.lock().get(index).map(Weak::upgrade) else { break };
-        if let Some(berths) = next {
-            berths.flush_in_time();
-        }
-    }
+    array::owners().for_each(|berths| berths.flush_in_time());
 }

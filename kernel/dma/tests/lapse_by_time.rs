@@ -20,8 +20,8 @@ fn alarm(after: Duration) {
     SET.fetch_add(1, Ordering::SeqCst);
 }
 
-/// Caught: no alarm, one for each flush, none after the first, none where the clock calls during a flush; `alarm_expired` that raises
-/// nothing.
+/// Caught: no alarm, one for each flush, none after the first, none for another period, none where the clock calls during a flush;
+/// `alarm_expired` that raises nothing.
 #[test]
 fn the_first_mapping_that_lapses_sets_the_alarm_and_the_alarm_flushes_all_devices() {
     let system = FakeSystem::new();
@@ -56,6 +56,15 @@ fn the_first_mapping_that_lapses_sets_the_alarm_and_the_alarm_flushes_all_device
     drop(next);
 
     // The clock has not called back: what lapses after another flush is in time.
+    a.device.flush(soon()).unwrap();
+    let next = lapse(&a.device);
+    assert_eq!(SET.load(Ordering::SeqCst), 4);
+
+    // For another period it is told anew.
+    a.device.flush(soon()).unwrap();
+    lazy::set_period(lazy::PERIOD);
+    drop((next, lapse(&a.device)));
+    assert_eq!(SET.swap(4, Ordering::SeqCst), 5);
     a.device.flush(soon()).unwrap();
     let next = lapse(&a.device);
     assert_eq!(SET.load(Ordering::SeqCst), 4);

@@ -13,7 +13,7 @@
 
 #![expect(unsafe_code, reason = "tells the device of what is lost")]
 
-use super::{Berth, Berths, CLOSED as READY_CLOSED, Core, Number, PLACES, TOP};
+use super::{Berth, Berths, CLOSED as READY_CLOSED, Number, PLACES, TOP};
 use crate::device::SHARDS;
 use crate::lazy;
 use crate::quarantine::{self, Quarantined};
@@ -53,8 +53,8 @@ pub(super) struct Lapsed {
     word: AtomicU64,
     /// A flush is under way.
     flushing: AtomicBool,
-    /// The clock has been told, and has not called back.
-    alarmed: AtomicBool,
+    /// Of which period the clock has been told ([`lazy::period`]), and has not called back; 0 if of none.
+    alarmed: AtomicU32,
     order: Order,
 }
 
@@ -63,24 +63,23 @@ impl Lapsed {
         Self {
             word: AtomicU64::new(IDLE),
             flushing: AtomicBool::new(false),
-            alarmed: AtomicBool::new(false),
+            alarmed: AtomicU32::new(0),
             order: Order::new(),
         }
     }
-}
 
-impl Core {
     /// Has what lapses here flushed in time. After it has lapsed.
     fn set_alarm(&self) {
         // If the clock calls back after this, it finds what has lapsed: each of the two exchanges sees what came before the other.
-        if !self.lapsed.alarmed.swap(true, AcqRel) && !lazy::set_off() {
+        let period = lazy::period();
+        if self.alarmed.swap(period, AcqRel) != period && !lazy::set_off() {
             // There is no clock yet.
-            self.lapsed.alarmed.store(false, Relaxed);
+            self.alarmed.store(0, Relaxed);
         }
     }
 
     fn is_flushing(&self) -> bool {
-        self.lapsed.flushing.load(Acquire)
+        self.flushing.load(Acquire)
     }
 }
 
@@ -112,6 +111,18 @@ impl Berth {
         self.lapses()
     }
 
+    /// The core on which a mapping has lapsed here last.
+    pub(crate) fn lapsed_on(&self) -> usize {
+        // Acquire: see where it is stored.
+        usize::from(self.core.load(Acquire))
+    }
+
+    /// For tests.
+    #[cfg(test)]
+    pub(crate) fn has_lapsed_on(&self, core: usize) {
+        self.core.store(core as u8, Release);
+    }
+
     /// For tests.
     #[cfg(test)]
     pub(crate) fn one_more_lapse(&self) {
@@ -141,11 +152,13 @@ impl Berths {
         let core = cpu::index() % SHARDS;
         let lapsed = &self.cores[core].lapsed;
         let lapses = berth.lapses();
-        berth.core.store(core as u8, Relaxed);
+        // Release: who sees this sees that what lapsed here before is over.
+        berth.core.store(core as u8, Release);
         let word = lapsed.word.load(Relaxed);
         let new = Self::above(word, number, len);
-        // The first sets the alarm, and the last is followed by a flush.
-        if new & (MANY_PAGES | MANY) == 0 {
+        // The first sets the alarm, and the last is followed by a flush. (What is there is asked as well: one more may carry past what
+        // says that it is closed.)
+        if (word | new) & (MANY_PAGES | MANY) == 0 {
             berth.next.store((word & TOP) as u32, Relaxed);
             // Release: who takes it off finds it as it is.
             if lapsed.word.compare_exchange(word, new, Release, Relaxed).is_ok() {
@@ -163,21 +176,22 @@ impl Berths {
         let lapses = berth.lapses();
         // The berth keeps the device until it has lapsed.
         let this = Arc::clone(self);
-        let core = this.core(berth);
-        let mut word = core.lapsed.word.load(Relaxed);
+        let core = berth.lapsed_on();
+        let lapsed = this.lapsed(core);
+        let mut word = lapsed.word.load(Relaxed);
         let new = loop {
             // Many: somebody else is flushing them, or will.
             if has_many(word) && (word & CLOSED == CLOSED || !this.flush_core(core)) {
                 return None;
             }
-            word = core.lapsed.word.load(Relaxed);
+            word = lapsed.word.load(Relaxed);
             if has_many(word) {
                 return None;
             }
             berth.next.store((word & TOP) as u32, Relaxed);
             let new = Self::above(if word & TOP == 0 { 0 } else { word }, berth.number, len);
             // Release: as above.
-            match core.lapsed.word.compare_exchange(word, new, Release, Relaxed) {
+            match lapsed.word.compare_exchange(word, new, Release, Relaxed) {
                 Ok(_) => break new,
                 Err(now) => word = now,
             }
@@ -185,31 +199,30 @@ impl Berths {
         if has_many(new) {
             this.flush_core(core);
         } else if word & TOP == 0 {
-            core.set_alarm();
+            lapsed.set_alarm();
         }
         Some((berth, lapses))
     }
 
-    /// The core on which the mapping of a berth has lapsed last.
-    fn core(&self, berth: &Berth) -> &Core {
-        &self.cores[usize::from(berth.core.load(Relaxed)) % SHARDS]
+    fn lapsed(&self, core: usize) -> &Lapsed {
+        &self.cores[core % SHARDS].lapsed
     }
 
     /// As [`Berths::flush_all`], because it is time. What somebody else is flushing on a core may not be all there is now.
     pub(crate) fn flush_in_time(&self) {
-        for core in &self.cores {
-            core.lapsed.alarmed.swap(false, AcqRel);
+        for core in 0..SHARDS {
+            self.lapsed(core).alarmed.swap(0, AcqRel);
             if !self.flush_core(core) {
-                core.set_alarm();
+                self.lapsed(core).set_alarm();
             }
         }
     }
 
     /// Flushes what has lapsed on all cores, unless somebody else is at it.
     pub(crate) fn flush_all(&self) {
-        self.cores.iter().for_each(|core| {
+        for core in 0..SHARDS {
             self.flush_core(core);
-        });
+        }
     }
 
     /// Flushes what has lapsed on all cores before the call.
@@ -218,9 +231,9 @@ impl Berths {
     ///
     /// [`base::TimedOut`] if others were at it, and did not finish before `deadline`.
     pub(crate) fn flush_by(&self, deadline: Deadline) -> Result<(), base::TimedOut> {
-        for core in &self.cores {
+        for core in 0..SHARDS {
             while !self.flush_core(core) {
-                base::wait_until(deadline, || !core.is_flushing())?;
+                base::wait_until(deadline, || !self.lapsed(core).is_flushing())?;
             }
         }
         Ok(())
@@ -233,13 +246,18 @@ impl Berths {
     /// As [`Berths::flush_by`].
     pub(crate) fn flush_to(&self, berth: &Berth, lapses: u64, deadline: Deadline) -> Result<(), base::TimedOut> {
         let is_over = || berth.is_revoked(lapses) || berth.is_lost();
-        let core = self.core(berth);
-        while !is_over() {
-            if !self.flush_core(core) {
-                base::wait_until(deadline, || is_over() || !core.is_flushing())?;
-            }
+        let core = berth.lapsed_on();
+        // A flush of one's own ends all that has lapsed there.
+        while !is_over() && !self.flush_core(core) {
+            base::wait_until(deadline, || is_over() || !self.lapsed(core).is_flushing())?;
         }
         Ok(())
+    }
+
+    /// For tests: closes without a flush, as another core does.
+    #[cfg(test)]
+    pub(super) fn close_lapsed_of_this_core(&self) {
+        self.cores[cpu::index() % SHARDS].lapsed.word.fetch_or(CLOSED, Relaxed);
     }
 
     /// Lets nothing lapse any more, and flushes what has.
@@ -251,30 +269,32 @@ impl Berths {
     }
 
     /// Flushes what has lapsed on a core. `false` if somebody else is at it. (How it went, the berths say.)
-    fn flush_core(&self, core: &Core) -> bool {
-        if core.lapsed.word.load(Relaxed) & TOP == 0 && !core.is_flushing() {
+    fn flush_core(&self, core: usize) -> bool {
+        let lapsed = self.lapsed(core);
+        if lapsed.word.load(Relaxed) & TOP == 0 && !lapsed.is_flushing() {
             return true;
         }
-        if core.lapsed.flushing.swap(true, Acquire) {
+        if lapsed.flushing.swap(true, Acquire) {
             return false;
         }
         // Acquire: the berths are as they were when they lapsed.
-        let mut word = core.lapsed.word.load(Relaxed);
+        let mut word = lapsed.word.load(Relaxed);
         let empty = |word: u64| if word & CLOSED == CLOSED { CLOSED } else { IDLE };
-        while let Err(now) = core.lapsed.word.compare_exchange(word, empty(word), Acquire, Relaxed) {
+        while let Err(now) = lapsed.word.compare_exchange(word, empty(word), Acquire, Relaxed) {
             word = now;
         }
         if word & TOP != 0 {
-            self.flush_from((word & TOP) as Number, &core.lapsed.order);
+            self.flush_from((word & TOP) as Number, &lapsed.order);
+            self.berths.array.orphans.free(core);
         }
-        core.lapsed.flushing.store(false, Release);
+        lapsed.flushing.store(false, Release);
         base::notify();
         true
     }
 
     /// A stack's berths, from the one of this number down.
     fn downwards(&self, top: Number) -> impl Iterator<Item = &'static Berth> {
-        let berths = self.berths.0;
+        let berths = self.berths.berths;
         // The next is known before anything is done with one.
         let mut next = top;
         let below = move || {
@@ -298,7 +318,10 @@ impl Berths {
     #[cold]
     fn flush_many(&self, mut top: Number, expected: usize, order: &Order) {
         let mut ranges = Ranges::<{ lazy::COUNT }>::new();
-        ranges.add(self.downwards(top));
+        // There are no more than that (the word). What is not revoked is never taken for it.
+        if !ranges.add(self.downwards(top)) {
+            return self.lose_all(top, RevokeError::Dead);
+        }
         if ranges.len > expected {
             top = self.put_in_order(top);
             ranges.len = 0;
@@ -314,7 +337,6 @@ impl Berths {
             Ok(()) => self.end_all(top),
             Err(cause) => self.lose_all(top, cause),
         }
-        lazy::free_orphans();
     }
 
     /// Links what is on a stack anew, by address. Returns the uppermost.
@@ -406,11 +428,6 @@ impl Berths {
         let cause = self.failed.get().copied().unwrap_or(RevokeError::Dead);
         let mapped_at = live.site.unwrap_or_else(|| Location::caller());
         Some(Quarantined { device: self.name.clone(), range: live.range, cause, mapped_at })
-    }
-
-    /// Whether a berth is one of these.
-    pub(crate) fn has(&self, berth: &Berth) -> bool {
-        ptr::eq(self.berth(berth.number), berth)
     }
 }
 

@@ -105,6 +105,22 @@ fn ranges_of_neighbours_are_one_whichever_way_they_go() {
     assert_eq!(of(&[]), Some(vec![]));
 }
 
+/// Caught: a look at the word as it would be alone: one more than all but one that a closed stack has carries past what says that it is
+/// closed.
+#[test]
+fn a_stack_that_was_closed_takes_nothing_however_many_are_there() {
+    let berths = berths();
+    for count in 0..crate::lazy::COUNT {
+        let taken = berths.pop(&berths.vacant).unwrap().number;
+        if count + 1 == crate::lazy::COUNT {
+            berths.close_lapsed_of_this_core();
+            assert!(berths.lapse(taken, PAGE_SIZE).is_none() && berths.lapse_slowly(taken, PAGE_SIZE).is_none());
+            return;
+        }
+        assert!(berths.lapse(taken, PAGE_SIZE).or_else(|| berths.lapse_slowly(taken, PAGE_SIZE)).is_some());
+    }
+}
+
 /// Caught: an array that is freed, or used again with what was in it; lapses that begin anew.
 #[test]
 fn a_berth_stays_what_it_is_when_its_device_is_gone() {
@@ -121,7 +137,7 @@ fn a_berth_stays_what_it_is_when_its_device_is_gone() {
     assert!(berth.is_revoked(lapses));
     // The array is some other device's, here or in another test, which knows nothing of what was there.
     for all in [(); 4].map(|()| berths()) {
-        assert!(all.berths.0.iter().all(|berth| berth.entry.ended_mapping().is_none() && berth.entry.uses() == 0));
+        assert!(all.berths.berths.iter().all(|berth| berth.entry.ended_mapping().is_none() && berth.entry.uses() == 0));
         assert_eq!(core::iter::from_fn(|| all.pop(&all.vacant)).count(), COUNT);
     }
     assert!(berth.is_revoked(lapses));

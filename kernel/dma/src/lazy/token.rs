@@ -2,8 +2,8 @@
 
 #![expect(unsafe_code, reason = "keeps memory until a revocation that covered many loans")]
 
-use super::{PERIOD, Strictness, berths_of, orphans};
-use crate::berth::Berth;
+use super::{PERIOD, Strictness};
+use crate::berth::{Berth, Berths, array};
 use crate::held::Held;
 use crate::quarantine::Quarantined;
 use crate::site::Site;
@@ -188,11 +188,15 @@ impl<B> Waits<B> {
         self.is_revoked() || self.berth.is_lost()
     }
 
+    fn berths(&self) -> Option<Arc<Berths>> {
+        array::of(self.berth)?.owner()
+    }
+
     /// Flushes until it is over, or there is no more time.
     #[cold]
     fn flush(&self, deadline: Deadline) {
         // Where there are none any more it is over.
-        if let Some(berths) = berths_of(self.berth) {
+        if let Some(berths) = self.berths() {
             let _ = berths.flush_to(self.berth, self.lapses, deadline);
         }
     }
@@ -213,7 +217,7 @@ impl<B: Buffer> Waits<B> {
     /// The report of what is over and was not revoked. The memory is never dropped.
     #[cold]
     fn lost(self) -> Quarantined {
-        let lost = berths_of(self.berth).and_then(|berths| berths.what_is_lost(self.berth));
+        let lost = self.berths().and_then(|berths| berths.what_is_lost(self.berth));
         // What is lost keeps its device, which says what it was.
         lost.unwrap_or_else(|| Quarantined {
             device: Arc::default(),
@@ -236,7 +240,11 @@ impl<D: Direction, B: Buffer> Drop for Lapsing<D, B> {
         if waits.is_revoked() {
             return drop(memory);
         }
-        if let Err(memory) = orphans::leave(waits.berth, waits.lapses, memory) {
+        let left = match array::of(waits.berth) {
+            Some(array) => array.orphans.leave(waits.berth, waits.lapses, memory),
+            None => Err(memory),
+        };
+        if let Err(memory) = left {
             let memory = ManuallyDrop::new(memory);
             // Over, or of a kind that cannot be left, or too much: then it is kept until it is over.
             waits.flush(Deadline::after(PERIOD));

@@ -37,10 +37,10 @@ macro_rules! counters {
         }
 
         impl Statistics {
-            /// What was counted since `earlier`.
+            /// What was counted since `earlier`. (What others are just issuing may be in the earlier one, and not in the later.)
             #[must_use]
             pub const fn since(&self, earlier: &Self) -> Self {
-                Self { $($name: self.$name.wrapping_sub(earlier.$name),)* }
+                Self { $($name: self.$name.saturating_sub(earlier.$name),)* }
             }
         }
     };

@@ -1,9 +1,10 @@
 //! Ownership whose allocation may fail: `Box::new` and `Arc::new` end the program where there is no memory.
 //!
-//! The standard library has no stable way to make one that fails. A `Box` is made of the memory that it needs. For an `Arc` the memory is taken first, which can fail with an
-//! error, and parked for this core; then the `Arc` is made, and the image's allocator, which asks [`take`] before anything else,
-//! hands that very block out. Interrupts are masked in between, so that nobody else on this core allocates. With an allocator that
-//! does not ask (a host's), the block is kept until the `Arc` is there: memory was found a moment ago, but that is no promise.
+//! The standard library has no stable way to make one that fails. A `Box` is made of the memory that it needs. For an `Arc` the memory is
+//! taken first, which can fail with an error, and parked for this core; then the `Arc` is made, and the image's allocator, which asks
+//! [`take`] before anything else, hands that very block out. Interrupts are masked in between, so that nobody else on this core allocates.
+//! With an allocator that does not ask (a host's), the block is kept until the `Arc` is there: memory was found a moment ago, but that is
+//! no promise.
 //!
 //! # Locking
 //!

@@ -14,9 +14,9 @@
 //! | both ways | all | - | all |
 //!
 //! A buffer from the device is copied at first too: so what the device does not write comes back as it was, and what an earlier
-//! user left in the pool is seen by nobody. What the CPU writes through the view goes into both. At a sync only caches are maintained, because the view shows the copy; but of a
-//! shared buffer, which others look at meanwhile, exactly the part that the sync names is copied. What a copy does not fill of a
-//! page that is lent to a device behind an IOMMU is zeroed.
+//! user left in the pool is seen by nobody. What the CPU writes through the view goes into both. At a sync only caches are maintained,
+//! because the view shows the copy; but of a shared buffer, which others look at meanwhile, exactly the part that the sync names is copied.
+//! What a copy does not fill of a page that is lent to a device behind an IOMMU is zeroed.
 //!
 //! If a revocation fails the runs are never given back to the pool; the buffer itself, which the device never had, is not lost
 //! to it.

@@ -9,8 +9,8 @@
 //! Parts that touch in device addresses are one *extent*: one ends where a page ends, and the next begins where one begins. Behind an
 //! IOMMU, whole pages from anywhere are therefore one extent, and a first part that begins inside a page or a last one that
 //! ends inside one belong to it, while a part in the middle that does either begins a new one. Where nothing translates, parts
-//! touch where memory does. Extents are what [`Lent::segments`] shows; [`slice()`](crate::slice) and [`MappedList::coalesced`] cut them where the
-//! device's limits demand it, and nowhere else: each segment is as long as it can be, so there are as few as there can be.
+//! touch where memory does. Extents are what [`Lent::segments`] shows; [`slice()`](crate::slice) and [`MappedList::coalesced`] cut them
+//! where the device's limits demand it, and nowhere else: each segment is as long as it can be, so there are as few as there can be.
 //!
 //! # Invariants
 //!
@@ -157,8 +157,8 @@ impl<B: Buffer> ScatterList<B> {
     ///
     /// # Errors
     ///
-    /// [`Rejected`] gives the buffer back: [`Error::OutOfRange`] where the pages of the part are not inside it, [`Error::BadSize`] for no bytes or
-    /// more than there can be, [`Error::OutOfMemory`].
+    /// [`Rejected`] gives the buffer back: [`Error::OutOfRange`] where the pages of the part are not inside it, [`Error::BadSize`] for no
+    /// bytes or more than there can be, [`Error::OutOfMemory`].
     pub fn push_part(&mut self, buffer: B, offset: u64, len: u64) -> Result<(), Rejected<B>> {
         let entries = match self.entries_mut() {
             Ok(entries) => entries,

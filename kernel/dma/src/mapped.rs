@@ -33,8 +33,8 @@ impl<D: Direction, B: Buffer> Mapped<D, B> {
         }
     }
 
-    /// The device's address of the first byte. All others follow it where [`Lent::segments`](crate::Lent::segments) is one segment, as it always is
-    /// behind an IOMMU.
+    /// The device's address of the first byte. All others follow it where [`Lent::segments`](crate::Lent::segments) is one segment, as it
+    /// always is behind an IOMMU.
     #[inline]
     pub fn iova(&self) -> Iova {
         self.held.loan().start()

@@ -181,8 +181,8 @@ impl Aperture {
 /// # Safety
 ///
 /// Implementations keep the contract of this module: [`AddressSpace::revoke`] returns `Ok` only when it holds, and no device
-/// reaches anything through this address space but what `map`, or [`Anchor::map`] of an anchor of it, was told, with no more than the permissions it was told (but see
-/// [`Prot`] for what a format cannot deny).
+/// reaches anything through this address space but what `map`, or [`Anchor::map`] of an anchor of it, was told, with no more than the
+/// permissions it was told (but see [`Prot`] for what a format cannot deny).
 pub unsafe trait AddressSpace: Any + Send + Sync {
     /// What can be translated.
     fn aperture(&self) -> Aperture;

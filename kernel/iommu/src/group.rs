@@ -14,7 +14,8 @@
 //! # Failures
 //!
 //! All streams of a group are attached, or none is: when one cannot be, those that have moved are moved back. Where that is
-//! impossible too, and where a stream cannot be blocked, all are blocked as far as possible, and the group stays in [`AttachmentState::Stranded`] until [`Group::block`] succeeds.
+//! impossible too, and where a stream cannot be blocked, all are blocked as far as possible, and the group stays in
+//! [`AttachmentState::Stranded`] until [`Group::block`] succeeds.
 //!
 //! # Locking
 //!

@@ -4,8 +4,8 @@
 //!
 //! # From reset to the board's code
 //!
-//! `asm/entry.s` leaves EL3 or EL2 if it was entered there (see `el3`), makes tables that map the image twice (at its physical address and in the
-//! upper half), starts the MMU, zeroes `.bss` and calls `boot`'s first function: no Rust instruction runs with the MMU off. The
+//! `asm/entry.s` leaves EL3 or EL2 if it was entered there (see `el3`), makes tables that map the image twice (at its physical address and
+//! in the upper half), starts the MMU, zeroes `.bss` and calls `boot`'s first function: no Rust instruction runs with the MMU off. The
 //! board then reads the device tree, calls `boot::finish_tables`, and starts the other cores with `smp::start`.
 //!
 //! # Stacks

@@ -7,13 +7,13 @@
 //! # Order
 //!
 //! `Hardware::bring_up`: interrupts; then every SMMU, which blocks everything; then the PCIe hosts, whose devices cannot
-//! master the bus yet; then the IOMMUs that are PCI functions (virtio-iommu), alone on the bus; a device gets an address space (`Hardware::attach`) before it gets bus mastering, and both before its
-//! driver starts.
+//! master the bus yet; then the IOMMUs that are PCI functions (virtio-iommu), alone on the bus; a device gets an address space
+//! (`Hardware::attach`) before it gets bus mastering, and both before its driver starts.
 //!
 //! # Locking
 //!
-//! The lists of messages given to devices and of shared lines (`signals`) have locks of their own, leaves, and so has the list of masters in use
-//! (`containment`), and the list of restricted pools (`pools`). Everything else is set up by the first
+//! The lists of messages given to devices and of shared lines (`signals`) have locks of their own, leaves, and so has the list of masters
+//! in use (`containment`), and the list of restricted pools (`pools`). Everything else is set up by the first
 //! core and not changed afterwards.
 
 #![no_std]

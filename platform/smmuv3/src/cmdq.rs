@@ -37,8 +37,8 @@
 //! on the same core that issued commands in between would wait for commands behind the gap, or for a bell that does not come back, until
 //! it timed out. At any other moment a handler may come and use the queue, whatever it interrupted; who waits for others to come has nothing
 //! that anybody needs. Nobody waits with interrupts masked by this module, nor with a lock held; all waits have a deadline,
-//! and the clock is not looked at before many looks at memory were in vain. A producer that is held up between claim and mark, or with the bell (a
-//! virtual processor can be), holds up others until they time out.
+//! and the clock is not looked at before many looks at memory were in vain. A producer that is held up between claim and mark, or with the
+//! bell (a virtual processor can be), holds up others until they time out.
 //!
 //! One [`IrqMutex`] around what went wrong, a leaf: refused positions, the lost position, and every write of GERRORN.
 

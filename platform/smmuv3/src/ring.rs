@@ -33,8 +33,8 @@
 //!    ([`Ring::tell_written`]), looks how far the hardware is, for all ([`Ring::follow`]), and gives the bell back ([`Ring::leave`]).
 //!
 //! Nobody relies on another to come: whoever waits goes himself if nobody does. Nobody waits for commands of which nobody hears
-//! ([`Ring::post`]); for them it is as with a doorbell: whoever leaves looks whether any were marked while he was there, and whoever has marked
-//! some looks whether somebody is there, each after a fence.
+//! ([`Ring::post`]); for them it is as with a doorbell: whoever leaves looks whether any were marked while he was there, and whoever has
+//! marked some looks whether somebody is there, each after a fence.
 //!
 //! The claimant must not be interrupted between the first step and the third by something on its own core that waits for the
 //! queue: what lies behind the gap would never be told to the hardware. Nor may who has the bell be, for whom all others wait.
@@ -422,8 +422,8 @@ impl<W: Word> Ring<W> {
     /// [`BadIndex`]: the index is believed in nothing.
     #[inline]
     pub fn follow(&self, read: impl FnOnce() -> u32) -> Result<u64, BadIndex> {
-        // In this order, and acquired for it: an index read later than `consumed` is never behind it. If the queue went around since, the distance
-        // comes out short by whole rounds, and what is then noted is true all the same.
+        // In this order, and acquired for it: an index read later than `consumed` is never behind it. If the queue went around since, the
+        // distance comes out short by whole rounds, and what is then noted is true all the same.
         let consumed = self.consumed.load(Acquire);
         let index = read();
         let advanced = u64::from(self.size.distance(self.index(consumed), index));

@@ -10,9 +10,9 @@
 //!
 //! # Locking
 //!
-//! One [`IrqMutex`] around the table of streams; the heap's lock comes after it, when a stream is used for the first time. A change of an STE takes several invalidations and waits, during which no lock
-//! is held: the stream is marked as being changed instead, and whoever wants to change the same stream waits for the mark, with
-//! a deadline.
+//! One [`IrqMutex`] around the table of streams; the heap's lock comes after it, when a stream is used for the first time. A change of an
+//! STE takes several invalidations and waits, during which no lock is held: the stream is marked as being changed instead, and whoever
+//! wants to change the same stream waits for the mark, with a deadline.
 //!
 //! # Lifetimes
 //!

@@ -132,7 +132,8 @@ impl Edu {
     }
 
     /// Takes the device and checks that it is alive. With `controller` it interrupts by message; without, only
-    /// [`Completion::Polling`] works until [`Edu::wired_handler`] serves its wire. Bus mastering is the caller's to enable, and both DMA and messages need it.
+    /// [`Completion::Polling`] works until [`Edu::wired_handler`] serves its wire. Bus mastering is the caller's to enable, and both DMA
+    /// and messages need it.
     ///
     /// # Errors
     ///

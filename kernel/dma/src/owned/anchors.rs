@@ -120,8 +120,8 @@ impl Anchors {
         place.store(null_mut(), Release);
     }
 
-    /// Makes an anchor for `range`, which may be mapped ([`iommu::domain::Domain::check`]), is not, and of which none is remembered, if it is one leaf of `space` and its place is
-    /// not another's.
+    /// Makes an anchor for `range`, which may be mapped ([`iommu::domain::Domain::check`]), is not, and of which none is remembered, if it
+    /// is one leaf of `space` and its place is not another's.
     ///
     /// # Safety
     ///

@@ -140,8 +140,9 @@ impl<D: Direction, M: Linkable> fmt::Debug for Carved<D, M> {
 }
 
 impl<D: Direction, M: Linkable> Linked<D, Part<M>> {
-    /// Makes a link of its own of the `len` bytes at `offset`, whole pages of the device's ([`Device::page_size`](crate::Device::page_size)): to be unlinked
-    /// while the rest stays, alone or with other parts and links in a [`Gather`](crate::Gather).
+    /// Makes a link of its own of the `len` bytes at `offset`, whole pages of the device's
+    /// ([`Device::page_size`](crate::Device::page_size)): to be unlinked while the rest stays, alone or with other parts and links in a
+    /// [`Gather`](crate::Gather).
     ///
     /// # Errors
     ///

@@ -11,8 +11,9 @@
 //!
 //! The exact allocator (`tree`) knows every range and finds a place in logarithmic time. Before it stand caches of small
 //! ranges: a *chunk* is 512 aligned pages cut into slots of one power of two (up to all of them), a core allocates from a chunk
-//! of its own, any core may free into it, and both look at a few words, however many ranges are live. The address itself says in which chunk a range would be, and the chunk
-//! says how many pages of which slots are in use, so this way is checked as exactly as the other one, and needs no memory.
+//! of its own, any core may free into it, and both look at a few words, however many ranges are live. The address itself says in which
+//! chunk a range would be, and the chunk says how many pages of which slots are in use, so this way is checked as exactly as the other one,
+//! and needs no memory.
 //!
 //! Ranges that are taken by address and lie in one chunk are kept by the same means, in chunks that have no slots but a bit for
 //! each page.

@@ -2,8 +2,8 @@
 //!
 //! Seen red: an access that ends before its mapping has gone; a mapping with the right to write in an access that reads; a handle, and a
 //! process, whose end leaves the access; an access that is not counted; one whose wait does not look whether the process is to end;
-//! caches that are not cleaned at the end; a move that is not waited for; addresses that are used again although the tables have not let go of
-//! them; memory that is not cached and mapped as if it were, or mapped although the CPU may not have it; rights that were not given.
+//! caches that are not cleaned at the end; a move that is not waited for; addresses that are used again although the tables have not let go
+//! of them; memory that is not cached and mapped as if it were, or mapped although the CPU may not have it; rights that were not given.
 
 use crate::machine::World;
 use abi::{ALIGNMENT_MAX, Call, ErrorCode, PAGE, READ, WRITE};

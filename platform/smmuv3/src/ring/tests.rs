@@ -5,9 +5,9 @@
 //!
 //! Seen red: no fence before the look at the bell, and none before the look for what was posted; no such look, or not known that there
 //! is something to look for; a bell that is given back as if nobody had come; the short way opened again though something has not been
-//! told; a disturbance that the short way does not notice; and made `Relaxed`, each by itself: taking the bell on either way, giving it back on either
-//! way, both orders of the marks, both looks at `consumed` before a claim, the note of it, the look at it by whoever waits, and the
-//! one before an index is read.
+//! told; a disturbance that the short way does not notice; and made `Relaxed`, each by itself: taking the bell on either way, giving it
+//! back on either way, both orders of the marks, both looks at `consumed` before a claim, the note of it, the look at it by whoever waits,
+//! and the one before an index is read.
 
 use super::*;
 use core::sync::atomic::Ordering::AcqRel;

@@ -504,8 +504,8 @@ mod shared {
     }
 
     ktest! {
-        /// Killed while edu is writing by the process's own pointer: it is at rest before that memory is anybody's again. Red without the wait
-        /// for the end of the transfer.
+        /// Killed while edu is writing by the process's own pointer: it is at rest before that memory is anybody's again. Red without the
+        /// wait for the end of the transfer.
         fn a_driver_that_is_killed_leaves_a_quiet_device_and_a_table_that_nobody_walks(bench) {
             if bench.cores < 2 {
                 ktest::skip!("one core");

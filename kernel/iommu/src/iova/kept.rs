@@ -1,11 +1,10 @@
 //! What a core has given back last, kept as it is for its next allocation of that size.
 //!
-//! A buffer is mapped, unmapped and mapped again, on one core. So ranges that their holders give back ([`IovaAllocator::recycle`],
-//! [`IovaAllocator::recycle_all`]) are kept for this core, and stay allocated for the two floors below. In front, for what comes back
-//! one by one with nothing else in between, stands one range of each size class: a word, and taking or keeping it is one
-//! exchange. Behind it is a [`Magazine`] of each class, for what comes back many at a time, as after a flush: what came in last is had
-//! first, and keeping many takes one lock and a store each. A core's magazine of a class is made when it first has two ranges of
-//! it to keep.
+//! A buffer is mapped, unmapped and mapped again, on one core. So ranges that their holders give back ([`IovaAllocator::recycle`]) are
+//! kept for this core, and stay allocated for the two floors below. In front, for what comes back one by one with nothing else in
+//! between, stands one range of each size class: a word, and taking or keeping it is one exchange. Behind it is a [`Magazine`] of
+//! each class, for what comes back one after another: what came in last is had first. A core's magazine of a class is made when it first
+//! has two ranges of it to keep.
 //!
 //! What is kept is free as far as everybody else is concerned: before an allocation or a reservation fails, it is given up on all
 //! cores. A core keeps at most [`DEPTH`] ranges of a class, and as many as cover 16 MiB (of pages of 4 KiB), and the one in front.
@@ -93,35 +92,6 @@ impl Magazine {
         kept.get_mut(at..)?.rotate_left(1);
         self.len -= 1;
         Some(start)
-    }
-
-    /// Keeps the next of `ranges` as long as they have `len` bytes, which are `pages`, and are aligned to all of `within`, and there is
-    /// room. Returns the first that was not kept.
-    #[inline(always)]
-    fn push_all(
-        &mut self,
-        ranges: &mut impl Iterator<Item = IovaRange>,
-        (len, pages, within): (u64, u64, u64),
-    ) -> Option<IovaRange> {
-        let mut used = self.len;
-        let room = self.words.get_mut(..self.most).and_then(|words| words.get_mut(used..));
-        let mut rest = None;
-        let mut full = true;
-        for place in room.unwrap_or_default() {
-            match ranges.next() {
-                Some(range) if range.len() == len && range.start().get() & within == 0 => {
-                    *place = range.start().get() | pages;
-                    used = used.wrapping_add(1);
-                }
-                other => {
-                    rest = other;
-                    full = false;
-                    break;
-                }
-            }
-        }
-        self.len = used;
-        if full { ranges.next() } else { rest }
     }
 }
 
@@ -235,29 +205,6 @@ impl IovaAllocator {
             }
         }
         self.free_range(range)
-    }
-
-    /// As [`IovaAllocator::recycle`], of many: the last of them will be had first. `lost` is called with what is not allocated.
-    #[inline]
-    pub fn recycle_all(&self, ranges: impl IntoIterator<Item = IovaRange>, mut lost: impl FnMut(IovaRange, IovaError)) {
-        let mut ranges = ranges.into_iter();
-        let mut next = ranges.next();
-        while let Some(range) = next {
-            if let Some(word) = self.word(range)
-                && let Some(magazine) = self.magazine_or_new(class_of(word & PAGES, 1) as usize)
-            {
-                let mut magazine = magazine.lock();
-                if magazine.push(word) {
-                    // Those that follow mostly are as long.
-                    next = magazine.push_all(&mut ranges, (range.len(), word & PAGES, self.page_size() - 1));
-                    continue;
-                }
-            }
-            if let Err(error) = self.free_range(range) {
-                lost(range, error);
-            }
-            next = ranges.next();
-        }
     }
 
     /// The word of a range that can be kept.

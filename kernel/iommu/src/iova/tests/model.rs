@@ -85,8 +85,7 @@ impl Checker {
             }
             Step::RecycleAll(which) if !self.live.is_empty() => {
                 let gone = self.live.split_off(which.index(self.live.len()));
-                let ranges = gone.into_iter().map(|(page, len)| pages(page, len));
-                self.iova.recycle_all(ranges, |range, error| panic!("{range}: {error}"));
+                gone.into_iter().for_each(|(page, len)| self.iova.recycle(pages(page, len)).unwrap());
             }
             Step::FreeWrong { which, offset, more } if !self.live.is_empty() => {
                 let (page, len) = self.live[which.index(self.live.len())];

@@ -155,7 +155,7 @@ pub(crate) struct Berths {
     name: Arc<str>,
     domain: Arc<Domain>,
     cores: [Core; SHARDS],
-    berths: Rented,
+    rented: Rented,
     vacant: Stack,
     /// Mappings whose ranges have been given up, and their bytes.
     before: [AtomicU64; 2],
@@ -204,7 +204,7 @@ impl Berths {
         let all = Self {
             name,
             cores: [const { Core::new() }; SHARDS],
-            berths: Rented::new()?,
+            rented: Rented::new()?,
             failed: Once::new(),
             vacant: Stack(AtomicU64::new(1)),
             before: [const { AtomicU64::new(0) }; 2],
@@ -216,7 +216,7 @@ impl Berths {
         let all = fallible::arc(all).map_err(|_| Error::OutOfMemory)?;
         let keeper: Arc<dyn Keep> = all.clone();
         all.domain.iova().add_keeper(Arc::downgrade(&keeper))?;
-        all.berths.belong_to(Arc::downgrade(&all));
+        all.rented.belong_to(Arc::downgrade(&all));
         Ok(all)
     }
 
@@ -235,7 +235,7 @@ impl Berths {
     /// The berth of that number.
     #[inline(always)]
     pub(crate) fn berth(&self, number: Number) -> &'static Berth {
-        &self.berths.berths[number as usize % PLACES]
+        &self.rented.berths[number as usize % PLACES]
     }
 
     /// Takes the uppermost berth of a stack.

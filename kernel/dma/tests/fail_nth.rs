@@ -288,6 +288,47 @@ fn another(system: &FakeSystem, host: &FakeDevice, bounce: Bounce) -> Result<Dev
     unsafe { Device::with_policy(config, Policy { bounce, trusted: false }) }
 }
 
+/// What berths stand in is kept for the next device, so it may stay behind once, whole. Caught: berths that stay behind because there was
+/// no memory for what goes with them.
+#[cfg(not(feature = "track"))]
+#[test]
+fn of_a_device_that_cannot_be_made_berths_stay_behind_once() {
+    const BERTHS: i64 = 512 * 128;
+    let _alone = alone();
+    let system = FakeSystem::new();
+    let host = system.device("host").unwrap();
+    let make = || another(&system, &host, Bounce::Never);
+    let made = || {
+        let heap = failing::heap();
+        let device = make().unwrap();
+        (device, failing::heap() - heap)
+    };
+    drop(made());
+    // In berths that were left.
+    let (device, bytes) = made();
+    let mut devices = vec![device];
+    // Until there are none.
+    while {
+        let (device, more) = made();
+        devices.push(device);
+        more < bytes + BERTHS
+    } {}
+    let mut left = Vec::new();
+    for n in 0.. {
+        let heap = failing::heap();
+        failing::arm(n);
+        let result = make();
+        failing::disarm();
+        let Err(error) = result else { break };
+        assert!(is_about_memory(&error), "failure {n}: {error}");
+        drop(error);
+        if failing::heap() - heap >= BERTHS {
+            left.push(n);
+        }
+    }
+    assert_eq!(left.len(), 1, "{left:?}");
+}
+
 /// Caught: `ScatterList::add` without its `reserve`.
 #[test]
 fn lists_survive_every_failure() {

@@ -23,7 +23,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 /// An array, and what goes with its berths.
 pub(crate) struct Array {
-    pub(super) berths: &'static [Berth; PLACES],
+    berths: Box<[Berth; PLACES]>,
     /// What dropped tokens have left.
     pub(crate) orphans: Orphans,
     owner: IrqMutex<Weak<Berths>>,
@@ -49,15 +49,16 @@ impl Array {
         berths.extend((0..PLACES as Number).map(Berth::new));
         // It has the length that was asked for.
         let berths: Box<[Berth; PLACES]> = berths.into_boxed_slice().try_into().map_err(|_| Error::OutOfMemory)?;
-        let orphans = Orphans::new()?;
+        let array = Self { berths, orphans: Orphans::new()?, owner: IrqMutex::new(Weak::new()) };
+        let array = fallible::boxed(array).map_err(|_| Error::OutOfMemory)?;
         let mut arrays = ARRAYS.lock();
         let missing = (arrays.all.len() + 1).saturating_sub(arrays.spare.len());
         arrays.spare.try_reserve(missing)?;
         arrays.all.try_reserve(1)?;
         let number = u16::try_from(arrays.all.len()).map_err(|_| Error::OutOfMemory)?;
-        berths.iter().for_each(|berth| berth.array.store(number, Relaxed));
-        let array = Self { berths: Box::leak(berths), orphans, owner: IrqMutex::new(Weak::new()) };
-        let array = Box::leak(fallible::boxed(array).map_err(|_| Error::OutOfMemory)?);
+        array.berths.iter().for_each(|berth| berth.array.store(number, Relaxed));
+        // Nothing fails from here on.
+        let array = Box::leak(array);
         arrays.all.push(array);
         Ok(array)
     }
@@ -86,7 +87,7 @@ impl Rented {
         let spare = ARRAYS.lock().spare.pop();
         let array = match spare {
             Some(array) => {
-                for berth in array.berths {
+                for berth in &*array.berths {
                     berth.next.store(below(berth.number), Relaxed);
                     berth.entry.clear();
                 }
@@ -94,7 +95,7 @@ impl Rented {
             }
             None => Array::made()?,
         };
-        Ok(Self { berths: array.berths, array })
+        Ok(Self { berths: &array.berths, array })
     }
 
     /// Says whose it is.

@@ -8,12 +8,12 @@ use iommu::Iova;
 impl Berths {
     /// Calls `f` with each live mapping that has a berth, in no order.
     pub(crate) fn for_each_live(&self, f: impl FnMut(LiveMapping)) {
-        self.berths.berths.iter().filter_map(|berth| berth.entry.live_mapping()).for_each(f);
+        self.rented.berths.iter().filter_map(|berth| berth.entry.live_mapping()).for_each(f);
     }
 
     /// The mappings that have ended last in each berth whose range has `address`.
     pub(crate) fn ended(&self, address: Iova) -> impl Iterator<Item = EndedMapping> {
-        let ended = self.berths.berths.iter().filter_map(|berth| berth.entry.ended_mapping());
+        let ended = self.rented.berths.iter().filter_map(|berth| berth.entry.ended_mapping());
         ended.filter(move |ended| ended.range.contains(address))
     }
 
@@ -24,7 +24,7 @@ impl Berths {
 
     /// Adds all mappings that have had a berth to `sums`, but for those that are live, which have to be counted besides.
     pub(crate) fn add_to(&self, sums: &mut Sums) {
-        for berth in self.berths.berths.iter() {
+        for berth in self.rented.berths.iter() {
             let uses = berth.entry.uses();
             sums.total += uses;
             sums.total_bytes += uses.wrapping_mul(berth.entry.bytes());

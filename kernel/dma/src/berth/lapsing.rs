@@ -285,7 +285,7 @@ impl Berths {
         }
         if word & TOP != 0 {
             self.flush_from((word & TOP) as Number, &lapsed.order);
-            self.berths.array.orphans.free(core);
+            self.rented.array.orphans.free(core);
         }
         lapsed.flushing.store(false, Release);
         base::notify();
@@ -294,7 +294,7 @@ impl Berths {
 
     /// A stack's berths, from the one of this number down.
     fn downwards(&self, top: Number) -> impl Iterator<Item = &'static Berth> {
-        let berths = self.berths.berths;
+        let berths = self.rented.berths;
         // The next is known before anything is done with one.
         let mut next = top;
         let below = move || {

@@ -137,7 +137,7 @@ fn a_berth_stays_what_it_is_when_its_device_is_gone() {
     assert!(berth.is_revoked(lapses));
     // The array is some other device's, here or in another test, which knows nothing of what was there.
     for all in [(); 4].map(|()| berths()) {
-        assert!(all.berths.berths.iter().all(|berth| berth.entry.ended_mapping().is_none() && berth.entry.uses() == 0));
+        assert!(all.rented.berths.iter().all(|berth| berth.entry.ended_mapping().is_none() && berth.entry.uses() == 0));
         assert_eq!(core::iter::from_fn(|| all.pop(&all.vacant)).count(), COUNT);
     }
     assert!(berth.is_revoked(lapses));

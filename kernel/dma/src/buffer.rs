@@ -71,6 +71,29 @@ pub unsafe trait Spans: Send + Sync {
     }
 }
 
+/// The runs of memory: of the one, where there is only one, a copy, so that the memory need not be referred to.
+#[derive(Clone, Copy)]
+pub(crate) enum Runs<'a> {
+    One(PhysRange),
+    All(&'a [PhysRange]),
+}
+
+impl<'a> Runs<'a> {
+    #[inline(always)]
+    pub(crate) fn of(memory: &'a impl Spans) -> Self {
+        memory.only_run().map_or_else(|| Self::All(memory.spans_runs()), Self::One)
+    }
+
+    /// The run, if there is only one.
+    #[inline(always)]
+    pub(crate) fn only(self) -> Option<PhysRange> {
+        match self {
+            Self::One(run) | Self::All(&[run]) => Some(run),
+            Self::All(_) => None,
+        }
+    }
+}
+
 /// The bytes in the longest of `runs`.
 pub(crate) fn longest(runs: &[PhysRange]) -> u64 {
     runs.iter().map(|run| run.len()).max().unwrap_or(0)

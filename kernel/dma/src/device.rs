@@ -11,6 +11,7 @@
 #![expect(unsafe_code, reason = "makes mappings, through an unsafe method of the address space")]
 
 mod body;
+mod how;
 mod lending;
 mod loan;
 #[cfg(all(test, feature = "fakes"))]
@@ -18,9 +19,10 @@ mod tests;
 
 pub(crate) use body::Body;
 use body::Handle;
+pub(crate) use how::Kind;
 pub use loan::Loan;
+pub(crate) use loan::Refused;
 use loan::Special;
-pub(crate) use loan::{Kind, Refused};
 
 use crate::berth::Berths;
 use crate::coherent::{Coherent, DeviceShared, Unpublished};

@@ -70,8 +70,10 @@ impl Direct {
     pub(crate) fn near(&self, run: PhysRange) -> Option<Iova> {
         let Near { start, len, bus } = self.first;
         let offset = run.start().get().wrapping_sub(start);
+        // Past the window's end nothing is left of it, and a run has a byte.
+        let fits = run.len() <= len.saturating_sub(offset);
         // No overflow: a window's end has an address. It begins where a page does.
-        if offset < len && run.len() <= len - offset { Some(Iova::new(bus.wrapping_add(offset))) } else { None }
+        if fits { Some(Iova::new(bus.wrapping_add(offset))) } else { None }
     }
 
     /// Takes the device out of use: its group is blocked, if it has one and no other is in use.

@@ -8,13 +8,13 @@
 #![expect(unsafe_code, reason = "lends memory that it owns, and takes it back after revocation")]
 
 use crate::bounce;
-use crate::buffer::{Spans, check_range, for_each_span};
+use crate::buffer::{Runs, Spans, check_range, for_each_span};
 use crate::device::{Loan, Refused};
 use crate::lent::Segment;
 use crate::quarantine::{self, Quarantined};
 use crate::site::Site;
 use crate::words::by_words;
-use crate::{Device, Direction, Error};
+use crate::{Device, Direction, Error, Limits};
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
@@ -38,7 +38,7 @@ impl<D: Direction, M: Spans> Held<D, M> {
     #[inline(always)]
     pub(crate) fn lend_as(device: &Device, memory: M, extra: Prot, site: Site) -> Result<Self, (M, Error)> {
         let memory = by_words(memory);
-        let (len, mask) = (memory.spans_len(), device.limits().address_mask);
+        let (len, mask) = (memory.spans_len(), |limits: &Limits| limits.address_mask);
         // SAFETY: as in `lend_slowly`.
         match unsafe { Self::quickly(device, &memory, len, D::PROT | extra, mask, site) } {
             Ok(loan) => Ok(Self::of(loan, memory)),
@@ -47,14 +47,14 @@ impl<D: Direction, M: Spans> Held<D, M> {
                 // place to place: another object, which is not there on the quick way.
                 let memory = memory;
                 match Self::not_quickly(device, &memory, extra, site, refused) {
-                    Ok(loan) => Ok(Self::of(loan, memory)),
+                    Ok(loan) => Ok(Self::of(loan.made(device, site), memory)),
                     Err(error) => Err((memory, error)),
                 }
             }
         }
     }
 
-    /// [`Device::lend_quickly`]. Where there is only one run, a copy of it is shown, so that the memory need not be referred to.
+    /// [`Device::lend_quickly`].
     ///
     /// # Safety
     ///
@@ -65,15 +65,12 @@ impl<D: Direction, M: Spans> Held<D, M> {
         memory: &M,
         len: u64,
         prot: Prot,
-        mask: u64,
+        mask: impl Fn(&Limits) -> u64,
         site: Site,
     ) -> Result<Loan, Refused> {
-        match memory.only_run() {
-            // SAFETY: the caller's promise.
-            Some(run) => unsafe { device.lend_quickly(&[run], || run.len(), len, prot, mask, site) },
-            // SAFETY: as above.
-            None => unsafe { device.lend_quickly(memory.spans_runs(), || memory.longest_run(), len, prot, mask, site) },
-        }
+        let longest = || memory.only_run().map_or_else(|| memory.longest_run(), |run| run.len());
+        // SAFETY: the caller's promise.
+        unsafe { device.lend_quickly(Runs::of(memory), longest, len, prot, mask, site) }
     }
 
     /// Lends `memory`, which is in many runs: `of` shows them, and their bytes in sum. Where nothing translates they may be named in the
@@ -157,14 +154,15 @@ impl<D: Direction, M: Spans> Held<D, M> {
     /// be lent is freed.
     #[inline(always)]
     pub(crate) fn lend_coherent(device: &Device, memory: M, extra: Prot, site: Site) -> Result<Self, Error> {
-        let (len, mask) = (memory.spans_len(), device.limits().coherent_mask);
+        let (len, mask) = (memory.spans_len(), |limits: &Limits| limits.coherent_mask);
         // SAFETY: as in `lend_slowly`.
         match unsafe { Self::quickly(device, &memory, len, D::PROT | extra, mask, site) } {
             Ok(loan) => Ok(Self::of(loan, memory)),
             Err(refused) => {
                 // As in `lend_as`.
                 let memory = memory;
-                Ok(Self::of(Self::coherent_not_quickly(device, &memory, D::PROT | extra, site, refused)?, memory))
+                let loan = Self::coherent_not_quickly(device, &memory, D::PROT | extra, site, refused)?;
+                Ok(Self::of(loan.made(device, site), memory))
             }
         }
     }
@@ -331,11 +329,14 @@ impl<D: Direction, M: Spans> Held<D, M> {
             return Ok(unsafe { Self::conclude(loan, memory, true) });
         }
         if loan.is_passed() {
-            let memory = by_words(memory);
-            loan.leave();
-            // SAFETY: the caller's promise; nothing translates, and the device snoops.
-            return Ok(unsafe { Self::conclude(loan, memory, true) });
+            // SAFETY: it was lent so; nobody uses the loan any more.
+            unsafe { ManuallyDrop::into_inner(loan).end_passed() };
+            if D::DEVICE_WRITES {
+                base::barrier::device_read();
+            }
+            return Ok(ManuallyDrop::into_inner(memory));
         }
+        let memory = by_words(memory);
         let translated = loan.translated();
         if let Some(way) = translated
             && let Err(cause) = way.space().revoke(&[loan.range()])

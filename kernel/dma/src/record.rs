@@ -20,7 +20,7 @@ mod entry;
 mod tally;
 
 pub(crate) use entry::Entry;
-pub(crate) use tally::Tally;
+pub(crate) use tally::{ONE, Tally};
 
 use crate::Error;
 use crate::berth::{Berths, Number};
@@ -75,6 +75,18 @@ impl Slot {
     #[inline(always)]
     pub(crate) fn berth(number: Number) -> Self {
         Self(number)
+    }
+
+    /// As a number.
+    #[inline(always)]
+    pub(crate) const fn word(self) -> u32 {
+        self.0
+    }
+
+    /// The slot of [`Slot::word`].
+    #[inline(always)]
+    pub(crate) const fn of_word(word: u32) -> Self {
+        Self(word)
     }
 
     /// The number of the berth.
@@ -250,7 +262,7 @@ impl Records {
 
     #[inline(always)]
     fn count(&self, range: IovaRange) -> Slot {
-        self.of_this_core().unplaced.begin(range.len());
+        self.of_this_core().unplaced.begin(Tally::word(range.len()));
         Slot::NONE
     }
 
@@ -269,7 +281,7 @@ impl Records {
         if slot != Slot::NONE && slot != Slot::COUNTED {
             return self.end_exactly(slot, range, mapped_at, unmapped_at);
         }
-        self.of_this_core().unplaced.end(range.len());
+        self.of_this_core().unplaced.end(Tally::word(range.len()));
         self.forgotten.store(true, Ordering::Relaxed);
     }
 

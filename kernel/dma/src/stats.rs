@@ -43,11 +43,11 @@ pub(crate) fn all() -> Result<Vec<Arc<Records>>, Error> {
 pub struct DeviceStats {
     /// Mappings at this moment, those in quarantine among them.
     pub live_mappings: u64,
-    /// Bytes in them.
+    /// Bytes in them. (Where nothing translates, those in whole pages.)
     pub live_bytes: u64,
-    /// Mappings ever made. (Where nothing translates, modulo 2^32.)
+    /// Mappings ever made. (Where nothing translates, modulo 2^31.)
     pub total_mappings: u64,
-    /// Bytes in them.
+    /// Bytes in them. (Where nothing translates, those in whole pages, modulo 16 TiB, and a page more for each 2^31 mappings.)
     pub total_bytes: u64,
     /// Pages whose revocation failed.
     pub quarantined_pages: u64,

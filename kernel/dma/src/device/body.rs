@@ -19,6 +19,8 @@
 
 use super::{Device, Inner};
 use crate::lazy::Strictness;
+#[cfg(doc)]
+use crate::record::Tally;
 use crate::{Error, berth};
 use alloc::sync::Arc;
 use base::fallible;
@@ -182,10 +184,10 @@ impl Device {
         ManuallyDrop::new(Self(Handle(self.0.0)))
     }
 
-    /// Takes note of a loan of `len` bytes that has no berth. Until [`Device::leave`] it keeps the device.
+    /// Takes note of a loan that has no berth, whose [`Tally::word`] is `one`. Until [`Device::leave`] it keeps the device.
     #[inline(always)]
-    pub(super) fn enter(&self, len: u64) {
-        if self.0.records.of_this_core().tally.begin(len) {
+    pub(super) fn enter(&self, one: u64) {
+        if self.0.records.of_this_core().tally.begin(one) {
             self.0.body().hold();
         }
     }
@@ -194,11 +196,11 @@ impl Device {
     ///
     /// # Safety
     ///
-    /// It was entered, with this length; nobody uses its handle any more.
+    /// It was entered, with this word; nobody uses its handle any more.
     #[inline(always)]
-    pub(super) unsafe fn leave(&self, len: u64) {
+    pub(super) unsafe fn leave(&self, one: u64) {
         let body = self.0.0;
-        if self.0.records.of_this_core().tally.end(len) {
+        if self.0.records.of_this_core().tally.end(one) {
             // SAFETY: the loan was counted when the body was closed, or has been since; the caller's promise.
             unsafe { Body::leave(body) };
         }

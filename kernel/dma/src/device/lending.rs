@@ -1,13 +1,15 @@
 //! The ways on which memory goes to a device: past everything special where nothing is, through the IOMMU, past it, as a copy.
 
+use super::how::How;
 use super::loan::as_range;
 use super::{Backend, Copying, Device, Inner, Kind, Loan, Refused, Special, Way};
+use crate::buffer::Runs;
 use crate::direct::Direct;
 use crate::lent::{Segment, Segments};
 use crate::record::Slot;
 use crate::site::Site;
 use crate::translated::Translated;
-use crate::{Bounce, Error, Policy};
+use crate::{Bounce, Error, Limits, Policy};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
@@ -27,31 +29,41 @@ impl Device {
     #[inline(always)]
     pub(crate) unsafe fn lend_quickly(
         &self,
-        runs: &[PhysRange],
+        runs: Runs<'_>,
         longest: impl Fn() -> u64,
         len: u64,
         prot: Prot,
-        mask: u64,
+        mask: impl Fn(&Limits) -> u64,
         site: Site,
     ) -> Result<Loan, Refused> {
         let (inner, device) = (&*self.0, self.for_loan());
         match &inner.backend {
             Backend::Translated(translated) => {
                 let limits = &inner.limits;
+                let one;
+                // Here, because it is in memory.
+                let runs = match runs {
+                    Runs::One(run) => {
+                        one = [run];
+                        one.as_slice()
+                    }
+                    Runs::All(runs) => runs,
+                };
                 // SAFETY: the caller's promise.
-                match unsafe { translated.map_in_berth(runs, &longest, len, prot, limits, mask, site) } {
+                match unsafe { translated.map_in_berth(runs, &longest, len, prot, limits, mask(limits), site) } {
                     // It has a berth, which keeps the device.
                     Some(Ok((iova, slot, kind))) => {
-                        Ok(Loan { device, whole: Segment { iova, len }, site, slot, kind, special: None })
+                        let how = How::new(slot, kind);
+                        Ok(Loan { device, whole: Segment { iova, len }, site, how, special: None })
                     }
                     Some(Err(refused)) => Err(refused),
                     None => Err(Refused::NotKept),
                 }
             }
-            Backend::Direct(direct) => match runs {
-                [run] if mask >= inner.limits.address_mask => {
-                    let Some(iova) = direct.near(*run) else { return Err(Refused::Special) };
-                    Ok(self.counted(Segment { iova, len }, Kind::Passed, site))
+            Backend::Direct(direct) => match runs.only() {
+                Some(run) if mask(&inner.limits) >= inner.limits.address_mask => {
+                    let Some(iova) = direct.near(run) else { return Err(Refused::Special) };
+                    Ok(self.loan(Segment { iova, len }, How::passed(len), site))
                 }
                 _ => Err(Refused::Special),
             },
@@ -81,7 +93,7 @@ impl Device {
         // SAFETY: the caller's promise.
         let range = unsafe { translated.map_quickly(runs, longest, len, prot, &self.0.limits, mask) }?;
         let slot = self.0.records.begin(range, prot, site);
-        Ok(self.loan(Segment { iova: range.start(), len }, slot, Kind::Plain, site))
+        Ok(self.loan(Segment { iova: range.start(), len }, How::new(slot, Kind::Plain), site))
     }
 
     /// As [`Device::lend_quickly`], where nothing translates, of many runs, which are named in `segments` alone. `None` where the memory has
@@ -105,7 +117,7 @@ impl Device {
             return None;
         }
         let iova = segments.first()?.iova;
-        Some(self.counted(Segment { iova, len }, Kind::Passed, site))
+        Some(self.loan(Segment { iova, len }, How::passed(len), site))
     }
 
     /// Lends the memory of `runs`, `len` bytes: at `at`, or wherever there is room.
@@ -254,7 +266,7 @@ impl Device {
             }
         };
         let slot = self.0.records.begin(range, prot, site);
-        Ok(self.loan(Segment { iova: range.start(), len }, slot, kind, site))
+        Ok(self.loan(Segment { iova: range.start(), len }, How::new(slot, kind), site))
     }
 
     /// Lends the memory of `runs`, `len` bytes, at `iova`, which the caller has reserved and keeps until the loan has ended.
@@ -295,30 +307,24 @@ impl Device {
     /// The loan of what has been mapped at `range`, which somebody else has reserved.
     pub(crate) fn loan_reserved(&self, range: IovaRange, prot: Prot, site: Site) -> Loan {
         let slot = self.0.records.begin(range, prot - Prot::PAGEWISE, site);
-        self.loan(Segment { iova: range.start(), len: range.len() }, slot, Kind::Reserved, site)
-    }
-
-    /// Lends memory that no IOMMU translates for, and that is one segment, and counts it.
-    #[inline(always)]
-    fn counted(&self, segment: Segment, kind: Kind, site: Site) -> Loan {
-        self.loan(segment, Slot::COUNTED, kind, site)
+        self.loan(Segment { iova: range.start(), len: range.len() }, How::new(slot, Kind::Reserved), site)
     }
 
     /// Lends memory that no IOMMU translates for, and that is one segment; recorded, if there is a tracker.
     fn one(&self, segment: Segment, prot: Prot, site: Site) -> Loan {
         match self.0.records.begin_tracked(segment, prot, site) {
-            Some(slot) => self.loan(segment, slot, Kind::Direct, site),
-            None => self.counted(segment, Kind::Direct, site),
+            Some(slot) => self.loan(segment, How::new(slot, Kind::Direct), site),
+            None => self.loan(segment, How::new(Slot::COUNTED, Kind::Direct), site),
         }
     }
 
     /// A loan as most are.
     #[inline(always)]
-    pub(super) fn loan(&self, whole: Segment, slot: Slot, kind: Kind, site: Site) -> Loan {
-        if !kind.has_berth() {
-            self.enter(whole.len);
+    pub(super) fn loan(&self, whole: Segment, how: How, site: Site) -> Loan {
+        if let Some(one) = how.counted(whole.len) {
+            self.enter(one);
         }
-        Loan { device: self.for_loan(), whole, site, slot, kind, special: None }
+        Loan { device: self.for_loan(), whole, site, how, special: None }
     }
 
     /// Takes note of the end of a loan of `whole` that nothing translated.
@@ -331,23 +337,15 @@ impl Device {
 
     /// Takes note of the end of a loan at `range`, and gives its address range back. `translated` was its way.
     #[inline(always)]
-    pub(super) fn finish(
-        &self,
-        translated: &Translated,
-        range: IovaRange,
-        slot: Slot,
-        kind: Kind,
-        mapped_at: Site,
-        site: Site,
-    ) {
-        if kind.has_berth() {
-            return translated.end_in_berth(slot, range, site);
+    pub(super) fn finish(&self, translated: &Translated, range: IovaRange, how: How, mapped_at: Site, site: Site) {
+        if how.has_berth() {
+            return translated.end_in_berth(how.slot(), range, site);
         }
-        self.0.records.end(slot, range, mapped_at, site);
-        match kind {
-            Kind::Plain => translated.release_or_keep(range),
-            Kind::Fixed => translated.release_fixed(range),
-            _ => (),
+        self.0.records.end(how.slot(), range, mapped_at, site);
+        if how.is_plain() {
+            translated.release_or_keep(range);
+        } else if how.is_fixed() {
+            translated.release_fixed(range);
         }
     }
 

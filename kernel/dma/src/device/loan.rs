@@ -1,17 +1,18 @@
 //! What a device was told of memory that it has, and how that ends.
 
 use super::Device;
+use super::how::{How, Kind};
 use crate::Error;
 use crate::berth::Berth;
 use crate::bounce::Bounced;
 use crate::lazy::Strictness;
 use crate::lent::{Segment, Segments};
-use crate::record::Slot;
+use crate::record::{Slot, Tally};
 use crate::site::Site;
 use crate::translated::Translated;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::mem::ManuallyDrop;
+use core::mem::{self, ManuallyDrop};
 use iommu::contract::AddressSpace;
 use iommu::{Iova, IovaError, IovaRange, MapError, Prot, RevokeError};
 
@@ -35,8 +36,7 @@ pub struct Loan {
     /// All of it, as one; [`Special`] has the rest to say, where there is more.
     pub(super) whole: Segment,
     pub(crate) site: Site,
-    pub(super) slot: Slot,
-    pub(super) kind: Kind,
+    pub(super) how: How,
     pub(super) special: Option<Box<[Special; 1]>>,
 }
 
@@ -60,34 +60,6 @@ impl Special {
     }
 }
 
-/// How an address range was had. (As large as a [`Slot`]: a loan without padding moves word by word.)
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub(crate) enum Kind {
-    /// It was kept for the device, and is mapped by the leaf that its anchor knows; its berth is the loan's.
-    Anchored,
-    /// It was kept for the device, and is mapped otherwise; its berth is the loan's.
-    Berthed,
-    /// It was allocated.
-    Plain,
-    /// Its driver wanted it: it was reserved.
-    Fixed,
-    /// Somebody else reserved it.
-    Reserved,
-    /// It is where the memory is: nothing translates.
-    Direct,
-    /// Likewise, and nothing is special about the device, nor is the mapping recorded.
-    Passed,
-}
-
-impl Kind {
-    /// Whether the slot is the number of a berth.
-    #[inline(always)]
-    pub(super) fn has_berth(self) -> bool {
-        matches!(self, Self::Anchored | Self::Berthed)
-    }
-}
-
 /// The addresses of a segment that a device was told.
 #[inline(always)]
 pub(super) fn as_range(segment: Segment) -> IovaRange {
@@ -96,6 +68,13 @@ pub(super) fn as_range(segment: Segment) -> IovaRange {
 }
 
 impl Loan {
+    /// The same, of the device that it was made for and the place that it was made at: said once more for who knows them, so that neither is
+    /// asked of the loan.
+    #[inline(always)]
+    pub(crate) fn made(self, device: &Device, site: Site) -> Self {
+        Self { device: device.for_loan(), site, ..self }
+    }
+
     /// The address range.
     #[inline(always)]
     pub(crate) fn range(&self) -> IovaRange {
@@ -148,6 +127,9 @@ impl Loan {
 
     /// Names to the driver only the `len` bytes at `skip` of what was lent, and takes in the copy that was lent if it was one.
     pub(crate) fn narrow(&mut self, room: Room, skip: u64, len: u64, copied: Option<Bounced>) {
+        if self.is_passed() {
+            self.how = How::new(Slot::COUNTED, Kind::Direct);
+        }
         let mut special = match self.special.take() {
             Some(special) => special,
             None => {
@@ -170,16 +152,13 @@ impl Loan {
     /// The way that it went; `None` where nothing translates.
     #[inline(always)]
     pub(crate) fn translated(&self) -> Option<&Translated> {
-        match self.kind {
-            Kind::Direct | Kind::Passed => None,
-            _ => self.device.translated_way(),
-        }
+        if self.how.translates() { self.device.translated_way() } else { None }
     }
 
     /// Whether it is mapped by the leaf that the anchor of its berth knows.
     #[inline(always)]
     pub(crate) fn is_anchored(&self) -> bool {
-        self.kind == Kind::Anchored
+        self.how.is_anchored()
     }
 
     /// Revokes an anchored loan, takes note of its end and makes its berth ready for the next. Called once; the
@@ -193,7 +172,7 @@ impl Loan {
         // It was mapped by an anchor.
         let Some(way) = self.device.translated_way() else { return Err(RevokeError::Dead) };
         // SAFETY: the loan has the berth (invariant of `Kind`), and whoever has the loan is done with the device.
-        unsafe { way.end_anchored(self.slot, self.whole.iova, site) }
+        unsafe { way.end_anchored(self.how.slot(), self.whole.iova, site) }
     }
 
     /// Lets it lapse, which is of a buffer, if it has a berth and the device has room: the berth, and what it is to be asked
@@ -201,7 +180,7 @@ impl Loan {
     #[inline(always)]
     pub(crate) fn lapse(&self, least: Strictness) -> Option<(&'static Berth, u64)> {
         let device = &self.device.0;
-        if !self.kind.has_berth() {
+        if !self.how.has_berth() {
             return None;
         }
         // Where a copy was lent that has none.
@@ -210,7 +189,7 @@ impl Loan {
         if least > Strictness::UnlessAsked && self.device.strictness() < least {
             return None;
         }
-        let (number, len) = (self.slot.number(), self.whole.len);
+        let (number, len) = (self.how.slot().number(), self.whole.len);
         match device.lapsing()?.lapse(number, len) {
             Some(lapsed) => Some(lapsed),
             None => device.berths.as_ref()?.lapse_slowly(number, len),
@@ -229,8 +208,8 @@ impl Loan {
     #[inline(always)]
     pub(crate) fn finish_by(&self, translated: Option<&Translated>, site: Site) {
         match translated {
-            Some(way) => self.device.finish(way, self.range(), self.slot, self.kind, self.site, site),
-            None => self.device.finish_direct(self.whole, self.slot, self.site, site),
+            Some(way) => self.device.finish(way, self.range(), self.how, self.site, site),
+            None => self.device.finish_direct(self.whole, self.how.slot(), self.site, site),
         }
         self.leave();
     }
@@ -238,15 +217,29 @@ impl Loan {
     /// Whether nothing translates for it, nothing is special about its device, and it is not recorded.
     #[inline(always)]
     pub(crate) fn is_passed(&self) -> bool {
-        self.kind == Kind::Passed
+        self.how.is_passed()
+    }
+
+    /// The end of a loan that is [passed](Loan::is_passed).
+    ///
+    /// # Safety
+    ///
+    /// It is.
+    #[inline(always)]
+    pub(crate) unsafe fn end_passed(self) {
+        // (What makes a loan special changes its kind.)
+        debug_assert!(self.is_passed() && self.special.is_none(), "a loan that is not passed");
+        // SAFETY: it was entered when it was made, and nobody uses it any more.
+        unsafe { self.device.leave(self.how.word()) };
+        mem::forget(self);
     }
 
     /// Stops keeping the device: the last that happens to a loan. (One with a berth has done so when that was ready for the next.)
     #[inline(always)]
     pub(crate) fn leave(&self) {
-        if !self.kind.has_berth() {
+        if let Some(one) = self.how.counted(self.whole.len) {
             // SAFETY: it was entered when it was made, and nobody uses it any more.
-            unsafe { self.device.leave(self.whole.len) };
+            unsafe { self.device.leave(one) };
         }
     }
 
@@ -257,18 +250,18 @@ impl Loan {
     /// Makes two of it: the first `at` bytes, which are fewer than all and some, and the rest. There is nothing special about it, its
     /// range is somebody else's, and it can be revoked in these parts. On record it ends and two begin.
     pub(crate) fn split(self, at: u64, prot: Prot) -> (Self, Self) {
-        let Self { device, whole, site, slot, kind, .. } = self;
+        let Self { device, whole, site, how, .. } = self;
         let first = Segment { iova: whole.iova, len: at };
         let second = Segment { iova: Iova::new(whole.iova.get() + at), len: whole.len - at };
         let records = &device.0.records;
         // The end first: the first part is recorded in its place.
-        records.end(slot, as_range(whole), site, site);
+        records.end(how.slot(), as_range(whole), site, site);
         let [slot, other] =
             [first, second].map(|segment| records.begin(as_range(segment), prot - Prot::PAGEWISE, site));
         // One more of them, and no more pages.
-        device.enter(0);
-        let second = Self { device: device.for_loan(), whole: second, site, slot: other, kind, special: None };
-        (Self { device, whole: first, site, slot, kind, special: None }, second)
+        device.enter(Tally::word(0));
+        let second = Self { device: device.for_loan(), whole: second, site, how: how.with_slot(other), special: None };
+        (Self { device, whole: first, site, how: how.with_slot(slot), special: None }, second)
     }
 }
 

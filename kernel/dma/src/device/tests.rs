@@ -1,7 +1,9 @@
 //! Handles and counts of several cores.
 
 use super::*;
+use crate::buffer::Runs;
 use crate::fakes::{FakeDevice, FakeSystem};
+use crate::lent::Segment;
 use crate::{FromDevice, Lent};
 use alloc::sync::Weak;
 use alloc::vec::Vec;
@@ -172,6 +174,29 @@ fn direct() -> Device {
         DirectConfig { name: "dma", windows: &windows, limits: Limits::NONE, coherent: true, memory: system.memory };
     // SAFETY: there is no such device, and so nothing that accesses memory.
     unsafe { Device::direct(config) }.unwrap()
+}
+
+/// Caught: a loan that is passed, and so has nothing that is freed at its end, when it has been narrowed.
+#[test]
+fn a_loan_that_is_narrowed_is_no_longer_passed() {
+    if tracker::is_on() {
+        // It records every loan.
+        return;
+    }
+    let device = direct();
+    let pages = device.pages(PAGE_SIZE).unwrap();
+    let [run] = pages.phys_runs() else { panic!("one run") };
+    let (site, reads) = (Location::caller(), Prot::READ);
+    // SAFETY: there is no such device, and the pages outlive the loan.
+    let lend = || unsafe { device.lend_quickly(Runs::One(*run), || 0, PAGE_SIZE, reads, |_| u64::MAX, site) };
+    let mut loan = lend().unwrap_or_else(|_| panic!("nothing is special"));
+    assert!(loan.is_passed());
+    loan.narrow(Loan::room().unwrap(), 16, 32, None);
+    assert!(!loan.is_passed() && loan.translated().is_none());
+    let told = Segment { iova: Iova::new(run.start().get() + 16), len: 32 };
+    assert_eq!((loan.segments(), device.stats().live_bytes), ([told].as_slice(), PAGE_SIZE));
+    loan.finish(site);
+    assert_eq!((device.stats().live_mappings, device.stats().live_bytes), (0, 0));
 }
 
 /// Caught: sums of the first core alone.

@@ -13,7 +13,7 @@ use iommu::PAGE_SIZE;
 /// Beside the numbers: who adds has to speak up.
 const CLOSED: u64 = 1;
 /// The number of loans stands above that, their pages in the upper half: differences of such words are exact.
-const ONE: u64 = CLOSED << 1;
+pub(crate) const ONE: u64 = CLOSED << 1;
 const PAGES: u32 = 32;
 
 /// Loans that began and that ended.
@@ -27,21 +27,29 @@ impl Tally {
         Self { begun: AtomicU64::new(0), ended: AtomicU64::new(0) }
     }
 
+    /// What one loan of `len` bytes adds to either number. (A part of a page counts for nothing.)
     #[inline(always)]
-    fn word(len: u64) -> u64 {
-        ONE | (len / PAGE_SIZE) << PAGES
+    pub(crate) fn word(len: u64) -> u64 {
+        Self::word_of_pages(len & !(PAGE_SIZE - 1))
     }
 
-    /// Takes note of a loan of `len` bytes. `true`: the tally is closed.
+    /// The same for `len` bytes that are whole pages.
     #[inline(always)]
-    pub(crate) fn begin(&self, len: u64) -> bool {
-        self.begun.fetch_add(Self::word(len), Relaxed) & CLOSED != 0
+    pub(crate) fn word_of_pages(len: u64) -> u64 {
+        debug_assert!(len.is_multiple_of(PAGE_SIZE), "{len:#x} bytes are no pages");
+        ONE + (len << (PAGES - PAGE_SIZE.trailing_zeros()))
     }
 
-    /// Takes note of the end of a loan of `len` bytes. `true`: the tally is closed.
+    /// Takes note of a loan, whose [`Tally::word`] is `one`. `true`: the tally is closed.
     #[inline(always)]
-    pub(crate) fn end(&self, len: u64) -> bool {
-        self.ended.fetch_add(Self::word(len), Release) & CLOSED != 0
+    pub(crate) fn begin(&self, one: u64) -> bool {
+        self.begun.fetch_add(one, Relaxed) & CLOSED != 0
+    }
+
+    /// Takes note of the end of a loan, whose [`Tally::word`] is `one`. `true`: the tally is closed.
+    #[inline(always)]
+    pub(crate) fn end(&self, one: u64) -> bool {
+        self.ended.fetch_add(one, Release) & CLOSED != 0
     }
 
     /// Closes all tallies of a device. Returns how many loans there are, those aside that began or ended in a tally that was closed
@@ -83,11 +91,12 @@ mod tests {
     fn what_is_there_when_the_tallies_are_closed_is_counted_whichever_is_closed_first() {
         let [first, second] = [Tally::new(), Tally::new()];
         let both = || [&first, &second].into_iter();
-        assert!(!first.begin(2 * PAGE_SIZE) && !first.begin(PAGE_SIZE) && !second.end(PAGE_SIZE));
+        let [one, two, three] = [1, 2, 3].map(|pages| Tally::word(pages * PAGE_SIZE));
+        assert!(!first.begin(two) && !first.begin(one) && !second.end(one));
         // While they are being closed: one that ends where that has been done, and one that has begun there.
         let there = Tally::close_all([&first].into_iter());
         assert_eq!(there, 2);
-        assert!(first.end(2 * PAGE_SIZE) && first.begin(3 * PAGE_SIZE) && !second.end(3 * PAGE_SIZE));
+        assert!(first.end(two) && first.begin(three) && !second.end(three));
         let all = there.wrapping_add(Tally::close_all([&second].into_iter()));
         // Told of: one less, and one more.
         assert_eq!(all, 0);

@@ -4,8 +4,8 @@ use crate::backends::{direct, memory_at, restricted, window};
 use core::sync::atomic::AtomicU32;
 use dma::fakes::{FakeMemoryConfig, FakeSystem};
 use dma::{
-    AttributeError, Bidirectional, Bounce, BusWindow, CpuReads, Error, FromDevice, Ladder, Lent, Limits, PageSet,
-    Pages, Policy, Pool, PoolSource, SharedBuffer, ToDevice, slice,
+    AttributeError, Bidirectional, Bounce, BusWindow, Cacheability, CarvedOut, CpuReads, Error, FromDevice, Ladder,
+    Lent, Limits, PageSet, Pages, Policy, Pool, PoolSource, SharedBuffer, ToDevice, slice,
 };
 use iommu::PhysAddr;
 use std::sync::Arc;
@@ -296,7 +296,7 @@ fn a_writer_that_is_refused_leaves_nothing_of_its_copy() {
     assert_eq!(&shared.into_pages().unwrap().chunks().next().unwrap()[..9], b"meanwhile");
 }
 
-/// Caught: `coherent_request` and `lend_coherent` with the mask for streaming mappings.
+/// Caught: `coherent_request`, `lend_coherent`, and the quick way past no IOMMU, with the mask for streaming mappings.
 #[test]
 fn coherent_memory_has_address_lines_of_its_own() {
     let limits = Limits { coherent_mask: 0xf_ffff, ..Limits::address_bits(32) };
@@ -314,6 +314,13 @@ fn coherent_memory_has_address_lines_of_its_own() {
     assert_eq!(ring.iova().get(), 0);
     assert_eq!(device.coherent_slice::<AtomicU32>(1024).unwrap_err(), Error::OutOfMemory);
     assert!(device.map::<ToDevice, _>(device.pages(4096).unwrap()).is_ok());
+    // What nobody could copy, and has not been asked of memory for this device.
+    let attach = |kind| {
+        let carved = CarvedOut::allocate(memory, 4096, kind).unwrap();
+        SharedBuffer::export("carved", carved).unwrap().attach::<ToDevice>(&device).map(drop)
+    };
+    assert_eq!(attach(Cacheability::WriteBack), Ok(()));
+    assert!(matches!(attach(Cacheability::Unmapped), Err(Error::Unreachable { .. })));
     assert_eq!(device.copies(), 0);
 }
 

@@ -9,7 +9,10 @@ use alloc::vec::Vec;
 use base::Deadline;
 use core::hint::black_box;
 use core::sync::atomic::AtomicU64;
-use dma::{Bidirectional, FromDevice, Ladder, Lent, PageSet, Pages, Pending, ScatterList, SharedBuffer, ToDevice};
+use dma::{
+    Bidirectional, Device, FromDevice, Ladder, Lapsing, Lent, PageSet, Pages, Pending, ScatterList, SharedBuffer,
+    ToDevice,
+};
 use iommu::PAGE_SIZE;
 use ktest::{Outcome, TestResult};
 
@@ -60,15 +63,15 @@ pub const ALL: &[Benchmark] = &[
     Benchmark { name: "map4k_million", about: Memory, modes: &[Mode::Strict], run: million },
 ];
 
-const ALL_MODES: &[Mode] = &[Mode::Strict, Mode::Lazy, Mode::Direct];
+pub const ALL_MODES: &[Mode] = &[Mode::Strict, Mode::Lazy, Mode::Direct];
 
 /// Buffers that are in turn where they end lazily: more than lapse before a flush.
-const IN_TURN: u64 = 160;
+pub const IN_TURN: u64 = 160;
 /// Bytes of such buffers, likewise.
 const BYTES_IN_TURN: u64 = 24 << 20;
 
 /// Places in turn, as a driver's ring has them: each is emptied and filled again when it is reached.
-struct Turns<T> {
+pub struct Turns<T> {
     places: Vec<Option<T>>,
     next: usize,
 }
@@ -95,6 +98,30 @@ fn wait_for(pending: Pending<Bidirectional, Pages>) -> Result<Pages, Outcome> {
     }
 }
 
+/// Buffers of `bytes` that have lapsed, `count` of them in turn.
+pub fn lapsing(device: &Device, count: u64, bytes: u64) -> Result<Turns<Lapsed>, Outcome> {
+    Turns::of(count, || Ok(device.map::<Bidirectional, _>(adjacent(device, bytes)?)?.unmap_lazy()))
+}
+
+/// A buffer that lapses.
+pub type Lapsed = Lapsing<Bidirectional, Pages>;
+
+/// Takes the oldest buffer, maps it and lets it lapse.
+#[inline(always)]
+pub fn map_in_turn(device: &Device, lapsing: &mut Turns<Lapsed>) -> TestResult {
+    let Some(place) = lapsing.next() else { ktest::skip!("there are none") };
+    let Some(oldest) = place.take() else { ktest::skip!("a buffer is lost") };
+    // It has been flushed long since. A driver that has too few waits.
+    let buffer = match oldest.try_take() {
+        Ok(buffer) => buffer,
+        Err(pending) => wait_for(pending)?,
+    };
+    let mapped = device.map::<Bidirectional, _>(buffer)?;
+    black_box(mapped.iova());
+    *place = Some(mapped.unmap_lazy());
+    Ok(())
+}
+
 /// One buffer, mapped and unmapped. Where it ends lazily there are several: each is had again when a flush has covered it.
 fn pages(stand: &Stand, name: &str, bytes: u64, batch: u32) -> TestResult {
     let device = stand.device();
@@ -110,21 +137,8 @@ fn pages(stand: &Stand, name: &str, bytes: u64, batch: u32) -> TestResult {
             Ok(())
         });
     }
-    let lapse = || Ok(device.map::<Bidirectional, _>(adjacent(device, bytes)?)?.unmap_lazy());
-    let mut lapsing = Turns::of(IN_TURN.min(BYTES_IN_TURN / bytes), lapse)?;
-    stand.measure(name, batch, || {
-        let Some(place) = lapsing.next() else { ktest::skip!("there are none") };
-        let Some(oldest) = place.take() else { ktest::skip!("a buffer is lost") };
-        // It has been flushed long since. A driver that has too few waits.
-        let buffer = match oldest.try_take() {
-            Ok(buffer) => buffer,
-            Err(pending) => wait_for(pending)?,
-        };
-        let mapped = device.map::<Bidirectional, _>(buffer)?;
-        black_box(mapped.iova());
-        *place = Some(mapped.unmap_lazy());
-        Ok(())
-    })
+    let mut lapsing = lapsing(device, IN_TURN.min(BYTES_IN_TURN / bytes), bytes)?;
+    stand.measure(name, batch, || map_in_turn(device, &mut lapsing))
 }
 
 /// A scatter list, mapped as one.

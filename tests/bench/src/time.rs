@@ -1,10 +1,11 @@
 //! What only time tells: several cores at once, and how long it takes from nothing to a first read.
 
+use crate::maps::{ALL_MODES, IN_TURN, lapsing, map_in_turn};
 use crate::measure::Each;
 use crate::memory::adjacent;
 use crate::run::About::Time;
 use crate::run::{AT_ONCE, Benchmark, FIRST_READ};
-use crate::stand::Stand;
+use crate::stand::{Mode, Stand};
 use base::{Deadline, IrqMutex, wait_until};
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -16,19 +17,26 @@ use virt::cores;
 
 /// The benchmarks of this module.
 pub const ALL: &[Benchmark] = &[
-    Benchmark { name: "map4k_two_cores", about: Time, modes: AT_ONCE, run: two_cores },
+    Benchmark { name: "map4k_two_cores", about: Time, modes: ALL_MODES, run: two_cores },
     Benchmark { name: FIRST_READ, about: Time, modes: AT_ONCE, run: first_read },
 ];
 
-/// The device of both cores.
-static DEVICE: IrqMutex<Option<Device>> = IrqMutex::new(None);
+/// The device of both cores, and how they end their mappings.
+static DEVICE: IrqMutex<Option<(Device, Mode)>> = IrqMutex::new(None);
 static FAILED: AtomicBool = AtomicBool::new(false);
 
-/// Operations of each core in a batch.
-const OPERATIONS: u32 = 8192;
+/// Operations of each core in a batch. (Few of them are its buffers' first.)
+const OPERATIONS: u32 = 16384;
 
 fn map_and_unmap() -> TestResult {
-    let Some(device) = DEVICE.lock().clone() else { return Ok(()) };
+    let Some((device, mode)) = DEVICE.lock().clone() else { return Ok(()) };
+    if mode == Mode::Lazy {
+        let mut lapsing = lapsing(&device, IN_TURN, PAGE_SIZE)?;
+        for _ in 0..OPERATIONS {
+            map_in_turn(&device, &mut lapsing)?;
+        }
+        return Ok(());
+    }
     let mut buffer = adjacent(&device, PAGE_SIZE)?;
     for _ in 0..OPERATIONS {
         let mapped = device.map::<Bidirectional, _>(black_box(buffer))?;
@@ -43,7 +51,7 @@ fn two_cores(stand: &Stand) -> TestResult {
     if stand.cores < 2 {
         ktest::skip!("one core");
     }
-    *DEVICE.lock() = Some(stand.device().clone());
+    *DEVICE.lock() = Some((stand.device().clone(), stand.mode));
     let alone = stand.measure_batches("map4k_one_core", u64::from(OPERATIONS), map_and_unmap);
     let result = alone.and_then(|()| {
         let (before, syncs) = queue_accesses(stand);

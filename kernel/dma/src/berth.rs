@@ -4,7 +4,7 @@
 //! allocated, together with the place of its leaf in the tables ([`Anchor`]) and its own record, and the next mapping of its
 //! length on that core takes all of it by one exchange. What is berthed is mapped nowhere: its revocation has returned `Ok`.
 //!
-//! There are [`COUNT`] berths for each device. A mapping that finds none goes the general way ([`crate::translated`]), and has its
+//! There are [`COUNT`] berths for each device. A mapping that finds none, here or on another core, goes the general way ([`crate::translated`]), and has its
 //! range berthed when it ends, if a berth is vacant. Ranges that nobody uses are given up when the domain has no address left for
 //! somebody ([`Keep`]), and when a range that is in use finds no berth vacant, those of other sizes.
 //!
@@ -157,6 +157,8 @@ pub(crate) struct Berths {
     cores: [Core; SHARDS],
     rented: Rented,
     vacant: Stack,
+    /// The core that another has had a berth from last.
+    donor: AtomicU8,
     /// Mappings whose ranges have been given up, and their bytes.
     before: [AtomicU64; 2],
     /// The address space has anchors.
@@ -207,6 +209,7 @@ impl Berths {
             rented: Rented::new()?,
             failed: Once::new(),
             vacant: Stack(AtomicU64::new(1)),
+            donor: AtomicU8::new(0),
             before: [const { AtomicU64::new(0) }; 2],
             anchored: AtomicBool::new(false),
             body: AtomicPtr::new(null_mut()),
@@ -229,7 +232,13 @@ impl Berths {
     /// The stack of this core for the ranges of a berth's length.
     #[inline(always)]
     fn stack_of(&self, berth: &Berth) -> &Stack {
-        &self.cores[cpu::index() % SHARDS].ready[berth.class.load(Relaxed) as usize % CLASSES]
+        self.stack_on(cpu::index(), berth)
+    }
+
+    /// The same of any core.
+    #[inline(always)]
+    fn stack_on(&self, core: usize, berth: &Berth) -> &Stack {
+        &self.cores[core % SHARDS].ready[berth.class.load(Relaxed) as usize % CLASSES]
     }
 
     /// The berth of that number.
@@ -339,6 +348,24 @@ impl Berths {
         }
         others.into_iter().rev().flatten().for_each(|berth| self.put_back(berth));
         found
+    }
+
+    /// [`Self::take`] where this core has none: what is mapped on one core and ends on another is ready there, and what a core has that maps
+    /// no more is of use to nobody else. Looks where one was found last and at one core more, so that nobody pays for many who have none.
+    #[cold]
+    pub(crate) fn take_elsewhere(&self, len: u64, limit: u64, run: bool, align: u64) -> Option<Taken<'_>> {
+        let last = usize::from(self.donor.load(Relaxed));
+        for core in [last, last.wrapping_add(1)].map(|core| core % SHARDS) {
+            let stack = &self.cores[core].ready[class(len)];
+            let Some(berth) = self.pop(stack) else { continue };
+            self.donor.store(core as u8, Relaxed);
+            match Self::suits(berth, len, limit, run, &|| align) {
+                Some(taken) => return Some(taken),
+                None => self.put_back(berth),
+            }
+        }
+        self.donor.store(last.wrapping_add(1) as u8, Relaxed);
+        None
     }
 
     /// Puts a berth back that was taken and not used.

@@ -284,7 +284,7 @@ impl Berths {
             word = now;
         }
         if word & TOP != 0 {
-            self.flush_from((word & TOP) as Number, &lapsed.order);
+            self.flush_from((word & TOP) as Number, core, &lapsed.order);
             self.rented.array.orphans.free(core);
         }
         lapsed.flushing.store(false, Release);
@@ -305,18 +305,18 @@ impl Berths {
         core::iter::from_fn(below)
     }
 
-    /// Revokes what is on a stack that is the caller's, with one completion.
-    fn flush_from(&self, top: Number, order: &Order) {
+    /// Revokes what is on a stack that is the caller's, and was a core's, with one completion.
+    fn flush_from(&self, top: Number, core: usize, order: &Order) {
         let (mut few, expected) = (Ranges::<FEW>::new(), order.expected());
         if few.add(self.downwards(top)) && few.len <= expected {
-            self.revoke_from(top, few.as_slice());
+            self.revoke_from(top, core, few.as_slice());
         } else {
-            self.flush_many(top, expected, order);
+            self.flush_many(top, core, expected, order);
         }
     }
 
     #[cold]
-    fn flush_many(&self, mut top: Number, expected: usize, order: &Order) {
+    fn flush_many(&self, mut top: Number, core: usize, expected: usize, order: &Order) {
         let mut ranges = Ranges::<{ lazy::COUNT }>::new();
         // There are no more than that (the word). What is not revoked is never taken for it.
         if !ranges.add(self.downwards(top)) {
@@ -328,13 +328,13 @@ impl Berths {
             ranges.add(self.downwards(top));
             order.found(ranges.len);
         }
-        self.revoke_from(top, ranges.as_slice());
+        self.revoke_from(top, core, ranges.as_slice());
     }
 
     #[inline]
-    fn revoke_from(&self, top: Number, ranges: &[IovaRange]) {
+    fn revoke_from(&self, top: Number, core: usize, ranges: &[IovaRange]) {
         match self.domain.space().revoke(ranges) {
-            Ok(()) => self.end_all(top),
+            Ok(()) => self.end_all(top, core),
             Err(cause) => self.lose_all(top, cause),
         }
     }
@@ -357,8 +357,9 @@ impl Berths {
         })
     }
 
-    /// Takes note of the end of what was revoked, and makes it ready: those of one size that follow each other by one exchange.
-    pub(super) fn end_all(&self, top: Number) {
+    /// Takes note of the end of what was revoked, and makes it ready on the core on which it lapsed, whoever flushed: those of one size that
+    /// follow each other by one exchange.
+    pub(super) fn end_all(&self, top: Number, core: usize) {
         let when = Stamp::now();
         let mut berths = self.downwards(top);
         let Some(mut first) = berths.next() else { return };
@@ -367,18 +368,18 @@ impl Berths {
         for berth in berths {
             // What is of one size is linked as it was.
             if berth.class.load(Relaxed) != class {
-                self.put_all(first, last);
+                self.put_all(first, last, core);
                 (first, class) = (berth, berth.class.load(Relaxed));
             }
             last = berth;
             berth.end_lapsed(when);
         }
-        self.put_all(first, last);
+        self.put_all(first, last, core);
     }
 
-    /// Makes berths ready that are of one size, and linked.
-    fn put_all(&self, top: &Berth, bottom: &Berth) {
-        let stack = self.stack_of(top);
+    /// Makes berths ready on a core that are of one size, and linked.
+    fn put_all(&self, top: &Berth, bottom: &Berth, core: usize) {
+        let stack = self.stack_on(core, top);
         let mut word = stack.0.load(Relaxed);
         while word & READY_CLOSED == 0 {
             bottom.next.store((word & TOP) as u32, Relaxed);

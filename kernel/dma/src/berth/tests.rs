@@ -41,10 +41,11 @@ fn every_berth_is_on_the_stack_once() {
     }
 }
 
-/// Caught: what was ready before is lost; several sizes are put on one stack; a closed stack takes what is put there.
+/// Caught: what was ready before is lost; several sizes are put on one stack; a closed stack takes what is put there; what lapsed on another
+/// core is ready here.
 #[test]
 fn what_ends_together_is_ready_in_its_order_above_what_was() {
-    let berths = berths();
+    let (berths, core) = (berths(), cpu::index() + 1);
     let pages = |berth: &Berth, pages: u64| {
         let range = berths.domain.iova().allocate(pages * PAGE_SIZE, PAGE_SIZE, Iova::new(u64::MAX)).unwrap();
         berth.entry.assign(range);
@@ -58,10 +59,10 @@ fn what_ends_together_is_ready_in_its_order_above_what_was() {
             berth.next.store(below, Relaxed);
             berth.number
         };
-        berths.end_all(taken.iter().rev().fold(0, link));
+        berths.end_all(taken.iter().rev().fold(0, link), core);
     };
     let ready = |pages: u64| {
-        let stack = berths.stack(pages * PAGE_SIZE);
+        let stack = &berths.cores[core % SHARDS].ready[class(pages * PAGE_SIZE)];
         core::iter::from_fn(|| berths.pop(stack)).map(|berth| berth.number).collect::<Vec<_>>()
     };
     let numbers = |which: &[usize]| which.iter().map(|index| taken[*index].number).collect::<Vec<_>>();
@@ -131,7 +132,7 @@ fn a_berth_stays_what_it_is_when_its_device_is_gone() {
         berth.entry.assign(range);
         let lapses = berth.lapses.load(Relaxed);
         berth.next.store(0, Relaxed);
-        berths.end_all(berth.number);
+        berths.end_all(berth.number, cpu::index());
         (berth, lapses)
     };
     assert!(berth.is_revoked(lapses));

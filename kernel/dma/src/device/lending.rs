@@ -71,7 +71,7 @@ impl Device {
         }
     }
 
-    /// [`Device::lend_quickly`] through an IOMMU, where no range is kept for it.
+    /// [`Device::lend_quickly`] through an IOMMU, where no range is kept for it on this core.
     ///
     /// # Errors
     ///
@@ -90,8 +90,15 @@ impl Device {
         site: Site,
     ) -> Result<Loan, Refused> {
         let Backend::Translated(translated) = &self.0.backend else { return Err(Refused::Special) };
+        let limits = &self.0.limits;
         // SAFETY: the caller's promise.
-        let range = unsafe { translated.map_quickly(runs, longest, len, prot, &self.0.limits, mask) }?;
+        if let Some(mapped) = unsafe { translated.map_in_anothers(runs, longest, len, prot, limits, mask, site) } {
+            let (iova, slot, kind) = mapped?;
+            // It has a berth, which keeps the device.
+            return Ok(self.loan(Segment { iova, len }, How::new(slot, kind), site));
+        }
+        // SAFETY: as above.
+        let range = unsafe { translated.map_quickly(runs, longest, len, prot, limits, mask) }?;
         let slot = self.0.records.begin(range, prot, site);
         Ok(self.loan(Segment { iova: range.start(), len }, How::new(slot, Kind::Plain), site))
     }

@@ -9,6 +9,8 @@ use dma::{lazy, quarantine};
 use iommu::{FaultReason, Iova, RevokeError};
 use proptest::prelude::*;
 use std::collections::VecDeque;
+use std::sync::mpsc;
+use std::thread;
 
 type Token = Lapsing<FromDevice, Pages>;
 
@@ -62,6 +64,35 @@ fn a_token_yields_its_pages_after_a_flush_and_no_earlier() {
     assert_eq!(blk.master.write(iova, b"too late").unwrap_err().reason, FaultReason::NotMapped);
     assert_eq!((system.iommu.revocations() - start, blk.device.stats().live_mappings), (1, 0));
     assert!(system.memory.violations().is_empty());
+}
+
+/// The clock's flushes are on whichever core takes its interrupt. Caught: ranges that are ready where the flush was: soon this core has
+/// none, and all that it maps ends at once.
+#[test]
+fn what_lapses_on_a_core_can_lapse_there_again_whoever_flushes() {
+    let system = FakeSystem::new();
+    let (blk, _) = ready(&system, "blk");
+    let (lapses, flushes) = mpsc::channel();
+    let (flushed, known) = mpsc::channel();
+    thread::scope(|scope| {
+        let blk = &blk;
+        scope.spawn(move || {
+            for () in flushes {
+                blk.device.flush(soon()).unwrap();
+                flushed.send(()).unwrap();
+            }
+        });
+        let mut at_once = 0;
+        for _ in 0..1000 {
+            let (_, token) = lapsed(blk);
+            at_once += u32::from(token.is_over());
+            lapses.send(()).unwrap();
+            known.recv().unwrap();
+            drop(token.try_take().unwrap());
+        }
+        drop(lapses);
+        assert!(at_once <= 10, "{at_once} of 1000 ended at once");
+    });
 }
 
 #[test]

@@ -4,9 +4,9 @@
 //! allocated, together with the place of its leaf in the tables ([`Anchor`]) and its own record, and the next mapping of its
 //! length on that core takes all of it by one exchange. What is berthed is mapped nowhere: its revocation has returned `Ok`.
 //!
-//! There are [`COUNT`] berths for each device. A mapping that finds none, here or on another core, goes the general way ([`crate::translated`]), and has its
-//! range berthed when it ends, if a berth is vacant. Ranges that nobody uses are given up when the domain has no address left for
-//! somebody ([`Keep`]), and when a range that is in use finds no berth vacant, those of other sizes.
+//! There are [`COUNT`] berths for each device. A mapping that finds none, here or on another core, goes the general way
+//! ([`crate::translated`]), and has its range berthed when it ends, if a berth is vacant. Ranges that nobody uses are given up when the
+//! domain has no address left for somebody ([`Keep`]), and when a range that is in use finds no berth vacant, those of other sizes.
 //!
 //! # Invariants
 //!

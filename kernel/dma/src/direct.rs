@@ -252,6 +252,37 @@ mod tests {
         assert!(matches!(beyond, Err(Error::Unreachable { .. })));
     }
 
+    /// The quick way of one run and the general one, at each end of the window. Caught: a bound that wraps, or that the run's beginning alone
+    /// meets.
+    #[test]
+    fn a_run_is_near_if_all_of_it_is_in_the_first_window_and_reached() {
+        let windows = [
+            BusWindow { memory: run(0x10_0000, 0x10_0000), bus: Iova::new(0x4000_0000) },
+            BusWindow { memory: run(0x20_0000, 0x1000), bus: Iova::new(0x8000_0000) },
+        ];
+        let name = "device".into();
+        let direct = |limits: Limits| Direct::new(&windows, &limits, None, &name).unwrap();
+        let at = |bus| Some(Iova::new(bus));
+        let limited = Limits { address_mask: 0x4000_2fff, ..Limits::NONE };
+        for (first, len, near, below) in [
+            (0x10_0000, 0x1000, at(0x4000_0000), at(0x4000_0000)),
+            (0x10_2000, 0x1000, at(0x4000_2000), at(0x4000_2000)),
+            (0x10_2000, 0x2000, at(0x4000_2000), None),
+            (0x10_0000, 0x10_0000, at(0x4000_0000), None),
+            (0x1f_f000, 0x1000, at(0x400f_f000), None),
+            (0x1f_f000, 0x2000, None, None),
+            (0x20_0000, 0x1000, None, None),
+            (0x0f_f000, 0x1000, None, None),
+            (0x0f_f000, 0x2000, None, None),
+            (0, 0x20_0000, None, None),
+        ] {
+            let memory = run(first, len);
+            assert_eq!(direct(Limits::NONE).near(memory), near, "{memory}");
+            assert_eq!(direct(limited).near(memory), below, "{memory}");
+            assert_eq!(direct(Limits { min_align: 0x2000, ..Limits::NONE }).near(memory), None, "{memory}");
+        }
+    }
+
     /// The quick way and the general one. Red with each of the four conditions of the quick way left out.
     #[test]
     fn many_runs_in_one_window_are_found_as_they_are_one_by_one() {

@@ -71,27 +71,15 @@ impl Slot {
     pub(crate) const COUNTED: Self = Self(u32::MAX - 1);
     const EXACT: u32 = 1 << 31;
 
-    /// That of a mapping that has a berth, and its record there.
+    /// The slot of that number. A mapping that has a berth, and its record there, has the berth's.
     #[inline(always)]
-    pub(crate) fn berth(number: Number) -> Self {
+    pub(crate) const fn of(number: Number) -> Self {
         Self(number)
     }
 
-    /// As a number.
+    /// Its number.
     #[inline(always)]
-    pub(crate) const fn word(self) -> u32 {
-        self.0
-    }
-
-    /// The slot of [`Slot::word`].
-    #[inline(always)]
-    pub(crate) const fn of_word(word: u32) -> Self {
-        Self(word)
-    }
-
-    /// The number of the berth.
-    #[inline(always)]
-    pub(crate) fn number(self) -> Number {
+    pub(crate) const fn number(self) -> Number {
         self.0
     }
 }

@@ -162,14 +162,15 @@ impl Translated {
         }
     }
 
-    /// As [`Translated::map`], for the way that is taken again and again: at a range that has a berth. `None` where there is none.
+    /// As [`Translated::map`], for the way that is taken again and again: at a range that has a berth, which is ready on this core (`HERE`)
+    /// or on another. `None` where there is none.
     ///
     /// # Safety
     ///
     /// As [`AddressSpace::map`].
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "what a mapping is made of")]
-    pub(crate) unsafe fn map_in_berth(
+    pub(crate) unsafe fn map_in_berth<const HERE: bool>(
         &self,
         runs: &[PhysRange],
         longest: impl Fn() -> u64,
@@ -183,64 +184,22 @@ impl Translated {
         if !self.group.is_in_default() {
             return Some(Err(Refused::Special));
         }
-        let berths = self.berths.as_deref()?;
-        let taken = berths.take(len, mask, matches!(runs, [_]), || self.align(&longest, len, limits))?;
-        // SAFETY: the caller's promise.
-        Some(unsafe { self.map_taken(berths, taken, len, runs, prot, site) })
-    }
-
-    /// As [`Translated::map_in_berth`], where this core has none: in one that was another core's.
-    ///
-    /// # Safety
-    ///
-    /// As [`AddressSpace::map`].
-    #[expect(clippy::too_many_arguments, reason = "what a mapping is made of")]
-    pub(crate) unsafe fn map_in_anothers(
-        &self,
-        runs: &[PhysRange],
-        longest: u64,
-        len: u64,
-        prot: Prot,
-        limits: &Limits,
-        mask: u64,
-        site: Site,
-    ) -> Option<Result<(Iova, Slot, Kind), Refused>> {
-        // As above.
-        if !self.group.is_in_default() {
-            return Some(Err(Refused::Special));
-        }
-        let berths = self.berths.as_deref()?;
-        let align = self.align(|| longest, len, limits);
-        let taken = berths.take_elsewhere(len, mask, matches!(runs, [_]), align)?;
-        // SAFETY: the caller's promise.
-        Some(unsafe { self.map_taken(berths, taken, len, runs, prot, site) })
-    }
-
-    /// Maps at a range whose berth was taken.
-    ///
-    /// # Safety
-    ///
-    /// As [`AddressSpace::map`].
-    #[inline(always)]
-    unsafe fn map_taken(
-        &self,
-        berths: &Berths,
-        taken: Taken<'_>,
-        len: u64,
-        runs: &[PhysRange],
-        prot: Prot,
-        site: Site,
-    ) -> Result<(Iova, Slot, Kind), Refused> {
+        let (berths, run) = (self.berths.as_deref()?, matches!(runs, [_]));
+        let align = || self.align(&longest, len, limits);
+        let taken = match HERE {
+            true => berths.take(len, mask, run, align),
+            false => berths.take_elsewhere(len, mask, run, align()),
+        }?;
         if let Some(anchor) = taken.anchor
             && let [run] = runs
             // SAFETY: the caller's promise; nobody else has the range.
             && unsafe { anchor.map(*run, prot) }
         {
             taken.berth.entry.begin(taken.start, prot, site);
-            return Ok((taken.start, Slot::berth(taken.berth.number()), Kind::Anchored));
+            return Some(Ok((taken.start, Slot::of(taken.berth.number()), Kind::Anchored)));
         }
         // SAFETY: the caller's promise.
-        unsafe { self.map_at_berth(berths, taken, len, runs, prot, site) }
+        Some(unsafe { self.map_at_berth(berths, taken, len, runs, prot, site) })
     }
 
     /// Maps what is no single leaf at a range that has a berth.
@@ -264,7 +223,7 @@ impl Translated {
         match unsafe { self.space().map(range, runs, prot) } {
             Ok(()) => {
                 berth.entry.begin(start, prot, site);
-                Ok((start, Slot::berth(berth.number()), Kind::Berthed))
+                Ok((start, Slot::of(berth.number()), Kind::Berthed))
             }
             Err(error) => {
                 berths.put_back(berth);

@@ -43,7 +43,7 @@ pub(super) struct How(u64);
 impl How {
     #[inline(always)]
     pub(super) const fn new(slot: Slot, kind: Kind) -> Self {
-        Self((slot.word() as u64) << 32 | kind as u64)
+        Self((slot.number() as u64) << 32 | kind as u64)
     }
 
     /// Of a loan of `len` bytes, whole pages, that is passed.
@@ -55,12 +55,12 @@ impl How {
     /// The slot, unless it is passed.
     #[inline(always)]
     pub(super) fn slot(self) -> Slot {
-        Slot::of_word((self.0 >> 32) as u32)
+        Slot::of((self.0 >> 32) as u32)
     }
 
     #[inline(always)]
     pub(super) fn with_slot(self, slot: Slot) -> Self {
-        Self(u64::from(self.0 as u32) | u64::from(slot.word()) << 32)
+        Self(u64::from(self.0 as u32) | u64::from(slot.number()) << 32)
     }
 
     /// The [`Tally::word`], if it is passed.
@@ -126,7 +126,7 @@ mod tests {
     fn each_kind_is_told_from_all_others_whatever_its_slot() {
         use Kind::{Anchored, Berthed, Direct, Fixed, Passed, Plain, Reserved};
         let words = [0, 1, 511, 1 << 31, u32::MAX - 1, u32::MAX];
-        for slot in words.map(Slot::of_word) {
+        for slot in words.map(Slot::of) {
             for kind in [Anchored, Berthed, Plain, Fixed, Reserved, Direct, Passed] {
                 let how = How::new(slot, kind);
                 assert_eq!(how.is_anchored(), kind == Anchored, "{kind:?}");
@@ -135,7 +135,7 @@ mod tests {
                 assert_eq!(how.is_fixed(), kind == Fixed, "{kind:?}");
                 assert_eq!(how.is_passed(), kind == Passed, "{kind:?}");
                 assert_eq!(how.translates(), !matches!(kind, Direct | Passed), "{kind:?}");
-                for other in words.map(Slot::of_word) {
+                for other in words.map(Slot::of) {
                     assert_eq!(how.with_slot(other), How::new(other, kind));
                     assert!(how.with_slot(other).slot() == other);
                 }
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn a_loan_is_counted_by_the_same_word_however_it_was_made_but_in_a_berth() {
         for pages in [1, 3, 512, u64::from(u32::MAX)] {
-            let (len, slot) = (pages * PAGE_SIZE, Slot::of_word(7));
+            let (len, slot) = (pages * PAGE_SIZE, Slot::of(7));
             let passed = How::passed(len);
             assert!(passed.is_passed() && !passed.has_berth() && !passed.is_anchored() && !passed.translates());
             for how in [passed, How::new(slot, Kind::Plain), How::new(Slot::COUNTED, Kind::Direct)] {

@@ -50,7 +50,8 @@ impl Device {
                     Runs::All(runs) => runs,
                 };
                 // SAFETY: the caller's promise.
-                match unsafe { translated.map_in_berth(runs, &longest, len, prot, limits, mask(limits), site) } {
+                match unsafe { translated.map_in_berth::<true>(runs, &longest, len, prot, limits, mask(limits), site) }
+                {
                     // It has a berth, which keeps the device.
                     Some(Ok((iova, slot, kind))) => {
                         let how = How::new(slot, kind);
@@ -92,7 +93,8 @@ impl Device {
         let Backend::Translated(translated) = &self.0.backend else { return Err(Refused::Special) };
         let limits = &self.0.limits;
         // SAFETY: the caller's promise.
-        if let Some(mapped) = unsafe { translated.map_in_anothers(runs, longest, len, prot, limits, mask, site) } {
+        let elsewhere = unsafe { translated.map_in_berth::<false>(runs, || longest, len, prot, limits, mask, site) };
+        if let Some(mapped) = elsewhere {
             let (iova, slot, kind) = mapped?;
             // It has a berth, which keeps the device.
             return Ok(self.loan(Segment { iova, len }, How::new(slot, kind), site));

@@ -66,8 +66,8 @@ fn a_token_yields_its_pages_after_a_flush_and_no_earlier() {
     assert!(system.memory.violations().is_empty());
 }
 
-/// The clock's flushes are on whichever core takes its interrupt. Caught: ranges that are ready where the flush was: soon this core has
-/// none, and all that it maps ends at once.
+/// The clock's flushes are on whichever core takes its interrupt. Caught: ranges that are ready where the flush was, and that nobody looks
+/// for there: soon this core has none, and all that it maps ends at once. (That they come back here is a test of `berth`.)
 #[test]
 fn what_lapses_on_a_core_can_lapse_there_again_whoever_flushes() {
     let system = FakeSystem::new();
